@@ -1,0 +1,166 @@
+"""The command line: settings dataclasses to parsers, a UserError to one line and exit code 2.
+
+Modules are imported by the command that needs them, so that `cromic-ds --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from cromic_ds.errors import UserError, nearest
+
+
+class Command(NamedTuple):
+    """A subcommand: where its settings dataclass and its function are."""
+
+    help: str
+    module: str
+    settings: str
+    function: str
+    positional: tuple[str, ...] = ()  # settings given without `--name`
+    many: tuple[str, ...] = ()  # settings that take several values after one `--name`
+    short: dict[str, str] = {}  # noqa: RUF012  `--beams` for a nested `--decoding.beams`
+
+
+COMMANDS: dict[str, Command] = {
+    "sample": Command("write the sample world", "cromic_ds.data.world.sample", "SampleSettings", "sample"),
+    "prepare": Command(
+        "raw posts and images to a store", "cromic_ds.data.prepare", "PrepareSettings", "prepare", many=("text",)
+    ),
+    "inspect": Command("what a store holds", "cromic_ds.data.inspect", "InspectSettings", "inspect", ("store",)),
+    "plan": Command("memory and communication before a run", "cromic_ds.training.plan", "PlanSettings", "plan"),
+    "export": Command("a run's checkpoint to an export", "cromic_ds.training.export", "ExportSettings", "export", ("run",)),
+    "import-published": Command(
+        "a checkpoint of the published code to an export",
+        "cromic_ds.training.import_published",
+        "ImportSettings",
+        "import_published",
+        ("state_dict",),
+    ),
+    "generate": Command(
+        "comments for one post or a file of posts",
+        "cromic_ds.training.generate",
+        "GenerateSettings",
+        "generate",
+        ("export",),
+    ),
+    "evaluate": Command(
+        "scores of an export on a split", "cromic_ds.training.evaluate", "EvaluateSettings", "evaluate", ("export",)
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console script `cromic-ds COMMAND …`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: cromic-ds COMMAND [--setting value …]\n\ncommands (each has --help):")
+        print("\n".join(f"  {name:17} {command.help}" for name, command in COMMANDS.items()))
+        print("\nTraining is started by a launcher: deepspeed pretrain.py, torchrun pretrain.py or python pretrain.py.")
+        sys.exit(0 if argv else 2)
+    name = argv[0]
+    if name == "--version":
+        from cromic_ds import __version__
+
+        print(__version__)
+        return
+    if name not in COMMANDS:
+        fail(f"unknown command {name!r}{nearest(name, COMMANDS)}; `cromic-ds --help` lists them")
+    command = COMMANDS[name]
+    run_command(
+        f"cromic-ds {name}",
+        command.module,
+        command.settings,
+        command.function,
+        argv[1:],
+        positional=command.positional,
+        many=command.many,
+    )
+
+
+def script(prog: str, module: str, settings: str, function: str) -> None:
+    """A script that a launcher starts (`pretrain.py`, `finetune.py`)."""
+    # DeepSpeed's launcher adds --local_rank=N; the environment says the same.
+    argv = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
+    run_command(prog, module, settings, function, argv, config_file=True)
+
+
+def run_command(
+    prog: str,
+    module: str,
+    settings: str,
+    function: str,
+    argv: list[str],
+    positional: tuple[str, ...] = (),
+    many: tuple[str, ...] = (),
+    config_file: bool = False,
+) -> None:
+    """Parse `argv` into the settings dataclass and call the function with it."""
+    try:
+        implementation = importlib.import_module(module)
+        kind = getattr(implementation, settings)
+        parser = make_parser(prog, kind, positional, many, config_file, implementation.__doc__)
+        values = parser.instantiate_classes(parser.parse_args(argv))
+        fields = {f.name: getattr(values, f.name) for f in dataclasses.fields(kind)}
+        getattr(implementation, function)(kind(**fields))
+    except UserError as error:
+        fail(str(error))
+    except BrokenPipeError:  # `cromic-ds … | head`
+        os._exit(0)
+
+
+def fail(message: str) -> NoReturn:
+    # Under a launcher every rank has the same error; one of them says it.
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        print(f"error: {message}", file=sys.stderr)
+    sys.stderr.flush()
+    sys.exit(2)
+
+
+def make_parser(
+    prog: str, kind: type, positional: tuple[str, ...], many: tuple[str, ...], config_file: bool, about: str | None
+) -> Any:
+    """A jsonargparse parser for a settings dataclass, nested dataclasses as `--section.key`."""
+    from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+
+    class Parser(ArgumentParser):
+        """Errors in one line, with the nearest valid name for a mistyped one."""
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            fail(explain(message, [a.dest for a in self._actions]))
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = Parser(prog=prog, description=(about or "").split("\n\n")[0])
+    if config_file:
+        parser.add_argument("--config", action=ActionConfigFile, help="YAML recipe; later options override its values.")
+    parser.add_class_arguments(kind, as_positional=False, skip={*positional, *many})
+    help_of = attribute_docs(kind)
+    for field in dataclasses.fields(kind):
+        if field.name in positional:
+            parser.add_argument(field.name, help=help_of.get(field.name))
+        elif field.name in many:
+            parser.add_argument(f"--{field.name}", nargs="+", default=[], help=help_of.get(field.name))
+    return parser
+
+
+def attribute_docs(kind: type) -> dict[str, str]:
+    """The docstrings below a dataclass's fields."""
+    from docstring_parser import parse_from_object
+
+    return {p.arg_name: p.description or "" for p in parse_from_object(kind).params}
+
+
+def explain(message: str, valid: list[str]) -> str:
+    """jsonargparse's message in one line, with the nearest valid name where a key is unknown."""
+    text = " ".join(message.split())
+    unknown = re.search(r"unrecognized arguments?: (?:--)?([\w.]+)|key ['\"]([\w.]+)['\"] is not expected", text, re.IGNORECASE)
+    if unknown:
+        name = unknown[1] or unknown[2]
+        return f"unknown setting {name!r}{nearest(name, valid)}; --help lists all settings"
+    return text

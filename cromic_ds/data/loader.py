@@ -1,0 +1,309 @@
+"""From a data set to the micro-batches of each training step, and of an evaluation.
+
+What a step trains on is a function of (seed, step): step t takes the global positions [t·G, (t+1)·G) of the order,
+whatever the number of ranks, workers and micro-batches, so there is no iterator state to save.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from cromic_ds.batch import Batch
+from cromic_ds.data.collate import LoadedExample, SkippedExample, SpecialTokens, collate
+from cromic_ds.data.dataset import Dataset, Tokens, UnreadableRecord
+from cromic_ds.data.images import training_image
+from cromic_ds.data.sampler import Order, example_seed
+from cromic_ds.errors import UserError
+
+MAX_AUTO_WORKERS = 8
+
+
+@dataclass
+class DataSettings:
+    """What is read, and how much of it."""
+
+    path: str = ""
+    """Store folder, or folder in the published layout."""
+    train_split: str = "train"
+    """Split to train on."""
+    eval_split: str = "val"
+    """Split to evaluate on."""
+    comments_per_post: int = 10
+    """Comments of a post used in one training step, drawn anew each epoch; 0 = all."""
+    eval_comments_per_post: int = 50
+    """Comments of a post scored in an evaluation, the first ones; 0 = all."""
+    max_post_tokens: int = 40
+    """Longest post in tokens, [CLS] and [SEP] included; longer ones are cut."""
+    max_comment_tokens: int = 25
+    """Longest comment in tokens, [CLS] and [SEP] included; longer ones are cut."""
+    workers: int = -1
+    """Reader processes per rank; 0 = read in the training process, -1 = 0 without a GPU, else up to 8."""
+    prefetch: int = 4
+    """Micro-batches that each reader process keeps ready."""
+    max_skip_rate: float = 0.01
+    """Share of an epoch's examples that may be unreadable before the run stops."""
+
+    def check(self) -> None:
+        """Raise UserError for values that cannot work."""
+        for name in ("comments_per_post", "eval_comments_per_post"):
+            if getattr(self, name) < 0:
+                raise UserError(f"data.{name} is {getattr(self, name)}: give a count, or 0 for all")
+        for name in ("max_post_tokens", "max_comment_tokens"):
+            if getattr(self, name) < 3:
+                raise UserError(
+                    f"data.{name} is {getattr(self, name)}: it must leave room for [CLS], a token and [SEP]"
+                )
+        if self.workers < -1 or self.prefetch < 1:
+            raise UserError(
+                f"data.workers {self.workers} (at least -1) or data.prefetch {self.prefetch} (at least 1) is wrong"
+            )
+        if not 0 <= self.max_skip_rate <= 1:
+            raise UserError(f"data.max_skip_rate is {self.max_skip_rate}: give a share between 0 and 1")
+
+
+def special_tokens(tokenizer_path: Path) -> SpecialTokens:
+    """The ids of [PAD], [CLS] and [SEP] in a data set's tokenizer."""
+    from cromic_ds.data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(tokenizer_path)
+    return SpecialTokens(tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id)
+
+
+def _cut(text: np.ndarray, longest: int) -> np.ndarray:
+    """The first tokens of a text, its closing [SEP] kept."""
+    return text if len(text) <= longest else np.concatenate([text[: longest - 1], text[-1:]])
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads single examples of a data set, and never raises for what is wrong with one of them."""
+
+    dataset: Dataset
+    max_post_tokens: int
+    max_comment_tokens: int
+    image_size: int  # side of the square crops in pixels; 0 = read no images
+
+    def read(self, index: int, most_comments: int, seed: int | None) -> LoadedExample | SkippedExample:
+        """Example `index` with at most `most_comments` (0 = all): drawn by `seed`, or the first ones if it is None."""
+        try:
+            tokens = self.dataset.tokens(index)
+            image = self._image(index, tokens) if self.image_size else None
+        except UnreadableRecord as error:
+            return SkippedExample(error.id, error.reason)
+        return LoadedExample(
+            id=tokens.id,
+            index=index,
+            post=_cut(tokens.post, self.max_post_tokens),
+            comments=[_cut(c, self.max_comment_tokens) for c in self._choose(tokens.comments, most_comments, seed)],
+            image=image,
+        )
+
+    def _image(self, index: int, tokens: Tokens) -> np.ndarray:
+        jpeg = self.dataset.image(index)
+        if jpeg is None:
+            raise UnreadableRecord(tokens.id, "has no image")
+        try:
+            return training_image(jpeg, self.image_size)
+        except Exception as error:  # decoders raise many kinds for damaged bytes, and none of them may end a long run
+            raise UnreadableRecord(tokens.id, f"image cannot be decoded: {error}") from error
+
+    @staticmethod
+    def _choose(comments: list[np.ndarray], most: int, seed: int | None) -> list[np.ndarray]:
+        if most == 0 or len(comments) <= most:
+            return comments
+        if seed is None:
+            return comments[:most]
+        kept = np.random.default_rng(seed).choice(len(comments), size=most, replace=False)
+        return [comments[i] for i in np.sort(kept)]
+
+
+@dataclass(frozen=True)
+class TrainMicroBatches:
+    """Map-style data set of one rank: item m is its micro-batch m, counted over all steps of the run."""
+
+    reader: Reader
+    special: SpecialTokens
+    order: Order
+    comments_per_post: int
+    micro_batch: int
+    rank: int
+    world_size: int
+
+    def __getitem__(self, m: int) -> Batch:
+        epochs, indices = self.order.indices((m * self.world_size + self.rank) * self.micro_batch, self.micro_batch)
+        examples = [
+            self.reader.read(index, self.comments_per_post, example_seed(self.order.seed, epoch, index))
+            for epoch, index in zip(epochs.tolist(), indices.tolist())
+        ]
+        return collate(examples, special=self.special, image_size=self.reader.image_size)
+
+
+@dataclass(frozen=True)
+class EvalMicroBatches:
+    """Map-style data set of one rank: item m is its micro-batch m of the first `limit` examples in their own order."""
+
+    reader: Reader
+    special: SpecialTokens
+    limit: int
+    comments_per_post: int
+    micro_batch: int
+    rank: int
+    world_size: int
+
+    def __getitem__(self, m: int) -> Batch:
+        first = (m * self.world_size + self.rank) * self.micro_batch
+        indices = range(first, min(first + self.micro_batch, self.limit))
+        examples = [self.reader.read(index, self.comments_per_post, None) for index in indices]
+        return collate(examples, special=self.special, image_size=self.reader.image_size)
+
+
+def auto_workers() -> int:
+    """0 without a GPU, where the processors are busy computing; else this rank's share of the cores, at most 8."""
+    if not torch.cuda.is_available():
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(MAX_AUTO_WORKERS, cores // ranks_here))
+
+
+def _ignore_signals(_worker: int) -> None:
+    """A stop signal to the whole process group is the training process's to answer: its last step needs the readers."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(name, signal.SIG_IGN)
+
+
+def _load(micro_batches: TrainMicroBatches | EvalMicroBatches, items: range, settings: DataSettings) -> Iterator[Batch]:
+    workers = auto_workers() if settings.workers < 0 else settings.workers
+    return iter(
+        DataLoader(
+            micro_batches,
+            batch_size=None,
+            sampler=items,
+            num_workers=workers,
+            prefetch_factor=settings.prefetch if workers else None,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_ignore_signals,
+        )
+    )
+
+
+def _reader(dataset: Dataset, settings: DataSettings, image_size: int) -> Reader:
+    settings.check()
+    if len(dataset) == 0:
+        raise UserError(
+            f"split {dataset.split!r} of {settings.path or 'the data'} is empty: name another split or prepare it again"
+        )
+    return Reader(dataset, settings.max_post_tokens, settings.max_comment_tokens, image_size)
+
+
+def steps(
+    dataset: Dataset,
+    settings: DataSettings,
+    *,
+    image_size: int,
+    global_batch: int,
+    micro_batch: int,
+    rank: int,
+    world_size: int,
+    seed: int,
+    first_step: int,
+    last_step: int,
+) -> Iterator[list[Batch]]:
+    """This rank's micro-batches of each step in [first_step, last_step).
+
+    Micro-batch a of rank r in step t holds the global positions t·G + (a·world_size + r)·micro_batch + j. `image_size`
+    is the side in pixels of the crops, 0 where the model reads no images. Raises UserError, at once, where the batch
+    sizes do not fit.
+    """
+    if micro_batch < 1 or global_batch < 1:
+        raise UserError(
+            f"a global batch of {global_batch} in micro-batches of {micro_batch} posts: both must be at least 1"
+        )
+    if global_batch % (micro_batch * world_size):
+        raise UserError(
+            f"a global batch of {global_batch} posts cannot be split into micro-batches of {micro_batch} on "
+            f"{world_size} processes: make it a multiple of {micro_batch * world_size}"
+        )
+    accumulation = global_batch // (micro_batch * world_size)
+    reader = _reader(dataset, settings, image_size)
+    train = TrainMicroBatches(
+        reader=reader,
+        special=special_tokens(dataset.tokenizer_path),
+        order=Order(len(dataset), seed),
+        comments_per_post=settings.comments_per_post,
+        micro_batch=micro_batch,
+        rank=rank,
+        world_size=world_size,
+    )
+    # readers work micro-batch by micro-batch, so what they hold does not grow with the accumulation
+    batches = _load(train, range(first_step * accumulation, last_step * accumulation), settings)
+    return ([next(batches) for _ in range(accumulation)] for _ in range(first_step, last_step))
+
+
+def eval_batches(
+    dataset: Dataset,
+    settings: DataSettings,
+    *,
+    image_size: int,
+    micro_batch: int,
+    rank: int,
+    world_size: int,
+    limit: int = 0,
+) -> Iterator[Batch]:
+    """This rank's share of the first `limit` examples (0 = all), in their own order.
+
+    Every example is on exactly one rank, and every rank gets the same number of batches, the last one blank (weight 0)
+    where there are too few examples: all ranks must run the same forward passes.
+    """
+    reader = _reader(dataset, settings, image_size)
+    limit = min(limit, len(dataset)) if limit else len(dataset)
+    shard = EvalMicroBatches(
+        reader=reader,
+        special=special_tokens(dataset.tokenizer_path),
+        limit=limit,
+        comments_per_post=settings.eval_comments_per_post,
+        micro_batch=micro_batch,
+        rank=rank,
+        world_size=world_size,
+    )
+    rounds = -(-limit // (micro_batch * world_size))
+    return _load(shard, range(rounds), settings)
+
+
+@dataclass
+class SkipCounter:
+    """Counts the unreadable examples of an epoch over all ranks, and stops the run when there are too many.
+
+    Its fields are all that a resume needs (`dataclasses.asdict`).
+    """
+
+    epoch: int = 0
+    count: int = 0  # in this epoch, over all ranks
+    named: list[tuple[str, str]] = field(default_factory=list)  # the last few of them: (id, reason)
+
+    def add(
+        self, epoch: int, count: int, named: Iterable[tuple[str, str]], *, epoch_size: int, max_rate: float
+    ) -> None:
+        """Count a step's skipped examples; `named` are those that this rank knows of.
+
+        Raises UserError once more than `max_rate` of the `epoch_size` examples were skipped in one epoch.
+        """
+        if epoch != self.epoch:
+            self.epoch, self.count, self.named = epoch, 0, []
+        self.count += count
+        self.named = [*self.named, *named][-5:]
+        if self.count > max_rate * epoch_size:
+            raise UserError(
+                f"{self.count} of {epoch_size} examples could not be read in epoch {epoch} (more than "
+                f"{max_rate:.1%}, data.max_skip_rate); the last: "
+                + "; ".join(f"{name!r} {reason}" for name, reason in self.named)
+                + ". Check the data with `cromic-ds inspect` or prepare it again"
+            )

@@ -1,0 +1,193 @@
+"""The text side of a data set: BERT-style WordPiece tokenizers, loaded, trained, identified and applied."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from cromic_ds.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+
+
+def load_tokenizer(spec: str | Path) -> PreTrainedTokenizerFast:
+    """A fast tokenizer from a `vocab.txt`, a folder (Hub format, or with a `vocab.txt` in it) or a name on the Hub.
+
+    A `vocab.txt` is read as bert-base-chinese does: cleaned, lower-cased, every Chinese character a word of its own.
+    Raises UserError when it cannot be loaded or lacks [PAD], [UNK], [CLS], [SEP] or [MASK].
+    """
+    path = Path(spec)
+    if path.is_dir() and not (path / "tokenizer.json").is_file() and (path / "vocab.txt").is_file():
+        path = path / "vocab.txt"
+    if path.is_file():
+        return _wrap(_wordpiece(_read_vocabulary(path), str(spec)))
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(spec), use_fast=True)
+    except (
+        Exception
+    ) as error:  # the library raises anything from OSError to KeyError for a folder that it does not know
+        first_line = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(
+            f"tokenizer {str(spec)!r} cannot be loaded ({first_line}); "
+            "give a vocab.txt, a tokenizer folder, or a name on the Hub"
+        ) from None
+    missing = [token for name, token in SPECIAL.items() if getattr(tokenizer, name, None) is None]
+    if missing or not tokenizer.is_fast:
+        what = f"has no {', '.join(missing)}" if missing else "has no fast version"
+        raise UserError(f"tokenizer {str(spec)!r} {what}; use a BERT-style one, such as bert-base-chinese")
+    return tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A WordPiece vocabulary of at most `vocab_size` tokens for these texts, the same for the same texts in any run.
+
+    Single characters come first, the most frequent ones where not all fit; pieces of longer (Latin, digit) words fill
+    the rest. The library's WordPiece trainer numbers `##` symbols in hash order and so differs from run to run. Its
+    byte-pair trainer does not, and learns the same merges; there, a character inside a word is written in a private
+    plane of Unicode instead of with `##`.
+    """
+    if vocab_size <= 2 * len(SPECIAL):
+        raise UserError(f"vocab_size {vocab_size} is too small: it includes {len(SPECIAL)} special tokens")
+    words = _count_words(texts)
+    symbols = Counter()
+    for word, count in words.items():
+        for symbol in _shift(word):
+            symbols[symbol] += count
+    by_frequency = sorted(symbols, key=lambda s: (-symbols[s], s))[: vocab_size - len(SPECIAL)]
+    room = vocab_size - len(SPECIAL) - len(by_frequency)
+    pieces = _learn_pieces(words, set(by_frequency), len(by_frequency) + room) if room else []
+    tokens = [*SPECIAL.values(), *(_unshift(piece) for piece in [*by_frequency, *pieces])]
+    return _wrap(_wordpiece({token: i for i, token in enumerate(tokens)}, "train"))
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """16 hexadecimal digits of what the tokenizer does: its tokenizer.json without truncation and padding settings."""
+    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    plain.no_truncation()
+    plain.no_padding()
+    return hashlib.blake2b(plain.to_str(pretty=False).encode(), digest_size=8).hexdigest()
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str], max_tokens: int) -> list[np.ndarray]:
+    """int32 ids `[CLS] … [SEP]` of each text, cut to `max_tokens` with [SEP] kept."""
+    return encode_fast(tokenizer.backend_tokenizer, texts, max_tokens)
+
+
+def encode_fast(tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> list[np.ndarray]:
+    """`encode` for a bare `tokenizers.Tokenizer`, which preparation's workers load without importing transformers."""
+    return [cut(np.array(encoding.ids, np.int32), max_tokens) for encoding in tokenizer.encode_batch_fast(texts)]
+
+
+def cut(ids: np.ndarray, max_tokens: int) -> np.ndarray:
+    """The first tokens of a sequence, its closing [SEP] kept."""
+    return ids if len(ids) <= max_tokens else np.append(ids[: max_tokens - 1], ids[-1])
+
+
+def decode_text(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> str:
+    """The text of token ids: special tokens dropped, blanks only where they separate Latin words or numbers."""
+    text = tokenizer.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return _BLANK_TO_DROP.sub("", text).strip()
+
+
+# A blank stays between letters or digits of alphabetic scripts, and after Western punctuation that such a one follows.
+_ALPHABETIC = r"0-9A-Za-z\u00c0-\u024f\u0370-\u052f"
+_BLANK_TO_DROP = re.compile(
+    rf"(?<![{_ALPHABETIC},.!?;:%)\]]) +| +(?![{_ALPHABETIC}(\[])"  # one side is not alphabetic
+    r"|(?<=[0-9] [.,:]) +(?=[0-9])"  # 3 . 5
+)
+
+
+def _read_vocabulary(path: Path) -> dict[str, int]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a vocabulary (not UTF-8 text); give a vocab.txt with one token a line") from None
+    if lines[-1] == "":
+        lines.pop()
+    return {line.rstrip("\r"): i for i, line in enumerate(lines)}
+
+
+def _wordpiece(vocabulary: dict[str, int], source: str) -> Tokenizer:
+    """What transformers builds for bert-base-chinese, spelled out so that no version of that library changes it."""
+    missing = [token for token in SPECIAL.values() if token not in vocabulary]
+    if missing:
+        raise UserError(
+            f"{source}: not a BERT vocabulary, {', '.join(missing)} is missing; give a vocab.txt with one token a line"
+        )
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    return tokenizer
+
+
+def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
+
+
+_PRIVATE_PLANE = 0xF0000
+
+
+def _shift(word: str) -> str:
+    """The word with all but its first character moved to a private plane; characters beyond the first plane stay."""
+    return word[:1] + "".join(chr(ord(c) + _PRIVATE_PLANE) if ord(c) < 0xFFFE else c for c in word[1:])
+
+
+def _unshift(piece: str) -> str:
+    """A WordPiece token from a piece: `##` in front where it begins inside a word."""
+    text = "".join(chr(ord(c) - _PRIVATE_PLANE) if ord(c) >= _PRIVATE_PLANE else c for c in piece)
+    return f"##{text}" if ord(piece[0]) >= _PRIVATE_PLANE else text
+
+
+def _count_words(texts: Iterable[str]) -> Counter[str]:
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words: Counter[str] = Counter()
+    for text in texts:
+        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    return words
+
+
+def _learn_pieces(words: Counter[str], alphabet: set[str], vocab_size: int) -> list[str]:
+    """Byte-pair merges over the words that the alphabet can spell, most frequent pair first."""
+
+    def shifted() -> Iterator[str]:
+        for word in sorted(words):
+            if len(word) > 1 and alphabet.issuperset(spelled := _shift(word)):
+                for done in range(0, words[word], 1000):
+                    yield f"{spelled} " * min(1000, words[word] - done)
+
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    learner.train_from_iterator(
+        shifted(),
+        trainers.BpeTrainer(
+            vocab_size=vocab_size, initial_alphabet=sorted(alphabet), min_frequency=2, show_progress=False
+        ),
+    )
+    learned = learner.get_vocab()
+    return sorted((piece for piece in learned if len(piece) > 1), key=learned.__getitem__)

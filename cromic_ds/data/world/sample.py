@@ -1,0 +1,196 @@
+"""`cromic-ds sample`: the sample world, written as a store, as raw lines with image files, or in the published layout."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+import lmdb
+import numpy as np
+
+from cromic_ds.data.progress import ProgressBar
+from cromic_ds.data.sampler import example_seed
+from cromic_ds.data.store import Record, StoreWriter, partial_folder, refuse_existing
+from cromic_ds.data.text import format_line
+from cromic_ds.data.tokenizer import encode, train_tokenizer
+from cromic_ds.data.world import language
+from cromic_ds.data.world.draw import draw
+from cromic_ds.data.world.scenes import N_SCENES, VALUES, nth_scene, questions, scene_to_json
+from cromic_ds.errors import UserError
+
+VOCAB_SIZE = 512  # more than the world's language needs
+JPEG_QUALITY = 90
+POST_TOKENS, COMMENT_TOKENS = 40, 25  # what the published files are padded to
+
+
+@dataclass
+class SampleSettings:
+    """The sample world to write."""
+
+    out: str = ""
+    """Folder to create."""
+    posts: int = 4000
+    """Number of posts, each with a scene of its own and 3 to 6 comments."""
+    seed: int = 0
+    """World to draw from; the same seed and number of posts give the same bytes."""
+    val_fraction: float = 0.1
+    """Share of the posts in the split `val`; the others are in `train`."""
+    image_size: int = 128
+    """Side of the pictures in pixels."""
+    layout: Literal["store", "raw", "published"] = "store"
+    """`store` to train on; `raw` lines and image files, as `cromic-ds prepare` reads them; `published` token files."""
+
+
+@dataclass(slots=True)
+class SamplePost:
+    """One post of the world with its picture."""
+
+    id: str
+    split: str
+    post: str
+    comments: list[str]
+    extras: dict  # how its comments are judged, and the scene
+    jpeg: bytes
+
+
+def sample(settings: SampleSettings) -> None:
+    """Write the world; its folder appears when it is complete. Raises UserError."""
+    _check(settings)
+    out = Path(settings.out)
+    refuse_existing(out)
+    posts = _with_progress(world(settings), settings.posts)
+    write: Callable[[Path, Iterator[SamplePost], SampleSettings], None] = {
+        "store": _write_store,
+        "raw": _write_raw,
+        "published": _write_published,
+    }[settings.layout]
+    write(out, posts, settings)
+    print(f"{out}: {settings.posts:,} posts of the sample world (seed {settings.seed}, layout {settings.layout})")
+
+
+def world(settings: SampleSettings) -> Iterator[SamplePost]:
+    """All posts, those of `val` last. No two share a scene, so none is in both splits."""
+    first_val = settings.posts - round(settings.posts * settings.val_fraction)
+    for i in range(settings.posts):
+        scene = nth_scene(i, settings.seed)
+        rng = np.random.default_rng(example_seed(settings.seed, 0, i))
+        asked, probabilities = zip(*questions(scene))
+        question = asked[rng.choice(len(asked), p=probabilities)]
+        post, comments = language.post(question, rng), language.comments(question, rng)
+        jpeg = io.BytesIO()
+        draw(scene, rng, settings.image_size).save(jpeg, "JPEG", quality=JPEG_QUALITY)
+        extras = {
+            "kind": question.kind,
+            "attribute": question.asked,
+            "answer": question.answer,
+            "alternatives": list(VALUES[question.asked]),
+            "scene": scene_to_json(scene),
+        }
+        split = "train" if i < first_val else "val"
+        yield SamplePost(f"w{settings.seed}-{i:06d}", split, post, comments, extras, jpeg.getvalue())
+
+
+def _check(settings: SampleSettings) -> None:
+    if not settings.out:
+        raise UserError("sample: no folder to write to; give one with --out")
+    if not 1 <= settings.posts <= N_SCENES:
+        raise UserError(f"sample: {settings.posts} posts; the world has {N_SCENES} scenes, choose between 1 and that")
+    if not 0 <= settings.val_fraction <= 1:
+        raise UserError(f"sample: val_fraction {settings.val_fraction} is not a share; choose between 0 and 1")
+    if not 32 <= settings.image_size <= 1024:
+        raise UserError(f"sample: image_size {settings.image_size}; choose between 32 and 1024 pixels")
+
+
+def _with_progress(posts: Iterator[SamplePost], total: int) -> Iterator[SamplePost]:
+    with ProgressBar("sample", total, "posts") as bar:
+        for done, post in enumerate(posts, 1):
+            yield post
+            if done % 50 == 0 or done == total:
+                bar.update(done)
+
+
+def _write_store(out: Path, posts: Iterator[SamplePost], settings: SampleSettings) -> None:
+    tokenizer = train_tokenizer(language.vocabulary_texts(), VOCAB_SIZE)
+    about = {"world_seed": settings.seed, "short_side": settings.image_size, "quality": JPEG_QUALITY}
+    with StoreWriter(out, tokenizer, **about) as store:
+        for post in posts:
+            post_tokens, *comment_tokens = encode(tokenizer, [post.post, *post.comments], POST_TOKENS)
+            record = Record(post.id, post.post, post.comments, post_tokens, comment_tokens, post.extras, post.id)
+            store.add(post.split, record, post.jpeg)
+
+
+class _Folder:
+    """A folder that gets its name when all is in it, and leaves nothing where that fails."""
+
+    def __init__(self, out: Path):
+        self.out, self.work = out, partial_folder(out)
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir(parents=True)
+        return self.work
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            self.work.rename(self.out)
+        else:
+            shutil.rmtree(self.work, ignore_errors=True)
+
+
+def _write_raw(out: Path, posts: Iterator[SamplePost], settings: SampleSettings) -> None:
+    """`lines.txt`, `images/<id>.jpg` and `extras.jsonl`: the input of `cromic-ds prepare`."""
+    with _Folder(out) as work:
+        (work / "images").mkdir()
+        with (
+            (work / "lines.txt").open("w", encoding="utf-8", newline="\n") as lines,
+            (work / "extras.jsonl").open("w", encoding="utf-8", newline="\n") as extras,
+        ):
+            for post in posts:
+                lines.write(format_line(post.id, post.post, post.comments) + "\n")
+                about = {"id": post.id, "split": post.split, **post.extras}
+                extras.write(json.dumps(about, ensure_ascii=False) + "\n")
+                (work / "images" / f"{post.id}.jpg").write_bytes(post.jpeg)
+
+
+def _write_published(out: Path, posts: Iterator[SamplePost], settings: SampleSettings) -> None:
+    """`<split>.pt`, `<split>_image_lmdb` and `vocab.txt`; ids carry a trailing blank, as in the published files."""
+    import torch
+
+    tokenizer = train_tokenizer(language.vocabulary_texts(), VOCAB_SIZE)
+    with _Folder(out) as work:
+        vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        (work / "vocab.txt").write_text(
+            "".join(f"{token}\n" for token, _ in vocabulary), encoding="utf-8", newline="\n"
+        )
+        for split, group in groupby(posts, key=lambda post: post.split):
+            content = {"all_did": [], "did2post": {}, "did2cmts": {}}
+            with _images(work / f"{split}_image_lmdb", settings) as images:
+                for post in group:
+                    tokens, *comments = encode(tokenizer, [post.post, *post.comments], POST_TOKENS)
+                    id = f"{post.id} "
+                    content["all_did"].append(id)
+                    content["did2post"][id] = _padded(tokens, POST_TOKENS)
+                    content["did2cmts"][id] = [_padded(comment, COMMENT_TOKENS) for comment in comments]
+                    images.put(id.encode(), post.jpeg, append=True)
+            torch.save(content, work / f"{split}.pt")
+
+
+def _padded(tokens: np.ndarray, length: int) -> list[int]:
+    return tokens.tolist() + [0] * (length - len(tokens))
+
+
+@contextmanager
+def _images(folder: Path, settings: SampleSettings) -> Iterator[lmdb.Transaction]:
+    """A transaction on a new environment. Its map has room for a byte a pixel, several times what the JPEGs take."""
+    map_size = (1 << 20) + settings.posts * (settings.image_size**2 + 8192)
+    env = lmdb.open(str(folder), map_size=map_size, lock=False)
+    with env.begin(write=True) as txn:
+        yield txn
+    env.close()

@@ -1,0 +1,75 @@
+"""RUN/samples: what the model generated at each evaluation, for programs (JSONL) and people (Markdown, pictures)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import zlib
+from pathlib import Path
+
+from cromic_ds.tracking.tracker import SampleRow, Tracker
+
+
+class SamplesFolder(Tracker):
+    """Writes `step-00000100.jsonl`, `step-00000100.md` and, once for each example, `images/<id>.jpg`.
+
+    A line of the JSONL is a SampleRow, with `image` (a path relative to the folder, or null) in place of the bytes.
+    Each file is written aside and renamed; a step that comes again after a resume replaces its files.
+    """
+
+    def __init__(self, run_folder: Path):
+        self._folder = run_folder / "samples"
+
+    def samples(self, step: int, rows: list[SampleRow]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        images = [self._image(row) for row in rows]
+        lines = [json.dumps(_record(row, image), ensure_ascii=False) + "\n" for row, image in zip(rows, images)]
+        sections = [_section(row, image) for row, image in zip(rows, images)]
+        _write(self._folder / f"step-{step:08d}.jsonl", "".join(lines).encode())
+        _write(self._folder / f"step-{step:08d}.md", "\n".join([f"# Samples after step {step}\n", *sections]).encode())
+
+    def _image(self, row: SampleRow) -> str | None:
+        if row.jpeg is None:
+            return None
+        name = f"images/{_file_name(row.id)}.jpg"
+        path = self._folder / name
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            _write(path, row.jpeg)
+        return name
+
+
+def _record(row: SampleRow, image: str | None) -> dict:
+    record = {f.name: getattr(row, f.name) for f in dataclasses.fields(row) if f.name != "jpeg"}
+    return record | {"image": image}
+
+
+def _section(row: SampleRow, image: str | None) -> str:
+    lines = [f"## {_escape(row.id)}", ""]
+    if image is not None:
+        lines += [f"![{_escape(row.id)}]({image})", ""]
+    if row.post:
+        lines.append(f"- post: {_escape(row.post)}")
+    lines += [f"- generated: {_escape(text)}" for text in row.generated]
+    lines += [f"- reference: {_escape(text)}" for text in row.references]
+    if "answer" in row.extras:
+        lines.append(f"- answer: {_escape(str(row.extras['answer']))}")
+    return "\n".join([*lines, ""])
+
+
+def _escape(text: str) -> str:
+    """User text as plain text in one line of Markdown."""
+    return re.sub(r"([\\`*_\[\]<>#|!~])", r"\\\1", " ".join(text.split()))
+
+
+def _file_name(example_id: str) -> str:
+    """The id where it can be a file's name, else its harmless part and a checksum that keeps it unique."""
+    clean = re.sub(r"[^\w-]", "_", example_id)[:80]
+    return clean if clean == example_id else f"{clean}-{zlib.crc32(example_id.encode()):08x}"
+
+
+def _write(path: Path, content: bytes) -> None:
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_bytes(content)
+    aside.replace(path)

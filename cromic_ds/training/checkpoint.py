@@ -1,0 +1,166 @@
+"""Checkpoints that are complete or absent: written aside, hashed, then renamed into place.
+
+RUN/checkpoints/
+    step-00001000/   DeepSpeed's shards, state.json, buffers.safetensors, manifest.json (size and hash of each file)
+    latest           the newest step folder's name, swapped atomically
+    best             the name of the one with the best evaluation score
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from cromic_ds.errors import UserError
+from cromic_ds.training.distributed import average_buffers, barrier, from_main, gather_objects
+from cromic_ds.training.engine import Engine
+from cromic_ds.training.state import TrainState
+
+log = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
+STEP_FOLDER = re.compile(r"step-(\d{8})")
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def save(engine: Engine, state: TrainState, folder: Path, keep_last: int) -> Path:
+    """Write the checkpoint of `state.step` below `folder`, on all ranks together, then drop old ones.
+
+    The newest `keep_last` and the best stay.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    final, aside = folder / step_name(state.step), folder / f".writing-{step_name(state.step)}"
+    if from_main(final.exists()):
+        return final
+    if rank == 0:
+        for left_over in folder.glob(".writing-*"):
+            shutil.rmtree(left_over)
+        aside.mkdir(parents=True)
+    barrier()
+    average_buffers(engine.model)
+    engine.engine.save_checkpoint(str(folder), tag=aside.name, save_latest=False)
+    if rank == 0:
+        buffers = {name: b.contiguous().cpu() for name, b in engine.model.named_buffers()}
+        save_file(buffers, aside / "buffers.safetensors")
+        (aside / "state.json").write_text(json.dumps({**state.to_dict(), "world_size": world_size}, indent=1))
+    barrier()
+    files = sorted(p.relative_to(aside).as_posix() for p in aside.rglob("*") if p.is_file())
+    mine = {name: describe(aside / name) for name in files[rank::world_size]}
+    parts = gather_objects(mine)
+    if rank == 0:
+        manifest = {name: entry for part in parts for name, entry in part.items()}
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+        aside.rename(final)
+        write_atomically(folder / "latest", final.name)
+        if state.best_step == state.step:
+            write_atomically(folder / "best", final.name)
+        (folder / "zero_to_fp32.py").unlink(missing_ok=True)  # DeepSpeed's copy; `cromic-ds export` does its work
+        remove_old(folder, keep_last)
+    barrier()
+    return final
+
+
+def describe(path: Path) -> dict:
+    """Size in bytes and BLAKE2b hash of a file."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as f:
+        while piece := f.read(1 << 22):
+            digest.update(piece)
+    return {"bytes": path.stat().st_size, "blake2b": digest.hexdigest()}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.writing")
+    aside.write_text(text)
+    aside.replace(path)
+
+
+def remove_old(folder: Path, keep_last: int) -> None:
+    names = step_names(folder)
+    keep = set(names[-max(keep_last, 1) :])
+    if (folder / "best").exists():
+        keep.add((folder / "best").read_text().strip())
+    for name in names:
+        if name not in keep:
+            # Renamed first: a folder with a step's name is always complete, even if removing it is interrupted.
+            doomed = folder / f".writing-old-{name}"
+            (folder / name).rename(doomed)
+            shutil.rmtree(doomed)
+
+
+def step_names(folder: Path) -> list[str]:
+    """Names of the complete checkpoints, oldest first."""
+    return sorted(p.name for p in folder.glob("step-*") if STEP_FOLDER.fullmatch(p.name))
+
+
+def damage(checkpoint: Path, names: list[str] | None = None) -> str | None:
+    """What is wrong with a checkpoint's files, or None. `names`: check only these of the manifest's files."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        return f"{MANIFEST}: {error}"
+    for name in sorted(manifest) if names is None else names:
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != manifest[name]["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {manifest[name]['bytes']}"
+        if describe(path) != manifest[name]:
+            return f"{name} does not match its checksum"
+    return None
+
+
+def newest_good(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are all as they were written, checked by all ranks together.
+
+    A damaged one is reported and the one before it tried.
+    """
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    for name in reversed(from_main(step_names(folder))):
+        checkpoint = folder / name
+        try:
+            files = sorted(json.loads((checkpoint / MANIFEST).read_text()))[rank::world_size]
+        except (OSError, ValueError):
+            files = None  # damage() says what is wrong
+        problems = [p for p in gather_objects(damage(checkpoint, files)) if p]
+        if not problems:
+            return checkpoint
+        log.warning("checkpoint %s is damaged (%s); trying the one before", checkpoint, problems[0])
+    return None
+
+
+def load(engine: Engine, checkpoint: Path) -> TrainState:
+    """Restore weights, optimizer, buffers and state.
+
+    Raises:
+        UserError: it was written by another number of ranks.
+    """
+    values = json.loads((checkpoint / "state.json").read_text())
+    world_size = values.pop("world_size")
+    if world_size != dist.get_world_size():
+        raise UserError(
+            f"{checkpoint} was written by {world_size} ranks and this run has {dist.get_world_size()}: "
+            f"start it with {world_size}"
+        )
+    path, _ = engine.engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    if path is None:
+        raise UserError(f"{checkpoint}: DeepSpeed could not load it (written at another ZeRO stage?)")
+    restore_buffers(engine.model, checkpoint)
+    return TrainState.from_dict(values)
+
+
+@torch.no_grad()
+def restore_buffers(model: torch.nn.Module, checkpoint: Path) -> None:
+    saved = load_file(checkpoint / "buffers.safetensors")
+    for name, buffer in model.named_buffers():
+        buffer.copy_(saved[name])

@@ -1,0 +1,152 @@
+"""Processes and what they say to each other: ranks from any launcher, the process group, small collective helpers."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from cromic_ds.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who this process is among all processes of the run."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    master_addr: str = "127.0.0.1"
+    master_port: int = 0  # 0: any free one (a single process)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def ranks_from(environ: Mapping[str, str]) -> Ranks:
+    """Ranks as torchrun and deepspeed (RANK, …) or Slurm's srun (SLURM_PROCID, …) put them into the environment.
+
+    Raises:
+        UserError: half of a launcher's variables.
+    """
+    if "RANK" in environ and "WORLD_SIZE" in environ:
+        names, default_port = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), "29500"
+    elif "SLURM_STEP_NUM_TASKS" in environ:  # set by srun only; a batch script on its own is one process
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        default_port = str(20000 + int(environ.get("SLURM_JOB_ID", "0")) % 20000)
+    else:
+        return Ranks()
+    missing = [name for name in names[:2] if name not in environ]
+    if missing:
+        raise UserError(f"the launcher set {', '.join(n for n in names if n in environ)} but not {', '.join(missing)}")
+    return Ranks(
+        rank=int(environ[names[0]]),
+        world_size=int(environ[names[1]]),
+        local_rank=int(environ.get(names[2], "0")),
+        master_addr=environ.get("MASTER_ADDR") or first_host(environ.get("SLURM_STEP_NODELIST", "")) or "127.0.0.1",
+        master_port=int(environ.get("MASTER_PORT") or default_port),
+    )
+
+
+def first_host(nodelist: str) -> str:
+    """`gpu[07-09,12],cpu1` -> `gpu07` (Slurm's compressed host list)."""
+    match = re.match(r"([^\[,]+)(?:\[(\d+))?", nodelist)
+    return match[1] + (match[2] or "") if match else ""
+
+
+def start(environ: Mapping[str, str] = os.environ) -> Ranks:
+    """Join the process group through DeepSpeed, and choose this process's device.
+
+    nccl on GPUs, gloo elsewhere. Variables that a launcher left out are set before DeepSpeed reads them.
+    """
+    ranks = ranks_from(environ)
+    os.environ.update(
+        RANK=str(ranks.rank),
+        WORLD_SIZE=str(ranks.world_size),
+        LOCAL_RANK=str(ranks.local_rank),
+        MASTER_ADDR=ranks.master_addr,
+        MASTER_PORT=str(ranks.master_port or free_port()),
+    )
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timedelta(minutes=30))
+    return ranks
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def device() -> torch.device:
+    """This process's device. With one GPU shown to each process (srun --gpus-per-task=1) that is device 0."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def sum_over_ranks(values: Sequence[float]) -> list[float]:
+    """Element-wise sum over all ranks, in double precision."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return list(values)
+    tensor = torch.tensor(list(values), dtype=torch.float64, device=device())
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's value, in the order of ranks, on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_main(value: Any) -> Any:
+    """Rank 0's value on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        sum_over_ranks([0.0])
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@torch.no_grad()
+def average_buffers(model: torch.nn.Module) -> None:
+    """Make every floating-point buffer (batch-norm statistics) the mean over the ranks, in place.
+
+    DeepSpeed never synchronises buffers, so without this an evaluation or a checkpoint would depend on the rank.
+    """
+    buffers = [b for b in model.buffers() if b.is_floating_point()]
+    if not buffers or not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    flat = torch.cat([b.flatten().double() for b in buffers])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers])):
+        buffer.copy_(mean.view_as(buffer))

@@ -1,0 +1,121 @@
+"""`Engine`: a model under DeepSpeed, with one verb for a whole training step, the same at every ZeRO stage."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import deepspeed
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cromic_ds.batch import Batch
+from cromic_ds.errors import UserError
+from cromic_ds.training.distributed import device, sum_over_ranks
+from cromic_ds.training.flops import flops_formula
+
+
+@dataclass
+class StepResult:
+    """What one step of the global batch gave, the same on every rank."""
+
+    loss: float  # Σ losses / Σ targets over the global batch
+    n_targets: int
+    n_posts: int
+    grad_norm: float
+    skipped: bool  # a non-finite loss or gradient: the weights are as they were
+
+
+class Engine:
+    """Legend: A micro-batches of this rank in a step (accumulation), W ranks."""
+
+    def __init__(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, config: dict, compile: bool = False):
+        self.n_parameters = sum(p.numel() for p in model.parameters())
+        self.forward_flops = flops_formula(model)
+        self.stage = config.get("zero_optimization", {}).get("stage", 0)
+        # DeepSpeed clips at stage 0 without telling the norm, so there we do it ourselves.
+        self.clip = config["gradient_clipping"]
+        if self.stage == 0:
+            config = {**config, "gradient_clipping": 0.0}
+        self.engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=config, dist_init_required=False
+        )
+        if compile:
+            if self.stage == 3:
+                raise UserError(
+                    "loop.compile does not work under ZeRO-3 (its hooks break the graph): use zero0, zero1 or zero2"
+                )
+            self.engine.module.compile(dynamic=True)
+        autocast = config.get("torch_autocast", {})
+        self.autocast_dtype = getattr(torch, autocast["dtype"]) if autocast.get("enabled") else None
+        self.searching_scale = self.autocast_dtype is torch.float16  # dynamic loss scaling skips steps on purpose
+        self.device = device()
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.engine.module
+
+    def train_step(
+        self, batches: Sequence[Batch], learning_rate: float, n_targets: int, seeds: Sequence[int]
+    ) -> StepResult:
+        """Forward and backward over this rank's micro-batches, then one optimizer step of all ranks.
+
+        Args:
+            batches: the rank's A micro-batches.
+            n_targets: target tokens of the global batch, all ranks and micro-batches: what the summed loss is divided by.
+            seeds: one for each micro-batch, for dropout.
+        """
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.engine.train()
+        world_size = torch.distributed.get_world_size()
+        scale = world_size / max(n_targets, 1)  # DeepSpeed averages gradients over the ranks; we want their sum
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for batch, seed in zip(batches, seeds):
+            torch.manual_seed(seed)
+            loss = self.engine(batch.to(self.device)).float()
+            total += loss.detach()
+            # An infinite loss can have finite gradients; as NaN they cannot pass the check before the update.
+            poison = torch.where(loss.detach().isfinite(), 1.0, math.nan)
+            self.engine.backward(loss * (scale * poison), scale_wrt_gas=False)
+            if self.stage == 0 and batch is batches[-1]:
+                grad_norm, skipped = self._clip_or_drop()
+            self.engine.step()
+        if self.stage > 0:
+            grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
+            skipped = bool(getattr(self.engine.optimizer, "overflow", False))
+        loss_sum, n_posts = sum_over_ranks([float(total), sum(int(b.weights.sum()) for b in batches)])
+        return StepResult(loss_sum / max(n_targets, 1), n_targets, int(n_posts), grad_norm, skipped)
+
+    def _clip_or_drop(self) -> tuple[float, bool]:
+        """Stage 0: clip the reduced gradients, or drop them where they are not finite, so that the update does nothing."""
+        grads = [p for p in self.model.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.clip_grad_norm_(grads, self.clip or math.inf))
+        if math.isfinite(norm):
+            return norm, False
+        for p in grads:
+            p.grad = None
+        return norm, True
+
+    @torch.no_grad()
+    def loss_sum(self, batch: Batch) -> Tensor:
+        """Summed loss of a batch with the sharded weights; every rank must call it the same number of times."""
+        self.engine.eval()
+        return self.engine(batch.to(self.device)).float()
+
+    @contextlib.contextmanager
+    def full_weights(self) -> Iterator[PreTrainedModel]:
+        """The plain model with all weights on this rank, in evaluation mode and under the run's autocast."""
+        self.engine.eval()
+        gathered = (
+            deepspeed.zero.unwrap_model_for_generation(self.engine) if self.stage == 3 else contextlib.nullcontext()
+        )
+        with torch.no_grad(), gathered, self.autocast():
+            yield self.model
+
+    def autocast(self):
+        enabled = self.autocast_dtype is not None
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled)

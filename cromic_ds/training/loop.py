@@ -1,0 +1,211 @@
+"""The training loop, top to bottom, and what happens around a step: each one clearly named call."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from cromic_ds.batch import Batch
+from cromic_ds.data.dataset import Dataset
+from cromic_ds.data.loader import DataSettings, eval_batches
+from cromic_ds.data.sampler import example_seed
+from cromic_ds.errors import UserError
+from cromic_ds.tasks import Task
+from cromic_ds.tracking import Tracker
+from cromic_ds.training import checkpoint
+from cromic_ds.training.distributed import Ranks, average_buffers, gather_objects, sum_over_ranks
+from cromic_ds.training.engine import Engine, StepResult
+from cromic_ds.training.evaluation import EvalSettings, perplexity, predict, sample_rows, score
+from cromic_ds.training.optimizer import OptimizerSettings, learning_rate
+from cromic_ds.training.signals import StopRequest
+from cromic_ds.training.state import TrainState
+from cromic_ds.training.usage import Usage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class LoopSettings:
+    epochs: float = 5.0
+    """Passes over the training split; not used where `steps` is given."""
+    steps: int = 0
+    """Optimizer steps in total; 0 = from `epochs`."""
+    global_batch: int = 64
+    """Posts per optimizer step, over all ranks and accumulation steps."""
+    micro_batch: int = 0
+    """Posts per rank in one forward pass; 0 = the largest that fits the arithmetic, at most 64 on a GPU, 8 on a CPU."""
+    save_every: int = 500
+    """Steps between checkpoints; 0 = only at the end."""
+    keep_last: int = 2
+    """Newest checkpoints to keep; the best one stays as well."""
+    max_nonfinite: int = 5
+    """Stop after this many steps in a row whose loss or gradient was not finite."""
+    activation_checkpointing: bool = False
+    """Recompute the transformer layers' activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the model with torch.compile (ZeRO stages 0 to 2)."""
+
+
+@dataclass
+class Run:
+    """Everything the loop works with."""
+
+    folder: Path
+    ranks: Ranks
+    seed: int
+    total_steps: int
+    loop: LoopSettings
+    optim: OptimizerSettings
+    eval: EvalSettings
+    data: DataSettings
+    task: Task
+    engine: Engine
+    state: TrainState
+    batches: Iterator[list[Batch]]  # this rank's micro-batches of each step, from state.step on
+    epoch_size: int
+    eval_dataset: Dataset
+    tokenizer: PreTrainedTokenizerBase
+    image_size: int  # side of the crops in pixels; 0 = the model reads no images
+    tracker: Tracker
+    usage: Usage
+    stop: StopRequest
+
+
+def train(run: Run) -> None:
+    """Train from the state's step to the last one, or to a stop request."""
+    for step in range(run.state.step, run.total_steps):
+        batches, waited = next_batches(run)
+        n_targets, stopping = agree(run, batches)
+        lr = learning_rate(run.optim, step, run.total_steps)
+        result = run.engine.train_step(batches, lr, n_targets, seeds(run, step, len(batches)))
+        advance(run, result, batches)
+        log_step(run, result, lr, waited, batches)
+
+        last = run.state.step == run.total_steps
+        if last or due(run.eval.every, run.state.step):
+            evaluate(run)
+        if last or stopping or due(run.loop.save_every, run.state.step):
+            save(run)
+        if stopping and not last:
+            log.info("stopped by %s after step %d; the same command goes on from here", stopping, run.state.step)
+            return
+
+
+def due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def next_batches(run: Run) -> tuple[list[Batch], float]:
+    """The step's micro-batches, and the seconds spent waiting for them."""
+    start = time.perf_counter()
+    batches = next(run.batches)
+    return batches, time.perf_counter() - start
+
+
+def agree(run: Run, batches: list[Batch]) -> tuple[int, str]:
+    """What all ranks must know before the step: the global batch's target tokens, unreadable records, a stop request.
+
+    One small all-reduce. The stop request is agreed on here so that every rank stops after the same step.
+    """
+    skipped = [record for batch in batches for record in batch.skipped]
+    targets, n_skipped, stops = sum_over_ranks(
+        [sum(b.n_targets for b in batches), len(skipped), float(run.stop.signal is not None)]
+    )
+    if n_skipped:
+        named = [record for part in gather_objects(skipped) for record in part]
+        for id, reason in named:
+            log.warning("step %d: example %r left out: %s", run.state.step + 1, id, reason)
+        run.state.skipped_records += int(n_skipped)
+        epoch = run.state.step * run.loop.global_batch // run.epoch_size
+        run.state.records.add(epoch, int(n_skipped), named, epoch_size=run.epoch_size, max_rate=run.data.max_skip_rate)
+    return int(targets), (run.stop.signal or "another rank's signal") if stops else ""
+
+
+def seeds(run: Run, step: int, accumulation: int) -> list[int]:
+    """One seed for each of this rank's micro-batches, for dropout: a function of (seed, step, global micro-batch)."""
+    first = step * accumulation * run.ranks.world_size
+    numbers = [first + a * run.ranks.world_size + run.ranks.rank for a in range(accumulation)]
+    return [example_seed(run.seed, step, number) for number in numbers]
+
+
+def advance(run: Run, result: StepResult, batches: list[Batch]) -> None:
+    """Count the step; stop the run where too many in a row gave no update."""
+    state = run.state
+    state.step += 1
+    state.posts_seen += result.n_posts
+    state.targets_seen += result.n_targets
+    state.skipped_steps += result.skipped
+    # With fp16 a skipped step whose loss is finite is the loss scale finding its size.
+    bad = result.skipped and not (run.engine.searching_scale and math.isfinite(result.loss))
+    state.skipped_in_a_row = state.skipped_in_a_row + 1 if bad else 0
+    if not bad:
+        return
+    ids = [id for part in gather_objects([id for b in batches for id in b.ids]) for id in part]
+    log.warning("step %d skipped: loss %s, gradient norm %s", state.step, result.loss, result.grad_norm)
+    if state.skipped_in_a_row >= run.loop.max_nonfinite:
+        raise UserError(
+            f"{state.skipped_in_a_row} steps in a row had a non-finite loss or gradient, the last one step {state.step} "
+            f"on the examples {', '.join(ids)}; lower optim.lr, look at these examples, or use precision fp32"
+        )
+
+
+def log_step(run: Run, result: StepResult, lr: float, waited: float, batches: list[Batch]) -> None:
+    values = {
+        "loss": result.loss,
+        "perplexity": math.exp(min(result.loss, 700)) if math.isfinite(result.loss) else math.nan,
+        "lr": lr,
+        "grad_norm": result.grad_norm,
+        "epoch": run.state.step * run.loop.global_batch / run.epoch_size,
+        "n_targets": result.n_targets,
+        "skipped_steps": run.state.skipped_steps,
+        "skipped_records": run.state.skipped_records,
+        **run.usage.step(result.n_posts, result.n_targets, waited, batches),
+    }
+    run.tracker.log(run.state.step, values, "train")
+
+
+def evaluate(run: Run) -> None:
+    """Perplexity over the split, then texts for its first examples, their scores and pictures."""
+    settings, start = run.eval, time.perf_counter()
+    shard = {
+        "image_size": run.image_size,
+        "micro_batch": settings.micro_batch,
+        "rank": run.ranks.rank,
+        "world_size": run.ranks.world_size,
+    }
+    average_buffers(run.engine.model)
+    values = perplexity(run.engine.loss_sum, eval_batches(run.eval_dataset, run.data, limit=settings.examples, **shard))
+    if settings.generate:
+        with run.engine.full_weights() as model:
+            batches = eval_batches(run.eval_dataset, run.data, limit=settings.generate, **shard)
+            predictions = predict(model, run.tokenizer, batches, settings.decoding)
+        if run.ranks.is_main:
+            values |= score(run.task, run.eval_dataset, predictions, settings.tokenisation)
+            run.tracker.samples(run.state.step, sample_rows(run.eval_dataset, predictions, settings.pictures))
+    values["seconds"] = time.perf_counter() - start
+    remember_best(run, values)
+    run.tracker.log(run.state.step, values, "eval")
+    run.usage.restart()
+
+
+def remember_best(run: Run, values: dict) -> None:
+    """Note whether this is the best evaluation so far, the same on every rank."""
+    better = gather_objects(values.get(run.task.best_metric))[0]
+    if better is None:
+        return
+    best = run.state.best_score
+    if best is None or (better > best if run.task.higher_is_better else better < best):
+        run.state.best_score, run.state.best_step = better, run.state.step
+
+
+def save(run: Run) -> None:
+    start = time.perf_counter()
+    path = checkpoint.save(run.engine, run.state, run.folder / "checkpoints", run.loop.keep_last)
+    log.info("saved %s in %.1f s", path, time.perf_counter() - start)
+    run.usage.restart()

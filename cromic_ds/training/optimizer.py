@@ -1,0 +1,191 @@
+"""Adam with decoupled weight decay, in the fastest implementation at hand, and its learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from cromic_ds.errors import UserError
+
+AdamKernel = Literal["auto", "apex", "deepspeed", "torch_fused", "torch"]
+
+
+@dataclass
+class OptimizerSettings:
+    """AdamW. With weight decay 0, the default, it is Adam."""
+
+    lr: float = 1e-4
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the running mean of the gradient and of its square."""
+    eps: float = 1e-8
+    """Added to the denominator of the update."""
+    weight_decay: float = 0.0
+    """Share of a weight taken off per step and unit of learning rate; never of biases, norms and embeddings."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Course of the learning rate after the warm-up."""
+    warmup_fraction: float = 0.01
+    """Share of all steps in which the learning rate rises linearly to its peak."""
+    min_lr_fraction: float = 0.0
+    """Learning rate at the end of the linear or cosine course, as a share of the peak."""
+    clip: float = 1.0
+    """Largest norm of the global gradient; 0 = no clipping."""
+    kernel: AdamKernel = "auto"
+    """Implementation of Adam; auto = the fastest one installed. Offloading to the CPU always uses DeepSpeed's CPU Adam."""
+
+    def __post_init__(self):
+        checks = {
+            "lr": self.lr > 0,
+            "betas": all(0 <= b < 1 for b in self.betas),
+            "eps": self.eps > 0,
+            "weight_decay": self.weight_decay >= 0,
+            "warmup_fraction": 0 <= self.warmup_fraction <= 1,
+            "min_lr_fraction": 0 <= self.min_lr_fraction <= 1,
+            "clip": self.clip >= 0,
+        }
+        for name, good in checks.items():
+            if not good:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)}: out of range; see --help for its meaning")
+
+
+def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> float:
+    """The rate of step 0 ≤ `step` < `total_steps`: linear warm-up from lr/warm-up to lr, then the schedule.
+
+    Linear and cosine reach `min_lr_fraction` at step `total_steps`, one after the last, so that no step is in vain.
+    """
+    warmup = math.ceil(settings.warmup_fraction * total_steps)
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    if settings.schedule == "constant":
+        return settings.lr
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    left = 1 - progress if settings.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return settings.lr * (settings.min_lr_fraction + (1 - settings.min_lr_fraction) * left)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups, with and without weight decay; frozen parameters are in neither.
+
+    Always two, in this order, so that a checkpoint's optimizer state fits whatever the weight decay.
+    """
+    decayed, exempt, seen = [], [], set()
+    for module in model.modules():
+        spared = isinstance(module, nn.Embedding) or "Norm" in type(module).__name__
+        for p in module.parameters(recurse=False):
+            if p.requires_grad and id(p) not in seen:
+                seen.add(id(p))
+                dimensions = len(getattr(p, "ds_shape", p.shape))  # ZeRO-3 flattens what it has partitioned
+                (exempt if spared or dimensions < 2 else decayed).append(p)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+
+
+def build_optimizer(
+    model: nn.Module | Iterable[dict], settings: OptimizerSettings, kernel: str = "auto", offload: bool = False
+) -> tuple[torch.optim.Optimizer, str]:
+    """The optimizer and the name of its implementation.
+
+    Args:
+        model: a module, grouped by `parameter_groups`, or parameter groups.
+        kernel: "auto", or a name from `KERNELS`; `UserError` where it is not installed or not for this device.
+        offload: the optimizer states live in CPU memory (ZeRO-Offload): DeepSpeed's CPU Adam, whatever the device.
+    """
+    groups = parameter_groups(model, settings.weight_decay) if isinstance(model, nn.Module) else list(model)
+    name = choose_kernel(kernel, _device_of(groups), offload)
+    return KERNELS[name].build(groups, {"lr": settings.lr, "betas": tuple(settings.betas), "eps": settings.eps}), name
+
+
+def choose_kernel(kernel: str, device: torch.device, offload: bool = False) -> str:
+    """The name in `KERNELS` to use; the order of that table is the order of preference."""
+    if offload:
+        if kernel not in ("auto", "deepspeed_cpu"):
+            raise UserError(
+                f"optimizer kernel {kernel}: with the optimizer offloaded only DeepSpeed's CPU Adam works; choose auto"
+            )
+        if not KERNELS["deepspeed_cpu"].available(torch.device("cpu")):
+            raise UserError(
+                "offloading the optimizer needs DeepSpeed's CPU Adam: install g++ and ninja, or do not offload"
+            )
+        return "deepspeed_cpu"
+    usable = [name for name, k in KERNELS.items() if name != "deepspeed_cpu" and k.available(device)]
+    if kernel == "auto":
+        return usable[0]
+    if kernel not in usable:
+        raise UserError(
+            f"optimizer kernel {kernel!r} is not usable on {device.type} here: choose auto or {', '.join(usable)}"
+        )
+    return kernel
+
+
+# ---- the implementations
+
+
+def _apex_available(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    try:
+        from apex.optimizers import FusedAdam  # noqa: F401
+    except (ImportError, AttributeError, RuntimeError):  # not NVIDIA's apex, or built without its CUDA extensions
+        return False
+    return True
+
+
+def _apex(groups: list[dict], options: dict) -> torch.optim.Optimizer:
+    from apex.optimizers import FusedAdam
+
+    return FusedAdam(groups, adam_w_mode=True, **options)
+
+
+def _deepspeed_available(device: torch.device) -> bool:
+    from deepspeed.ops.op_builder import FusedAdamBuilder
+
+    return device.type == "cuda" and FusedAdamBuilder().is_compatible(verbose=False)
+
+
+def _deepspeed(groups: list[dict], options: dict) -> torch.optim.Optimizer:
+    from deepspeed.ops.adam import FusedAdam
+
+    return FusedAdam(groups, adam_w_mode=True, **options)
+
+
+def _deepspeed_cpu_available(device: torch.device) -> bool:
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+
+    return CPUAdamBuilder().is_compatible(verbose=False)
+
+
+def _deepspeed_cpu(groups: list[dict], options: dict) -> torch.optim.Optimizer:
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+
+
+def _torch_fused(groups: list[dict], options: dict) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, fused=True, **options)
+
+
+def _torch(groups: list[dict], options: dict) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, **options)
+
+
+class Implementation(NamedTuple):
+    available: Callable[[torch.device], bool]
+    build: Callable[[list[dict], dict], torch.optim.Optimizer]
+
+
+KERNELS: dict[str, Implementation] = {
+    "apex": Implementation(_apex_available, _apex),
+    "torch_fused": Implementation(lambda device: device.type in ("cpu", "cuda"), _torch_fused),
+    # As fast as torch's, but compiled at first use with the CUDA toolkit: for those who ask for it.
+    "deepspeed": Implementation(_deepspeed_available, _deepspeed),
+    "torch": Implementation(lambda device: True, _torch),
+    "deepspeed_cpu": Implementation(_deepspeed_cpu_available, _deepspeed_cpu),
+}
+
+
+def _device_of(groups: list[dict]) -> torch.device:
+    return next((p.device for group in groups for p in group["params"]), torch.device("cpu"))

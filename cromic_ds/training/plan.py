@@ -1,0 +1,203 @@
+"""`cromic-ds plan`: what a model needs per GPU under each DeepSpeed config, and which configs fit, without starting anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from cromic_ds.batch import Batch
+from cromic_ds.errors import UserError
+from cromic_ds.training.ds_config import ResolveFacts, load_ds_config, resolve
+from cromic_ds.training.memory import MemoryPlan, ModelFacts, memory_plan, model_facts
+from cromic_ds.training.precision import AUTOCAST
+
+SHIPPED = Path(__file__).resolve().parents[2] / "ds_configs"
+GIB = 2**30
+ALLOCATOR = 0.9
+"""Share of a GPU's memory that tensors can fill: the rest goes to the CUDA context, libraries and fragmentation."""
+
+
+@dataclass
+class PlanSettings:
+    """A model and the machines to train it on."""
+
+    model: str = "paper"
+    """Preset: tiny, small, paper, large or xl; or KIND/PRESET for another model than cmt."""
+    ds_config: str = ""
+    """DeepSpeed JSON to plan for, beside the shipped ones; empty = the shipped ones alone."""
+    gpus: int = 8
+    """GPUs per node."""
+    nodes: int = 1
+    """Nodes."""
+    gpu_memory: float = 80.0
+    """Memory of a GPU in GiB."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Format that the run computes in."""
+    global_batch: int = 0
+    """Posts per optimizer step; 0 = 64 for each GPU."""
+    micro_batch: int = 0
+    """Posts per forward pass and GPU; 0 = the largest divisor up to 64."""
+    post_tokens: int = 40
+    """Length of a post in tokens."""
+    comments: int = 5
+    """Comments of a post that a step trains on."""
+    comment_tokens: int = 25
+    """Length of a comment in tokens, [CLS] and [SEP] included."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One config's plan."""
+
+    name: str
+    stage: int
+    plan: MemoryPlan
+    fits: bool
+    largest_micro_batch: int
+    """Posts that would still fit into a forward pass; 0 where not even one does."""
+
+
+def plan(settings: PlanSettings) -> None:
+    """Print the plan: parameters, memory of a GPU, bytes sent in a step, and which configs fit."""
+    from rich.console import Console
+
+    facts = measure(settings)
+    rows = list(plan_rows(settings, facts))
+    render(settings, facts, rows, Console())
+
+
+def measure(settings: PlanSettings) -> ModelFacts:
+    """The facts of a preset: its real modules and its real forward pass, on tensors that have sizes but no memory.
+
+    Activations are what autograd saves in a forward pass on one and on two posts. The count equals that of a real forward
+    pass on a CPU; on a GPU other kernels save slightly other tensors, and temporaries come on top: take it as ±20%.
+    """
+    from torch._subclasses import FakeTensorMode
+
+    from cromic_ds.models import build_config, build_model
+
+    kind, _, preset = settings.model.rpartition("/")
+    config = build_config(kind or "cmt", preset)
+    with FakeTensorMode():
+        model = build_model(config).train()
+        one, two = (
+            saved_bytes(model, fake_batch(posts, settings, config.image_size), settings.precision) for posts in (1, 2)
+        )
+        return model_facts(model, max(0, 2 * one - two), two - one)
+
+
+def fake_batch(n_posts: int, settings: PlanSettings, image_size: int) -> Batch:
+    """Posts, comments and images at their full lengths."""
+    n_comments, n_targets = n_posts * settings.comments, settings.comment_tokens - 1
+    rows = torch.arange(n_comments * n_targets)
+    return Batch(
+        post_ids=torch.ones(n_posts, settings.post_tokens, dtype=torch.long),
+        post_lengths=torch.full((n_posts,), settings.post_tokens),
+        images=torch.zeros(n_posts, 3, image_size, image_size, dtype=torch.uint8),
+        comment_ids=torch.ones(n_comments, settings.comment_tokens, dtype=torch.long),
+        owner=torch.arange(n_posts).repeat_interleave(settings.comments),
+        rows=rows,
+        post_rows=rows,
+        tokens_per_post=settings.comments * n_targets,
+        weights=torch.ones(n_posts),
+        n_targets=len(rows),
+    )
+
+
+def saved_bytes(model: torch.nn.Module, batch: Batch, precision: str) -> int:
+    """Bytes of the distinct storages, parameters apart, that a forward pass keeps for its backward pass."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage  # kept, so that its address is not used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), _autocast(precision):
+        loss = model(batch)
+    for p in model.parameters():
+        storages.pop(p.untyped_storage()._cdata, None)
+    del loss
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@contextmanager
+def _autocast(precision: str) -> Iterator[None]:
+    with torch.autocast("cpu", getattr(torch, AUTOCAST.get(precision, "bfloat16")), enabled=precision in AUTOCAST):
+        yield
+
+
+def plan_rows(settings: PlanSettings, facts: ModelFacts) -> Iterator[Row]:
+    """A row for the given config and for each shipped one."""
+    for name, minimum in {"gpus": 1, "nodes": 1, "gpu_memory": 0.1, "comments": 1, "comment_tokens": 2}.items():
+        if getattr(settings, name) < minimum:
+            raise UserError(f"{name} is {getattr(settings, name)}: must be at least {minimum}")
+    paths = [Path(settings.ds_config)] if settings.ds_config else []
+    paths += [p for p in sorted(SHIPPED.glob("*.json")) if p.resolve() not in [q.resolve() for q in paths]]
+    if not paths:
+        raise UserError(f"{SHIPPED}: no DeepSpeed configs there; name one with --ds_config")
+    world_size = settings.gpus * settings.nodes
+    budget = settings.gpu_memory * GIB * ALLOCATOR
+    for path in paths:
+        resolve_facts = ResolveFacts(
+            global_batch=settings.global_batch or 64 * world_size,
+            micro_batch=settings.micro_batch,
+            world_size=world_size,
+            ranks_per_node=settings.gpus,
+            device="cuda",
+            precision=settings.precision,
+            source=str(path),
+        )
+        config = resolve(load_ds_config(path), resolve_facts, this_machine=False)
+        result = memory_plan(facts, config, world_size)
+        rest = budget - (result.device - result.activations) - facts.activation_bytes
+        yield Row(
+            name=path.stem if path.parent == SHIPPED else str(path),
+            stage=config["zero_optimization"].get("stage", 0),
+            plan=result,
+            fits=result.device <= budget,
+            largest_micro_batch=max(0, int(rest // max(1, facts.activation_bytes_per_post))),
+        )
+
+
+def render(settings: PlanSettings, facts: ModelFacts, rows: list[Row], console) -> None:
+    """The tables, to a rich console."""
+    from rich.table import Table
+
+    world_size = settings.gpus * settings.nodes
+    console.print(
+        f"[bold]{settings.model}[/]: {facts.n_parameters:,} parameters ({gib(4 * facts.n_parameters)} GiB in fp32), "
+        f"{world_size} GPUs of {settings.gpu_memory:g} GiB on {settings.nodes} node(s), {settings.precision}; activations "
+        f"{facts.activation_bytes_per_post / 2**20:.0f} MiB a post + {facts.activation_bytes / 2**20:.0f} MiB, about ±20%"
+    )
+    memory = Table(title="GiB per GPU (state exact to 10%)")
+    for column in ("config", "stage", "parameters", "gathered", "gradients", "optimizer", "buffers", "activations"):
+        memory.add_column(column, justify="left" if column == "config" else "right", overflow="fold")
+    for column in ("total", "host / rank", "disk / rank", "fits", "max micro-batch"):
+        memory.add_column(column, justify="right")
+    sent = Table(title="GiB per optimizer step")
+    for column in ("config", "all-reduce", "reduce-scatter", "all-gather", "sent by each GPU"):
+        sent.add_column(column, justify="left" if column == "config" else "right", overflow="fold")
+    for row in rows:
+        p = row.plan
+        parts = (p.parameters, p.gathered, p.gradients, p.optimizer, p.buffers, p.activations, p.device, p.host, p.disk)
+        verdict = "[green]yes[/]" if row.fits else "[red]no[/]"
+        memory.add_row(row.name, str(row.stage), *map(gib, parts), verdict, str(row.largest_micro_batch))
+        collectives = ("all_reduce", "reduce_scatter", "all_gather")
+        sent.add_row(row.name, *(gib(p.messages.get(name, 0)) for name in collectives), gib(p.sent))
+    console.print(memory)
+    console.print(sent)
+    fitting = [row.name for row in rows if row.fits]
+    console.print(f"fit into {ALLOCATOR:.0%} of {settings.gpu_memory:g} GiB: {', '.join(fitting) or 'none'}")
+    if not fitting and (best := max(rows, key=lambda row: row.largest_micro_batch)).largest_micro_batch:
+        console.print(f"{best.name} fits with --micro_batch {best.largest_micro_batch} or less")
+
+
+def gib(n_bytes: int) -> str:
+    """Three significant digits, and a dash for nothing."""
+    return f"{n_bytes / GIB:.3g}" if n_bytes else "–"

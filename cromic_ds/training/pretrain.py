@@ -1,0 +1,211 @@
+"""Pretraining: settings to a finished run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cromic_ds.data.dataset import Dataset, open_dataset
+from cromic_ds.data.loader import DataSettings, steps
+from cromic_ds.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from cromic_ds.errors import UserError
+from cromic_ds.models import ModelSettings
+from cromic_ds.models.kernels import KernelSettings, install, select
+from cromic_ds.tasks import TASKS
+from cromic_ds.tracking import TrackingSettings, open_trackers, setup_logging
+from cromic_ds.training import checkpoint, distributed, setup
+from cromic_ds.training.ds_config import ResolveFacts, batch_arithmetic, load_ds_config, resolve
+from cromic_ds.training.engine import Engine
+from cromic_ds.training.evaluation import EvalSettings
+from cromic_ds.training.export import export_checkpoint
+from cromic_ds.training.loop import LoopSettings, Run, train
+from cromic_ds.training.optimizer import OptimizerSettings, build_optimizer
+from cromic_ds.training.precision import choose_precision
+from cromic_ds.training.signals import StopRequest
+from cromic_ds.training.state import TrainState
+from cromic_ds.training.usage import Usage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class PretrainSettings:
+    """One whole pretraining run."""
+
+    out: str = "runs/pretrain"
+    """Run folder. The same command with the same folder goes on where the run stopped."""
+    seed: int = 0
+    """Everything random in the run follows from it."""
+    ds_config: str = "zero3"
+    """DeepSpeed JSON: a path, or the name of one in ds_configs/."""
+    precision: str = "auto"
+    """bf16, fp16, fp32, or auto: the fastest that the device computes natively."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    optim: OptimizerSettings = field(default_factory=OptimizerSettings)
+    loop: LoopSettings = field(default_factory=LoopSettings)
+    eval: EvalSettings = field(default_factory=EvalSettings)
+    kernels: KernelSettings = field(default_factory=KernelSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+
+
+def pretrain(settings: PretrainSettings) -> None:
+    """Run, or go on with, a pretraining; export the result at the end.
+
+    Raises:
+        UserError: settings, data or run folder that cannot work, before any training step.
+    """
+    if not settings.data.path:
+        raise UserError("data.path is missing: name a store (make one with `cromic-ds prepare` or `cromic-ds sample`)")
+    if math.isnan(settings.loop.epochs) or settings.loop.epochs <= 0 or settings.loop.steps < 0:
+        raise UserError("loop.epochs must be above 0, loop.steps 0 (from the epochs) or more")
+    settings.eval.decoding.check()
+    dataset = open_dataset(settings.data.path, settings.data.train_split)
+    eval_dataset = open_dataset(settings.data.path, settings.data.eval_split)
+    source = setup.find_ds_config(settings.ds_config)
+    ds_config = load_ds_config(source)
+    ranks = distributed.ranks_from(setup.os.environ)
+    device = distributed.device()
+    tokenizer = load_tokenizer(dataset.tokenizer_path)
+    model = setup.make_model(settings.model, tokenizer, settings.seed)
+    image_size = model.config.image_size if "v" in model.config.mode else 0
+    facts = ResolveFacts(
+        global_batch=settings.loop.global_batch,
+        micro_batch=settings.loop.micro_batch,
+        world_size=ranks.world_size,
+        ranks_per_node=int(setup.os.environ.get("LOCAL_WORLD_SIZE", ranks.world_size)),
+        device=device.type,
+        precision=choose_precision(settings.precision, device),
+        clip=settings.optim.clip,
+        hidden_size=model.config.d_model,
+        source=str(source),
+    )
+    ds_config = resolve(ds_config, facts)
+    kernels = select(settings.kernels, device)
+
+    # Nothing was started or written up to here.
+    stop = StopRequest().install()
+    ranks = distributed.start()
+    folder = Path(settings.out)
+    setup.on_main(setup.open_folder, folder, setup.settings_dict(settings))
+    setup_logging(folder, ranks.rank, ranks.world_size, socket.gethostname())
+    if ranks.is_main:
+        setup.write_model_folder(folder, model, tokenizer, settings.data)
+        checkpoint.write_atomically(folder / "ds_config.json", json.dumps(ds_config, indent=1))
+
+    resume = checkpoint.newest_good(folder / "checkpoints")
+    if resume is None:
+        setup.calibrate_batch_norm(model, settings.model, dataset, settings.data, image_size)
+    install(model, kernels)
+    if settings.loop.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    offload = "offload_optimizer" in ds_config["zero_optimization"]
+    optimizer, adam = build_optimizer(model, settings.optim, settings.kernels.optimizer, offload)
+    engine = Engine(model.to(device), optimizer, ds_config, settings.loop.compile)
+    state = TrainState(data_fingerprint=dataset.fingerprint, tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
+    if resume is not None:
+        state = resumed(checkpoint.load(engine, resume), dataset)
+    total_steps = settings.loop.steps or max(
+        1, math.floor(settings.loop.epochs * len(dataset) / settings.loop.global_batch)
+    )
+    announce(
+        settings, ranks, device, ds_config, {**kernels.names, "optimizer": adam}, engine, dataset, state, total_steps
+    )
+
+    run = Run(
+        folder=folder,
+        ranks=ranks,
+        seed=settings.seed,
+        total_steps=total_steps,
+        loop=settings.loop,
+        optim=settings.optim,
+        eval=settings.eval,
+        data=settings.data,
+        task=TASKS["comments"],
+        engine=engine,
+        state=state,
+        batches=steps(
+            dataset,
+            settings.data,
+            image_size=image_size,
+            global_batch=ds_config["train_batch_size"],
+            micro_batch=ds_config["train_micro_batch_size_per_gpu"],
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            seed=settings.seed,
+            first_step=state.step,
+            last_step=total_steps,
+        ),
+        epoch_size=len(dataset),
+        eval_dataset=eval_dataset,
+        tokenizer=tokenizer,
+        image_size=image_size,
+        tracker=open_trackers(
+            settings.tracking, folder, setup.settings_dict(settings), state.step or None, total_steps, ranks.rank
+        ),
+        usage=Usage(engine.forward_flops, device, ranks.world_size),
+        stop=stop,
+    )
+    try:
+        train(run)
+    finally:
+        run.tracker.finish()
+    if state.step == total_steps and ranks.is_main:
+        exported = export_checkpoint(folder, "latest", folder / "export")
+        log.info("finished %d steps; export: %s; numbers: %s", total_steps, exported, folder / "metrics.jsonl")
+    distributed.barrier()
+    distributed.stop()
+
+
+def resumed(state: TrainState, dataset: Dataset) -> TrainState:
+    """The checkpoint's state, if it was trained on this data.
+
+    Raises:
+        UserError: the data has changed.
+    """
+    if state.data_fingerprint != dataset.fingerprint:
+        raise UserError(
+            "the data has changed since this run started (other fingerprint): start a new run folder (--out), "
+            "or put the data back"
+        )
+    return state
+
+
+def announce(settings, ranks, device, ds_config, kernels, engine, dataset, state, total_steps) -> None:
+    """What was derived, once, before the first step."""
+    model = engine.model
+    n_parameters = engine.n_parameters
+    zero = ds_config["zero_optimization"]
+    log.info(
+        "devices: %d × %s; %s", ranks.world_size, device_name(device), batch_arithmetic(ds_config, ranks.world_size)
+    )
+    log.info(
+        "model: %s %s, %.1f M parameters, vocabulary %d, batch norm %s",
+        *(
+            settings.model.name,
+            settings.model.preset,
+            n_parameters / 1e6,
+            model.config.vocab_size,
+            model.config.batch_norm,
+        ),
+    )
+    log.info(
+        "ZeRO stage %d (%s); autocast %s", zero["stage"], settings.ds_config, engine.autocast_dtype or "off (fp32)"
+    )
+    log.info("kernels: %s", ", ".join(f"{what} {name}" for what, name in kernels.items()))
+    log.info("data: %s, %d posts in %r", settings.data.path, len(dataset), dataset.split)
+    log.info(
+        "steps: %d of %d done (%.2f epochs in all)%s",
+        *(state.step, total_steps, total_steps * settings.loop.global_batch / len(dataset)),
+        "; going on from the newest checkpoint" if state.step else "",
+    )
+
+
+def device_name(device) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads)"

@@ -1,0 +1,162 @@
+"""From settings to the pieces of a run: folder, model, engine; refused where they do not fit, told where they do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ResNetModel
+
+from cromic_ds.data.dataset import Dataset
+from cromic_ds.data.loader import DataSettings, eval_batches
+from cromic_ds.data.tokenizer import tokenizer_fingerprint
+from cromic_ds.errors import UserError
+from cromic_ds.models import ModelSettings, build_config, build_model
+from cromic_ds.models.published import load_matching
+from cromic_ds.training import distributed
+from cromic_ds.training.checkpoint import write_atomically
+from cromic_ds.training.export import FACTS, MODEL_FOLDER, load_export
+
+log = logging.getLogger(__name__)
+
+# Settings that a resumed run may not change: its steps would no longer be those of the run it continues.
+FIXED = ("seed", "model", "loop.global_batch", "data.path", "data.train_split", "data.comments_per_post")
+
+
+def find_ds_config(name: str) -> Path:
+    """A DeepSpeed JSON by path, or by its name among the shipped ones (`zero2`, `zero2.json`, `ds_configs/zero2.json`).
+
+    Raises:
+        UserError: neither.
+    """
+    shipped = Path(__file__).parents[2] / "ds_configs"
+    for path in (Path(name), shipped / Path(name).name, shipped / f"{name}.json"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(p.stem for p in shipped.glob("*.json")))
+    raise UserError(f"ds_config: no file {name!r}, and none of the shipped configurations ({known})")
+
+
+def open_folder(folder: Path, settings: dict) -> None:
+    """Make the run folder, or check that the run in it is this one. Called on rank 0.
+
+    Raises:
+        UserError: a setting that a resume may not change differs.
+    """
+    saved = folder / "config.yaml"
+    if saved.exists():
+        before = yaml.safe_load(saved.read_text())
+        for name in FIXED:
+            old, new = (pick(values, name) for values in (before, settings))
+            if old != new:
+                changed = [k for k in new if old.get(k) != new[k]] if isinstance(new, dict) else []
+                where = ".".join([name, *changed[:1]])
+                was, now = (old.get(changed[0]), new[changed[0]]) if changed else (old, new)
+                raise UserError(
+                    f"{folder} holds a run with {where} = {was!r}, and this command says {now!r}: "
+                    "use another run folder (--out), or the setting it was started with"
+                )
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no run (no config.yaml): name another folder with --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(saved, yaml.safe_dump(settings, allow_unicode=True, sort_keys=False))
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from None
+
+
+def pick(values: dict, dotted: str):
+    for key in dotted.split("."):
+        values = values[key]
+    return values
+
+
+def on_main(function, *args) -> None:
+    """Run `function` on rank 0 while the others wait; its UserError is raised on every rank."""
+    message = None
+    if int(os.environ.get("RANK", "0")) == 0:
+        try:
+            function(*args)
+        except UserError as error:
+            message = str(error)
+    if message := distributed.from_main(message):
+        raise UserError(message)
+
+
+def make_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """The model with its starting weights: random from `seed`, or from an export, or with a given ResNet.
+
+    Raises:
+        UserError: the tokenizer is not the one of the weights.
+    """
+    torch.manual_seed(seed)
+    if settings.init_from:
+        model, other, _ = load_export(settings.init_from)
+        model.cpu()
+        if tokenizer_fingerprint(other) != tokenizer_fingerprint(tokenizer):
+            raise UserError(
+                f"model.init_from: {settings.init_from} was trained with another tokenizer than the data's: prepare "
+                f"the data again with --tokenizer {settings.init_from}"
+            )
+        return model
+    special = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        "decoder_start_token_id": tokenizer.cls_token_id,
+    }
+    model = build_model(build_config(settings.name, settings.preset, **settings.overrides(), **special))
+    if settings.image_encoder:
+        load_image_encoder(model, settings.image_encoder)
+    return model
+
+
+def load_image_encoder(model: PreTrainedModel, source: str) -> None:
+    """Copy a ResNetModel's weights (folder or hub name) into the model's image encoder, and log what did not fit."""
+    try:
+        weights = ResNetModel.from_pretrained(source).state_dict()
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.image_encoder: {source!r} cannot be read ({str(error).splitlines()[0]})") from None
+    report = load_matching(model.image_encoder.backbone, weights)
+    if not report.taken or report.mismatched:
+        raise UserError(f"model.image_encoder: {source!r} does not fit the model's ResNet: {report.mismatched[0]}")
+    log.info("image encoder from %s: %s", source, report)
+
+
+def calibrate_batch_norm(
+    model: PreTrainedModel, settings: ModelSettings, dataset: Dataset, data: DataSettings, image_size: int
+) -> None:
+    """Frozen statistics need values: those of the first 64 training images, the same on every rank.
+
+    Only where the ResNet starts from random weights; pretrained ones bring their statistics.
+    """
+    if settings.init_from or settings.image_encoder or model.config.batch_norm != "frozen" or not image_size:
+        return
+    first = eval_batches(dataset, data, image_size=image_size, micro_batch=64, rank=0, world_size=1, limit=64)
+    model.image_encoder.calibrate(next(first).images)
+
+
+def write_model_folder(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: DataSettings
+) -> None:
+    """What an export needs beside the weights: RUN/model with config and tokenizer."""
+    target = folder / MODEL_FOLDER
+    model.config.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    facts = {
+        "max_post_tokens": data.max_post_tokens,
+        "max_comment_tokens": data.max_comment_tokens,
+        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+    }
+    write_atomically(target / FACTS, json.dumps(facts, indent=1))
+
+
+def settings_dict(settings) -> dict:
+    """Plain values of nested settings dataclasses, for YAML and dashboards."""
+    return json.loads(json.dumps(asdict(settings), default=str))

@@ -1,0 +1,59 @@
+"""How fast a run is and what it uses: rates, FLOPs, MFU, memory, share of time spent waiting for data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import psutil
+import torch
+
+from cromic_ds.batch import Batch
+
+# Dense peak of the matrix units in TFLOP/s for 16-bit operands, from the vendors' data sheets, by name as CUDA gives it.
+PEAK_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "A10": 125, "V100": 125, "T4": 65}
+
+
+def peak_tflops(device: torch.device) -> float | None:
+    """16-bit peak of one device in TFLOP/s, None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((float(peak) for key, peak in PEAK_TFLOPS.items() if key in name), None)
+
+
+class Usage:
+    """Wall-clock rates from one step to the next; `restart` leaves out what happened between two steps."""
+
+    def __init__(self, forward_flops: Callable[[Batch], float], device: torch.device, world_size: int):
+        self.forward_flops, self.device, self.world_size = forward_flops, device, world_size
+        self.peak = peak_tflops(device)
+        self.process = psutil.Process()
+        self.restart()
+
+    def restart(self) -> None:
+        self.since = time.perf_counter()
+
+    def step(self, n_posts: int, n_targets: int, waited: float, batches: Sequence[Batch]) -> dict[str, float]:
+        """Values for the log; `waited`: seconds this rank waited for data. FLOPs of forward and backward, recomputation
+        not counted, per device as this rank sees it."""
+        now = time.perf_counter()
+        seconds, self.since = now - self.since, now
+        tflops = 3 * sum(map(self.forward_flops, batches)) / seconds / 1e12
+        values = {
+            "seconds_per_step": seconds,
+            "posts_per_second": n_posts / seconds,
+            "tokens_per_second": n_targets / seconds,
+            "tflops": tflops,
+            "data_wait": waited / seconds,
+            "memory_gb": self.memory_bytes() / 1e9,
+        }
+        if self.peak:
+            values["mfu"] = tflops / self.peak
+        return values
+
+    def memory_bytes(self) -> int:
+        """Most memory allocated on the GPU so far; on a CPU the process's resident memory."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return self.process.memory_info().rss

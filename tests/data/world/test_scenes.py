@@ -1,0 +1,67 @@
+from collections import Counter
+
+import pytest
+
+from cromic_ds.data.world.scenes import (
+    COLOURS,
+    N_SCENES,
+    QUESTION_TYPES,
+    SHAPES,
+    SIZES,
+    VALUES,
+    nth_scene,
+    questions,
+    scene,
+    scene_from_json,
+    scene_to_json,
+)
+
+
+def test_the_three_things_differ_in_everything():
+    for i in range(0, N_SCENES, 997):
+        things = scene(i)
+        assert [thing.place for thing in things] == ["左边", "中间", "右边"]
+        for attribute in ("colour", "shape", "size"):
+            assert len({getattr(thing, attribute) for thing in things}) == 3
+
+
+def test_all_scenes_differ():
+    assert N_SCENES == (8 * 7 * 6) * (6 * 5 * 4) * 6
+    some = [*range(5000), *range(0, N_SCENES, 37)]
+    assert len({scene(i) for i in some}) == len(set(some))
+
+
+def test_worlds_have_no_scene_twice_and_differ():
+    first, second = ([nth_scene(i, seed) for i in range(5000)] for seed in (0, 1))
+    assert len(set(first)) == len(set(second)) == 5000
+    assert len(set(first) & set(second)) < 300  # 103 expected
+    counts = Counter(thing.colour for things in first for thing in things)
+    assert min(counts[c] for c in COLOURS) > 1700 and max(counts.values()) < 2050  # 1875 expected
+
+
+def test_no_value_is_part_of_another():
+    values = [value for group in VALUES.values() for value in group]
+    assert len(set(values)) == len(COLOURS) + len(SHAPES) + 3 + len(SIZES)
+    assert [(a, b) for a in values for b in values if a != b and a in b] == []
+
+
+def test_questions_of_a_scene():
+    things = scene(123_456)
+    asked = questions(things)
+    assert len(asked) == 24
+    assert sum(p for _, p in asked) == pytest.approx(1)
+    for kind, types in QUESTION_TYPES.items():
+        assert sum(p for q, p in asked if q.kind == kind) == pytest.approx(0.5)
+        for asked_about, named_by in types:
+            share = sum(p for q, p in asked if (q.asked, q.named_by) == (asked_about, named_by))
+            assert share == pytest.approx(0.5 / len(types))
+    for question, _ in asked:
+        [thing] = [thing for thing in things if getattr(thing, question.named_by) == question.name]
+        assert getattr(thing, question.asked) == question.answer
+        assert question.asked != question.named_by and question.name != "中等"
+        assert ("place" in (question.asked, question.named_by)) == (question.kind == "where")
+
+
+def test_scenes_survive_json():
+    assert scene_from_json(scene_to_json(scene(99))) == scene(99)
+    assert scene_to_json(scene(0))[0] == {"place": "左边", "colour": "红色", "shape": "圆形", "size": "最大"}
