@@ -10,7 +10,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from cromic_ds.errors import UserError, nearest
@@ -25,7 +25,6 @@ class Command(NamedTuple):
     function: str
     positional: tuple[str, ...] = ()  # settings given without `--name`
     many: tuple[str, ...] = ()  # settings that take several values after one `--name`
-    short: dict[str, str] = {}  # noqa: RUF012  `--beams` for a nested `--decoding.beams`
 
 
 COMMANDS: dict[str, Command] = {
@@ -35,7 +34,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "inspect": Command("what a store holds", "cromic_ds.data.inspect", "InspectSettings", "inspect", ("store",)),
     "plan": Command("memory and communication before a run", "cromic_ds.training.plan", "PlanSettings", "plan"),
-    "export": Command("a run's checkpoint to an export", "cromic_ds.training.export", "ExportSettings", "export", ("run",)),
+    "export": Command(
+        "a run's checkpoint to an export", "cromic_ds.training.export", "ExportSettings", "export", ("run",)
+    ),
     "import-published": Command(
         "a checkpoint of the published code to an export",
         "cromic_ds.training.import_published",
@@ -159,7 +160,9 @@ def attribute_docs(kind: type) -> dict[str, str]:
 def explain(message: str, valid: list[str]) -> str:
     """jsonargparse's message in one line, with the nearest valid name where a key is unknown."""
     text = " ".join(message.split())
-    unknown = re.search(r"unrecognized arguments?: (?:--)?([\w.]+)|key ['\"]([\w.]+)['\"] is not expected", text, re.IGNORECASE)
+    unknown = re.search(
+        r"unrecognized arguments?: (?:--)?([\w.]+)|key ['\"]([\w.]+)['\"] is not expected", text, re.IGNORECASE
+    )
     if unknown:
         name = unknown[1] or unknown[2]
         return f"unknown setting {name!r}{nearest(name, valid)}; --help lists all settings"

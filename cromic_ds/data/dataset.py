@@ -78,19 +78,27 @@ def open_dataset(path: str | Path, split: str = "train") -> Dataset:
         return StoreDataset(path, split)
     if holds_published(path):
         return PublishedDataset(path, split)
-    if not path.exists():
-        raise UserError(f"{path}: no such data set; make one with `cromic-ds prepare` or `cromic-ds sample`")
-    if path.is_dir() and (path.parent / f"{path.name}.partial").is_dir():
-        raise UserError(f"{path}: its preparation is not finished; run the same `cromic-ds prepare` again")
-    raise UserError(
-        f"{path}: neither a store (no store.json) nor the published layout (no <name>.pt beside <name>_image_lmdb); "
-        "make a store with `cromic-ds prepare`"
-    )
+    raise _unknown(path)
 
 
 def available_splits(path: str | Path) -> list[str]:
-    """The split names that `open_dataset` takes for `path`; a lone published file, which serves as any split, has its own."""
-    from cromic_ds.data.published import published_names
+    """The split names of `path`. A lone published file, which serves as any split, has its own name."""
+    from cromic_ds.data.published import holds_published, published_names
     from cromic_ds.data.store import is_store, read_meta
 
-    return list(read_meta(path)["splits"]) if is_store(path) else published_names(path)
+    if is_store(path):
+        return list(read_meta(path)["splits"])
+    if holds_published(path):
+        return published_names(path)
+    raise _unknown(Path(path))
+
+
+def _unknown(path: Path) -> UserError:
+    if not path.exists():
+        return UserError(f"{path}: no such data set; make one with `cromic-ds prepare` or `cromic-ds sample`")
+    if path.is_dir() and (path.parent / f"{path.name}.partial").is_dir():
+        return UserError(f"{path}: its preparation is not finished; run the same `cromic-ds prepare` again")
+    return UserError(
+        f"{path}: neither a store (no store.json) nor the published layout (no <name>.pt beside <name>_image_lmdb); "
+        "make a store with `cromic-ds prepare`"
+    )

@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 MAX_PIXELS = 64_000_000
 """More than this is called a decompression bomb: decoded, it would take 256 MB."""
@@ -34,7 +34,7 @@ def training_image(encoded: bytes, size: int) -> np.ndarray:
     Shorter side to round(size · 256/224), bilinear and antialiased as Pillow does it, then a centre crop. Stored
     images already have that side at size 224, so they are only decoded. Raises BadImage.
     """
-    pixels = _decode(encoded)
+    pixels = decode(encoded)
     height, width = pixels.shape[:2]
     short_side = round(size * 256 / 224)
     scaled_height, scaled_width = _scaled(height, width, short_side)
@@ -62,7 +62,7 @@ def reencode(encoded: bytes, short_side: int, quality: int) -> bytes:
         # Large JPEGs decode at 1/2, 1/4 or 1/8; twice the wanted size is left for the antialiased resize.
         image.draft("RGB", (2 * short_side, 2 * short_side))
         image.load()
-        image = _to_rgb(ImageOps.exif_transpose(image))
+        image = _upright_rgb(image)
     except Exception as error:  # each decoder has its own way to fail on damaged bytes
         raise BadImage(TRUNCATED) from error
     height, width = _scaled(image.height, image.width, short_side)
@@ -78,13 +78,9 @@ def _open(encoded: bytes) -> Image.Image:
             image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise BadImage(BOMB) from error
-    except UnidentifiedImageError as error:
+    except Exception as error:  # header parsers raise whatever a damaged field leads to
         # Bytes that begin like an image but end within the header are a cut file, not another kind of file.
         raise BadImage(TRUNCATED if _begins_like_an_image(encoded) else NOT_AN_IMAGE) from error
-    except (
-        Exception
-    ) as error:  # header parsers raise whatever a damaged field leads to (struct.error, SyntaxError, ...)
-        raise BadImage(NOT_AN_IMAGE) from error
     if image.width * image.height > MAX_PIXELS:
         raise BadImage(BOMB)
     if max(image.size) > MAX_ELONGATION * min(image.size):
@@ -98,7 +94,7 @@ def _begins_like_an_image(encoded: bytes) -> bool:
     )
 
 
-def _decode(encoded: bytes) -> np.ndarray:
+def decode(encoded: bytes) -> np.ndarray:
     """(H, W, 3) uint8 RGB. libjpeg-turbo straight from the bytes; Pillow for whatever is not a plain JPEG."""
     try:
         height, width = simplejpeg.decode_jpeg_header(encoded)[:2]
@@ -109,7 +105,7 @@ def _decode(encoded: bytes) -> np.ndarray:
     image = _open(encoded)
     try:
         image.load()
-        return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+        return np.asarray(_upright_rgb(image))
     except Exception as error:  # each decoder has its own way to fail on damaged bytes
         raise BadImage(TRUNCATED) from error
 
@@ -122,12 +118,15 @@ def _decodes_cleanly(jpeg: bytes) -> bool:
     return True
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """Turned as its tag says, on white, RGB; without a copy where it is that already (a copy costs more than decoding)."""
+    if _is_rotated(image):
+        image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _is_rotated(image: Image.Image) -> bool:

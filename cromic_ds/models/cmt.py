@@ -120,6 +120,7 @@ class CMTModel(PreTrainedModel, GenerationMixin):
     base_model_prefix = ""
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
+    _input_embed_layer = "token_embedding"
     _supports_sdpa = True
     _supports_cache_class = True
 

@@ -16,12 +16,19 @@ BATCH_NORM_MODES = ("frozen", "batch", "sync")
 
 
 def normalise(images: Tensor) -> Tensor:
-    """(P, 3, H, W) uint8 -> float32 with ImageNet's mean and deviation. Float input passes unchanged."""
+    """(P, 3, H, W) uint8 -> float32 with ImageNet's mean and deviation. Float input passes unchanged.
+
+    Works on rows of W·3 values in one pass: broadcasting over channels-last pixels would loop over three values at a
+    time, and each temporary costs page faults (on a CPU 13 times as long).
+    """
     if images.dtype != torch.uint8:
         return images
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device)[:, None, None] * 255
-    std = torch.tensor(IMAGENET_STD, device=images.device)[:, None, None] * 255
-    return (images.float() - mean) / std
+    posts, channels, height, width = images.shape
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device)
+    std = torch.tensor(IMAGENET_STD, device=images.device)
+    rows = images.permute(0, 2, 3, 1).reshape(posts, height, width * channels).float()
+    torch.addcmul((-mean / std).repeat(width), rows, (1 / (255 * std)).repeat(width), out=rows)
+    return rows.view(posts, height, width, channels).permute(0, 3, 1, 2)
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):

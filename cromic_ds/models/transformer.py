@@ -132,8 +132,10 @@ class CrossAttention(SelfAttention):
 
     def project_source(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """(P, S, D) -> keys and values, each (P, H, S, D/H)"""
-        k, v = self.kv(memory).chunk(2, dim=-1)
-        return heads(k, self.n_heads), heads(v, self.n_heads)
+        k, v = (heads(part, self.n_heads) for part in self.kv(memory).chunk(2, dim=-1))
+        if torch.is_grad_enabled():
+            return k, v
+        return k.contiguous(), v.contiguous()  # read again at every decoding step
 
 
 class DecoderLayer(nn.Module):

@@ -12,7 +12,10 @@ class Comments:
     higher_is_better = False
 
     def score(self, predictions: list[str], texts: list[Texts], tokenisation: str, meteor: bool) -> dict:
-        """Captioning, diversity and grounding scores; METEOR on request, it takes long to start. Records are told apart by position: ids may repeat."""
+        """Captioning, diversity and grounding scores; METEOR on request, it takes 10 s to start.
+
+        Records are told apart by position: ids may repeat.
+        """
         numbered = {str(i): record for i, record in enumerate(texts)}
         return score_predictions(
             {str(i): prediction for i, prediction in enumerate(predictions)},

@@ -64,7 +64,8 @@ def save(engine: Engine, state: TrainState, folder: Path, keep_last: int) -> Pat
         write_atomically(folder / "latest", final.name)
         if state.best_step == state.step:
             write_atomically(folder / "best", final.name)
-        (folder / "zero_to_fp32.py").unlink(missing_ok=True)  # DeepSpeed's copy; `cromic-ds export` does its work
+        for script in folder.glob("zero_to_*.py"):  # DeepSpeed's copies of itself; `cromic-ds export` does their work
+            script.unlink()
         remove_old(folder, keep_last)
     barrier()
     return final
@@ -156,7 +157,10 @@ def load(engine: Engine, checkpoint: Path) -> TrainState:
     if path is None:
         raise UserError(f"{checkpoint}: DeepSpeed could not load it (written at another ZeRO stage?)")
     restore_buffers(engine.model, checkpoint)
-    return TrainState.from_dict(values)
+    state = TrainState.from_dict(values)
+    if engine.scaler and state.loss_scale:
+        engine.scaler.load_state_dict(state.loss_scale)
+    return state
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from cromic_ds.batch import Batch
 from cromic_ds.errors import UserError
 from cromic_ds.training.distributed import device, sum_over_ranks
 from cromic_ds.training.flops import flops_formula
+from cromic_ds.training.loss_scale import LossScaler
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Engine:
             self.engine.module.compile(dynamic=True)
         autocast = config.get("torch_autocast", {})
         self.autocast_dtype = getattr(torch, autocast["dtype"]) if autocast.get("enabled") else None
-        self.searching_scale = self.autocast_dtype is torch.float16  # dynamic loss scaling skips steps on purpose
+        self.scaler = LossScaler(self.engine) if self.autocast_dtype is torch.float16 else None
         self.device = device()
 
     @property
@@ -80,19 +81,24 @@ class Engine:
             total += loss.detach()
             # An infinite loss can have finite gradients; as NaN they cannot pass the check before the update.
             poison = torch.where(loss.detach().isfinite(), 1.0, math.nan)
-            self.engine.backward(loss * (scale * poison), scale_wrt_gas=False)
+            loss = loss * (scale * poison)
+            self.engine.backward(self.scaler.scale(loss) if self.scaler else loss, scale_wrt_gas=False)
             if self.stage == 0 and batch is batches[-1]:
                 grad_norm, skipped = self._clip_or_drop()
             self.engine.step()
         if self.stage > 0:
             grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
-            skipped = bool(getattr(self.engine.optimizer, "overflow", False))
+            skipped = not self.engine.was_step_applied()
+        if self.scaler:
+            self.scaler.update(skipped)
         loss_sum, n_posts = sum_over_ranks([float(total), sum(int(b.weights.sum()) for b in batches)])
         return StepResult(loss_sum / max(n_targets, 1), n_targets, int(n_posts), grad_norm, skipped)
 
     def _clip_or_drop(self) -> tuple[float, bool]:
         """Stage 0: clip the reduced gradients, or drop them where they are not finite, so that the update does nothing."""
         grads = [p for p in self.model.parameters() if p.grad is not None]
+        if self.scaler:
+            self.scaler.unscale(grads)
         norm = float(torch.nn.utils.clip_grad_norm_(grads, self.clip or math.inf))
         if math.isfinite(norm):
             return norm, False

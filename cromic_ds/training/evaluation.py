@@ -64,7 +64,9 @@ def predict(
     return {index: texts for part in gather_objects(mine) for index, texts in part.items()}
 
 
-def score(task: Task, dataset: Dataset, predictions: dict[int, list[str]], tokenisation: str, meteor: bool = False) -> dict:
+def score(
+    task: Task, dataset: Dataset, predictions: dict[int, list[str]], tokenisation: str, meteor: bool = False
+) -> dict:
     """The task's scores of the first text of each example."""
     indices = sorted(predictions)
     return task.score([predictions[i][0] for i in indices], [dataset.texts(i) for i in indices], tokenisation, meteor)

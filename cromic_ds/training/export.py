@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from cromic_ds.data.tokenizer import load_tokenizer
@@ -86,12 +86,11 @@ def export_checkpoint(run: Path, name: str, out: Path) -> Path:
     model.load_state_dict(full_state_dict(checkpoint), strict=True)
     facts = json.loads((run / MODEL_FOLDER / FACTS).read_text())
     step = json.loads((checkpoint / "state.json").read_text())["step"]
-    return write_export(model, run / MODEL_FOLDER, {**facts, "step": step}, out)
+    return write_export(model, load_tokenizer(run / MODEL_FOLDER), {**facts, "step": step}, out)
 
 
-def write_export(model: PreTrainedModel, tokenizer_folder: Path, facts: dict, out: Path) -> Path:
+def write_export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: dict, out: Path) -> Path:
     """Write an export aside, then move it into place."""
-    tokenizer = load_tokenizer(tokenizer_folder)
     aside = out.with_name(f".{out.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     model.generation_config = generation_config(DecodingSettings(), tokenizer)

@@ -141,8 +141,9 @@ def advance(run: Run, result: StepResult, batches: list[Batch]) -> None:
     state.posts_seen += result.n_posts
     state.targets_seen += result.n_targets
     state.skipped_steps += result.skipped
+    state.loss_scale = run.engine.scaler.state_dict() if run.engine.scaler else None
     # With fp16 a skipped step whose loss is finite is the loss scale finding its size.
-    bad = result.skipped and not (run.engine.searching_scale and math.isfinite(result.loss))
+    bad = result.skipped and not (run.engine.scaler and math.isfinite(result.loss))
     state.skipped_in_a_row = state.skipped_in_a_row + 1 if bad else 0
     if not bad:
         return

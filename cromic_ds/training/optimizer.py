@@ -12,8 +12,6 @@ from torch import nn
 
 from cromic_ds.errors import UserError
 
-AdamKernel = Literal["auto", "apex", "deepspeed", "torch_fused", "torch"]
-
 
 @dataclass
 class OptimizerSettings:
@@ -35,8 +33,6 @@ class OptimizerSettings:
     """Learning rate at the end of the linear or cosine course, as a share of the peak."""
     clip: float = 1.0
     """Largest norm of the global gradient; 0 = no clipping."""
-    kernel: AdamKernel = "auto"
-    """Implementation of Adam; auto = the fastest one installed. Offloading to the CPU always uses DeepSpeed's CPU Adam."""
 
     def __post_init__(self):
         checks = {

@@ -1,4 +1,4 @@
-"""`cromic-ds plan`: what a model needs per GPU under each DeepSpeed config, and which configs fit, without starting anything."""
+"""`cromic-ds plan`: what a model needs on each GPU under each DeepSpeed config, and which of them fit; nothing is started."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from cromic_ds.errors import UserError
 from cromic_ds.training.ds_config import ResolveFacts, load_ds_config, resolve
 from cromic_ds.training.memory import MemoryPlan, ModelFacts, memory_plan, model_facts
 from cromic_ds.training.precision import AUTOCAST
+from cromic_ds.training.setup import find_ds_config
 
 SHIPPED = Path(__file__).resolve().parents[2] / "ds_configs"
 GIB = 2**30
@@ -29,7 +30,7 @@ class PlanSettings:
     model: str = "paper"
     """Preset: tiny, small, paper, large or xl; or KIND/PRESET for another model than cmt."""
     ds_config: str = ""
-    """DeepSpeed JSON to plan for, beside the shipped ones; empty = the shipped ones alone."""
+    """DeepSpeed JSON of your own to plan for, beside the shipped ones; empty = the shipped ones alone."""
     gpus: int = 8
     """GPUs per node."""
     nodes: int = 1
@@ -137,7 +138,7 @@ def plan_rows(settings: PlanSettings, facts: ModelFacts) -> Iterator[Row]:
     for name, minimum in {"gpus": 1, "nodes": 1, "gpu_memory": 0.1, "comments": 1, "comment_tokens": 2}.items():
         if getattr(settings, name) < minimum:
             raise UserError(f"{name} is {getattr(settings, name)}: must be at least {minimum}")
-    paths = [Path(settings.ds_config)] if settings.ds_config else []
+    paths = [find_ds_config(settings.ds_config)] if settings.ds_config else []
     paths += [p for p in sorted(SHIPPED.glob("*.json")) if p.resolve() not in [q.resolve() for q in paths]]
     if not paths:
         raise UserError(f"{SHIPPED}: no DeepSpeed configs there; name one with --ds_config")
@@ -157,7 +158,7 @@ def plan_rows(settings: PlanSettings, facts: ModelFacts) -> Iterator[Row]:
         result = memory_plan(facts, config, world_size)
         rest = budget - (result.device - result.activations) - facts.activation_bytes
         yield Row(
-            name=path.stem if path.parent == SHIPPED else str(path),
+            name=path.stem if path.resolve().parent == SHIPPED else str(path),
             stage=config["zero_optimization"].get("stage", 0),
             plan=result,
             fits=result.device <= budget,
@@ -175,7 +176,7 @@ def render(settings: PlanSettings, facts: ModelFacts, rows: list[Row], console) 
         f"{world_size} GPUs of {settings.gpu_memory:g} GiB on {settings.nodes} node(s), {settings.precision}; activations "
         f"{facts.activation_bytes_per_post / 2**20:.0f} MiB a post + {facts.activation_bytes / 2**20:.0f} MiB, about ±20%"
     )
-    memory = Table(title="GiB per GPU (state exact to 10%)")
+    memory = Table(title="GiB per GPU (state within 10%; the total is an upper bound)")
     for column in ("config", "stage", "parameters", "gathered", "gradients", "optimizer", "buffers", "activations"):
         memory.add_column(column, justify="left" if column == "config" else "right", overflow="fold")
     for column in ("total", "host / rank", "disk / rank", "fits", "max micro-batch"):
@@ -194,7 +195,8 @@ def render(settings: PlanSettings, facts: ModelFacts, rows: list[Row], console) 
     console.print(sent)
     fitting = [row.name for row in rows if row.fits]
     console.print(f"fit into {ALLOCATOR:.0%} of {settings.gpu_memory:g} GiB: {', '.join(fitting) or 'none'}")
-    if not fitting and (best := max(rows, key=lambda row: row.largest_micro_batch)).largest_micro_batch:
+    best = max(rows, key=lambda row: (row.largest_micro_batch, -row.plan.disk, -row.plan.host))
+    if not fitting and best.largest_micro_batch:
         console.print(f"{best.name} fits with --micro_batch {best.largest_micro_batch} or less")
 
 

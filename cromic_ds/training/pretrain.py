@@ -23,10 +23,12 @@ from cromic_ds.training.engine import Engine
 from cromic_ds.training.evaluation import EvalSettings
 from cromic_ds.training.export import export_checkpoint
 from cromic_ds.training.loop import LoopSettings, Run, train
+from cromic_ds.training.memory import memory_plan, model_facts
 from cromic_ds.training.optimizer import OptimizerSettings, build_optimizer
 from cromic_ds.training.precision import choose_precision
 from cromic_ds.training.signals import StopRequest
 from cromic_ds.training.state import TrainState
+from cromic_ds.training.summary import print_summary
 from cromic_ds.training.usage import Usage
 
 log = logging.getLogger(__name__)
@@ -103,7 +105,8 @@ def pretrain(settings: PretrainSettings) -> None:
     install(model, kernels)
     if settings.loop.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    offload = "offload_optimizer" in ds_config["zero_optimization"]
+    memory = memory_plan(model_facts(model), ds_config, ranks.world_size)
+    offload = (ds_config["zero_optimization"].get("offload_optimizer") or {}).get("device", "none") != "none"
     optimizer, adam = build_optimizer(model, settings.optim, settings.kernels.optimizer, offload)
     engine = Engine(model.to(device), optimizer, ds_config, settings.loop.compile)
     state = TrainState(data_fingerprint=dataset.fingerprint, tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
@@ -156,7 +159,8 @@ def pretrain(settings: PretrainSettings) -> None:
         run.tracker.finish()
     if state.step == total_steps and ranks.is_main:
         exported = export_checkpoint(folder, "latest", folder / "export")
-        log.info("finished %d steps; export: %s; numbers: %s", total_steps, exported, folder / "metrics.jsonl")
+        log.info("finished %d steps; exported to %s", total_steps, exported)
+        print_summary(folder)
     distributed.barrier()
     distributed.stop()
 
@@ -175,7 +179,7 @@ def resumed(state: TrainState, dataset: Dataset) -> TrainState:
     return state
 
 
-def announce(settings, ranks, device, ds_config, kernels, engine, dataset, state, total_steps) -> None:
+def announce(settings, ranks, device, ds_config, kernels, engine, memory, dataset, state, total_steps) -> None:
     """What was derived, once, before the first step."""
     model = engine.model
     n_parameters = engine.n_parameters
@@ -196,13 +200,24 @@ def announce(settings, ranks, device, ds_config, kernels, engine, dataset, state
     log.info(
         "ZeRO stage %d (%s); autocast %s", zero["stage"], settings.ds_config, engine.autocast_dtype or "off (fp32)"
     )
+    log.info(
+        "memory per rank: parameters %s, gradients %s, optimizer %s, buckets %s; %s sent per step (without activations)",
+        *map(megabytes, (memory.parameters + memory.gathered, memory.gradients, memory.optimizer, memory.buffers)),
+        megabytes(memory.sent),
+    )
     log.info("kernels: %s", ", ".join(f"{what} {name}" for what, name in kernels.items()))
     log.info("data: %s, %d posts in %r", settings.data.path, len(dataset), dataset.split)
+    if getattr(dataset, "single_file", False):
+        log.warning("%s holds one file: the evaluation is on the training posts", settings.data.path)
     log.info(
         "steps: %d of %d done (%.2f epochs in all)%s",
         *(state.step, total_steps, total_steps * settings.loop.global_batch / len(dataset)),
         "; going on from the newest checkpoint" if state.step else "",
     )
+
+
+def megabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.0f} MB"
 
 
 def device_name(device) -> str:

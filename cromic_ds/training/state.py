@@ -19,6 +19,7 @@ class TrainState:
     skipped_in_a_row: int = 0
     skipped_records: int = 0  # unreadable examples, over all epochs
     records: SkipCounter = field(default_factory=SkipCounter)
+    loss_scale: dict | None = None  # of fp16: scale and steps since it changed
     best_score: float | None = None
     best_step: int | None = None
     data_fingerprint: str = ""

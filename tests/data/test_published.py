@@ -87,7 +87,7 @@ def test_images_of_another_data_set(tmp_path):
     torch.save(
         {"all_did": ["zz"], "did2post": {"zz": [2, 5, 3]}, "did2cmts": {"zz": [[2, 5, 3]]}}, tmp_path / "sample.pt"
     )
-    with pytest.raises(UserError, match="none of its ids is in sample_image_lmdb .*'zz'.*'aa01'"):
+    with pytest.raises(UserError, match=r"none of its ids is in sample_image_lmdb .*'zz'.*'aa01'"):
         open_dataset(tmp_path)
 
 

@@ -4,91 +4,43 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import chain
 
 import numpy as np
 
-from cromic_ds.data.world.scenes import VALUES, Question
+from cromic_ds.data.world.scenes import VALUES, Question, Scene
 
 MIN_COMMENTS, MAX_COMMENTS = 3, 6
 
 # {name} becomes the value by which the thing is named
-NAMES = {
-    "shape": ("{name}", "这个{name}"),
-    "colour": ("{name}那个", "{name}图形"),
-    "size": ("{name}那个", "{name}的那个"),
-    "place": ("{name}那个", "{name}这个"),
-}
+NAMES = {"shape": "{name}", "colour": "{name}那个", "place": "{name}那个"}
 
 # {x} becomes the thing's name, {a} the answer
 ASKING = {
-    "colour": ("{x}是什么颜色？", "{x}是啥颜色呀", "猜猜{x}是什么颜色", "谁能说说{x}的颜色", "{x}涂了什么颜色？"),
-    "shape": ("{x}是什么形状？", "{x}是啥形状呀", "猜猜{x}是什么形状", "谁能说说{x}的形状", "{x}长什么样？"),
-    "place": ("{x}在哪里？", "{x}在哪边呀", "猜猜{x}在哪边", "谁看见{x}了？", "{x}藏在哪里呢"),
+    "colour": ("{x}是什么颜色？", "猜猜{x}的颜色", "谁能说说{x}的颜色"),
+    "shape": ("{x}是什么形状？", "猜猜{x}的形状", "谁能说说{x}的形状"),
+    "place": ("{x}在哪里？", "猜猜{x}在哪边", "谁看见{x}了？"),
 }
 HINTING = {
-    "colour": ("{x}的颜色真好看", "我最爱{x}的颜色", "{x}这颜色绝了", "为{x}的颜色心动"),
-    "shape": ("{x}的形状真可爱", "我最爱{x}的形状", "{x}这形状绝了", "为{x}的形状心动"),
-    "place": ("{x}的位置刚刚好", "快帮我找找{x}", "{x}躲起来了", "一眼就看到{x}了"),
+    "colour": ("{x}的颜色真好看", "我最爱{x}的颜色"),
+    "shape": ("{x}的形状真可爱", "我最爱{x}的形状"),
+    "place": ("快帮我找找{x}", "{x}躲起来了"),
 }
-BEFORE_ASKING = ("", "", "考考你，", "大家看，")
-BEFORE_HINTING = ("", "", "刚画的，", "发张图，")
+BEFORE_ASKING = ("", "", "考考你，")
+BEFORE_HINTING = ("", "", "刚画的，")
 
 COMMENTS = {
-    "colour": (
-        "{a}的",
-        "是{a}",
-        "{a}呀",
-        "{a}吧",
-        "当然是{a}",
-        "明明是{a}啦",
-        "我看是{a}的",
-        "哈哈，{a}",
-        "{a}，真好看",
-        "好漂亮的{a}",
-        "我也喜欢{a}",
-        "{x}是{a}",
-        "嗯，是{a}没错",
-    ),
-    "shape": (
-        "是{a}",
-        "是个{a}",
-        "{a}呀",
-        "{a}吧",
-        "当然是{a}",
-        "明明是{a}啦",
-        "我看是{a}",
-        "哈哈，{a}",
-        "{a}，真可爱",
-        "好可爱的{a}",
-        "我也喜欢{a}",
-        "{x}是{a}",
-        "嗯，是{a}没错",
-    ),
-    "place": (
-        "在{a}",
-        "{a}呀",
-        "{a}吧",
-        "就在{a}",
-        "在{a}呢",
-        "明明在{a}啦",
-        "我看在{a}",
-        "哈哈，{a}",
-        "{a}，很好找",
-        "看到了，{a}",
-        "往{a}看",
-        "{x}在{a}",
-        "嗯，在{a}没错",
-    ),
+    "colour": ("{a}的", "是{a}呀", "{a}，真好看", "{x}是{a}"),
+    "shape": ("是{a}", "是个{a}呀", "{a}，真可爱", "{x}是{a}"),
+    "place": ("在{a}", "就在{a}呀", "{a}，很好找", "{x}在{a}"),
 }
+# Some people say all there is to say about the thing.
+DESCRIBING = ("{place}的{colour}{shape}", "{place}那个{shape}是{colour}", "{colour}{shape}，在{place}")
 
 
 def _pick(rng: np.random.Generator, phrasings: tuple[str, ...]) -> str:
     return phrasings[rng.integers(len(phrasings))]
-
-
-def _named(rng: np.random.Generator, question: Question) -> str:
-    return _pick(rng, NAMES[question.named_by]).format(name=question.name)
 
 
 def post(question: Question, rng: np.random.Generator) -> str:
@@ -97,14 +49,16 @@ def post(question: Question, rng: np.random.Generator) -> str:
         before, body = _pick(rng, BEFORE_ASKING), _pick(rng, ASKING[question.asked])
     else:
         before, body = _pick(rng, BEFORE_HINTING), _pick(rng, HINTING[question.asked])
-    return before + body.format(x=_named(rng, question))
+    return before + body.format(x=NAMES[question.named_by].format(name=question.name))
 
 
-def comments(question: Question, rng: np.random.Generator) -> list[str]:
+def comments(question: Question, things: Scene, rng: np.random.Generator) -> list[str]:
     """Three to six comments of at most 10 characters; each states the answer and no other value of its attribute."""
+    thing = next(t for t in things if getattr(t, question.named_by) == question.name)
     count = rng.integers(MIN_COMMENTS, MAX_COMMENTS + 1)
-    phrasings = rng.choice(COMMENTS[question.asked], size=count, replace=False)
-    return [str(phrasing).format(a=question.answer, x=_named(rng, question)) for phrasing in phrasings]
+    phrasings = rng.choice(COMMENTS[question.asked] + DESCRIBING, size=count, replace=False)
+    words = asdict(thing)
+    return [str(p).format(a=question.answer, x=NAMES[question.named_by].format(name=question.name), **words) for p in phrasings]
 
 
 def vocabulary_texts() -> Iterator[str]:
@@ -112,9 +66,9 @@ def vocabulary_texts() -> Iterator[str]:
 
     Latin letters, digits and common punctuation are added, so that what a person types is not lost.
     """
-    for group in (NAMES, ASKING, HINTING, COMMENTS, VALUES):
-        for phrasing in chain.from_iterable(group.values()):
-            yield phrasing.format(a="", x="", name="")
-    yield from (*BEFORE_ASKING, *BEFORE_HINTING)
+    phrasings = chain.from_iterable(chain(ASKING.values(), HINTING.values(), COMMENTS.values()))
+    for phrasing in (*NAMES.values(), *phrasings):
+        yield phrasing.format(a="", x="", name="", colour="", shape="")
+    yield from chain(*VALUES.values(), BEFORE_ASKING, BEFORE_HINTING)
     yield "。、：；！…～“”《》,.!?"
     yield from (character + character for character in string.ascii_lowercase + string.digits)

@@ -27,7 +27,7 @@ from cromic_ds.errors import UserError
 
 VOCAB_SIZE = 512  # more than the world's language needs
 JPEG_QUALITY = 90
-POST_TOKENS, COMMENT_TOKENS = 40, 25  # what the published files are padded to
+POST_TOKENS, COMMENT_TOKENS = 40, 25  # as `cromic-ds prepare` cuts them, and to which the published files are padded
 
 
 @dataclass
@@ -83,7 +83,7 @@ def world(settings: SampleSettings) -> Iterator[SamplePost]:
         rng = np.random.default_rng(example_seed(settings.seed, 0, i))
         asked, probabilities = zip(*questions(scene))
         question = asked[rng.choice(len(asked), p=probabilities)]
-        post, comments = language.post(question, rng), language.comments(question, rng)
+        post, comments = language.post(question, rng), language.comments(question, scene, rng)
         jpeg = io.BytesIO()
         draw(scene, rng, settings.image_size).save(jpeg, "JPEG", quality=JPEG_QUALITY)
         extras = {
@@ -118,7 +118,15 @@ def _with_progress(posts: Iterator[SamplePost], total: int) -> Iterator[SamplePo
 
 def _write_store(out: Path, posts: Iterator[SamplePost], settings: SampleSettings) -> None:
     tokenizer = train_tokenizer(language.vocabulary_texts(), VOCAB_SIZE)
-    about = {"world_seed": settings.seed, "short_side": settings.image_size, "quality": JPEG_QUALITY}
+    about = {
+        "image_short_side": settings.image_size,
+        "jpeg_quality": JPEG_QUALITY,
+        "max_post_tokens": POST_TOKENS,
+        "max_comment_tokens": COMMENT_TOKENS,
+        "lines": settings.posts,
+        "rejects": {},
+        "world_seed": settings.seed,
+    }
     with StoreWriter(out, tokenizer, **about) as store:
         for post in posts:
             post_tokens, *comment_tokens = encode(tokenizer, [post.post, *post.comments], POST_TOKENS)

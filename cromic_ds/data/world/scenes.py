@@ -21,8 +21,8 @@ VALUES = {"colour": COLOURS, "shape": SHAPES, "place": PLACES, "size": SIZES}
 
 # What is asked, and by what the thing is named. "what" is about the thing itself, "where" needs to know its place.
 QUESTION_TYPES = {
-    "what": (("colour", "shape"), ("shape", "colour"), ("colour", "size"), ("shape", "size")),
-    "where": (("colour", "place"), ("shape", "place"), ("place", "colour"), ("place", "shape"), ("place", "size")),
+    "what": (("colour", "shape"), ("shape", "colour")),
+    "where": (("colour", "place"), ("shape", "place"), ("place", "colour"), ("place", "shape")),
 }
 
 
@@ -43,13 +43,20 @@ N_SCENES = perm(len(COLOURS), 3) * perm(len(SHAPES), 3) * factorial(3)
 
 @dataclass(frozen=True)
 class Question:
-    """What the `asked` attribute is of the thing in the scene whose `named_by` attribute has the value `name`."""
+    """What the `asked` attribute is of the thing in the scene that its `named_by` attribute singles out."""
 
     kind: str  # "what" | "where"
     asked: str  # "colour" | "shape" | "place"
     named_by: str  # an attribute other than `asked`
-    name: str
-    answer: str
+    thing: Thing
+
+    @property
+    def name(self) -> str:
+        return getattr(self.thing, self.named_by)
+
+    @property
+    def answer(self) -> str:
+        return getattr(self.thing, self.asked)
 
 
 def _arrangement(rank: int, values: tuple[str, ...], count: int) -> tuple[list[str], int]:
@@ -78,17 +85,14 @@ def nth_scene(position: int, seed: int) -> Scene:
 def questions(things: Scene) -> tuple[tuple[Question, float], ...]:
     """Every question that can be asked about a scene, with its probability.
 
-    Half are "what" and half "where"; within a kind its types, and within a type the things, are equally likely. Things
-    of medium size are not named by size.
+    Half are "what" and half "where"; within a kind its types, and within a type the things, are equally likely.
     """
     asked_questions = []
     for kind, types in QUESTION_TYPES.items():
         for asked, named_by in types:
-            nameable = [thing for thing in things if getattr(thing, named_by) != "中等"]
-            probability = 1 / (len(QUESTION_TYPES) * len(types) * len(nameable))
-            for thing in nameable:
-                question = Question(kind, asked, named_by, getattr(thing, named_by), getattr(thing, asked))
-                asked_questions.append((question, probability))
+            probability = 1 / (len(QUESTION_TYPES) * len(types) * len(things))
+            for thing in things:
+                asked_questions.append((Question(kind, asked, named_by, thing), probability))
     return tuple(asked_questions)
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 
 from cromic_ds.data.tokenizer import encode, train_tokenizer
-from cromic_ds.data.world.language import COMMENTS, NAMES, comments, post, vocabulary_texts
+from cromic_ds.data.world.language import COMMENTS, comments, post, vocabulary_texts
 from cromic_ds.data.world.scenes import N_SCENES, VALUES, questions, scene
 
 
@@ -24,16 +24,14 @@ def test_comments_state_the_answer_and_no_other_value_of_its_attribute():
             assert len(reply) <= 10
 
 
-def test_every_phrasing_is_unambiguous_with_every_name():
+def test_every_phrasing_is_unambiguous():
+    """With the answer left out, no phrasing and no name contains a value of the asked attribute."""
     for attribute, phrasings in COMMENTS.items():
-        for named_by, names in NAMES.items():
-            if named_by == attribute:
-                continue
-            for phrasing in phrasings:
-                for name in names:
-                    for value in VALUES[named_by]:
-                        text = phrasing.format(a="", x=name.format(name=value))
-                        assert not any(other in text for other in VALUES[attribute])
+        for phrasing in phrasings:
+            for colour in VALUES["colour"]:
+                for shape in VALUES["shape"]:
+                    text = phrasing.format(a="", colour=colour, shape=shape)
+                    assert not any(value in text for value in VALUES[attribute])
 
 
 def test_posts_name_the_thing_and_do_not_tell_the_answer():
@@ -44,7 +42,7 @@ def test_posts_name_the_thing_and_do_not_tell_the_answer():
         assert 4 <= len(text) <= 16
         assert "#" not in text
         posts.add(text)
-    assert len(posts) > 900  # varied
+    assert len(posts) > 600  # varied
 
 
 def test_the_vocabulary_covers_everything():

@@ -1,0 +1,53 @@
+# Two commands do everything: `make pretrain` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+MODEL ?= cmt
+STORE ?= .cache/sample_world
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# The virtual environment's ninja and the compiled DeepSpeed operations, for us and for every process we start.
+export PATH := $(BIN):$(PATH)
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup sample pretrain test test-fast lint bench clean
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(INSTALLED) ## create .venv, install everything, compile DeepSpeed's operation
+
+# torch first: DeepSpeed's build looks for it. The last line compiles DeepSpeed's one CPU operation (about a minute, once).
+$(INSTALLED): requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet "$$(grep '^torch==' requirements.txt)" "$$(grep '^numpy==' requirements.txt)"
+	$(BIN)/pip install --quiet -r requirements.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -c "from cromic_ds.training import distributed as d; d.start(); d.stop()"
+	touch $@
+
+$(STORE)/store.json: | setup
+	cromic-ds sample --out $(STORE) --posts 10000
+
+sample: $(STORE)/store.json ## write the sample world
+
+pretrain: sample ## pretrain a small model on the sample world and show what it says (MODEL=cmt RUN=folder)
+	@$(BIN)/python launch/local.py --config recipes/sample_$(MODEL).yaml --data.path $(STORE) $(if $(RUN),--out $(RUN))
+
+test: setup lint ## all tests
+	$(BIN)/python -m pytest
+
+test-fast: setup lint ## the tests that take no training run
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: setup ## every benchmark, each with its ratio against a baseline measured in the same run
+	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+clean: ## remove what the commands above made, run folders excepted
+	rm -rf $(VENV) .cache

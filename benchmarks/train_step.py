@@ -1,0 +1,270 @@
+"""One training step of preset paper on the ten seed posts with all their comments.
+
+On a CPU: our step (`Engine.train_step` in the training loop, ZeRO stage 0, the precision that `auto` gives) against the
+published way, taking turns; the peak memory of each in a process of its own; and the loop's overhead over a bare PyTorch
+loop on the same model. Data are read beforehand for all of them.
+
+On a GPU: our step in bf16 on 60 posts with MFU and peak memory, for each fused kernel that can run there, alone instead
+of plain torch; written to `benchmarks/results/train_step_<device>.json`.
+
+    python benchmarks/train_step.py [--seed_data FOLDER] [--rounds 5] [--threads 2] [--ds_config zero0]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+from common import SEED_DATA, peak_mb, ratio, report, seed_batch, side_by_side
+from published import Published, padded_inputs
+from published import train_step as published_step
+
+from cromic_ds.batch import Batch
+from cromic_ds.errors import UserError
+from cromic_ds.models import build_config, build_model
+from cromic_ds.models.kernels import TABLES, KernelSettings, install, select
+from cromic_ds.training.optimizer import OptimizerSettings, build_optimizer
+from cromic_ds.training.precision import choose_precision
+
+TARGET, MOST_OVERHEAD, GPU_COPIES = 3.0, 0.05, 6
+PLAIN = {"layer_norm": "torch", "linear_cross_entropy": "torch", "attention": "math", "optimizer": "torch"}
+
+Step = Callable[[], object]
+
+
+def published(batch: Batch) -> Step:
+    torch.manual_seed(0)
+    model = Published().train()
+    optimizer, inputs = torch.optim.Adam(model.parameters(), lr=1e-4), padded_inputs(batch)
+    return lambda: published_step(model, optimizer, inputs)
+
+
+def bare(batch: Batch, settings: KernelSettings | None = None, device: str = "cpu") -> Step:
+    """Our model, kernels and optimizer in the shortest PyTorch loop."""
+    torch.manual_seed(0)
+    settings = settings or KernelSettings()
+    model = build_model(build_config("cmt", "paper")).to(device).train()
+    install(model, select(settings, torch.device(device)))
+    optimizer, _ = build_optimizer(model, OptimizerSettings(), settings.optimizer)
+    bf16 = choose_precision("auto", device) == "bf16"
+    batch = batch.to(device)
+
+    def step() -> float:
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            loss = model(batch) / batch.n_targets
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def ours(batch: Batch, ds_config: str) -> Step:
+    """A step of the training loop: the calls of `training.loop.train`, without evaluation and saving."""
+    from cromic_ds.tracking.tracker import Tracker
+    from cromic_ds.training import distributed, loop
+    from cromic_ds.training.ds_config import ResolveFacts, load_ds_config, resolve
+    from cromic_ds.training.engine import Engine
+    from cromic_ds.training.setup import find_ds_config
+    from cromic_ds.training.signals import StopRequest
+    from cromic_ds.training.state import TrainState
+    from cromic_ds.training.usage import Usage
+
+    if not torch.distributed.is_initialized():
+        distributed.start()
+    facts = ResolveFacts(
+        global_batch=batch.n_posts, micro_batch=batch.n_posts, precision=choose_precision("auto", "cpu")
+    )
+    config = resolve(load_ds_config(find_ds_config(ds_config)), facts)
+    torch.manual_seed(0)
+    model = build_model(build_config("cmt", "paper"))
+    install(model, select(KernelSettings(), torch.device("cpu")))
+    optimizer, _ = build_optimizer(model, OptimizerSettings())
+    engine = Engine(model, optimizer, config)
+    known = {
+        "ranks": distributed.Ranks(),
+        "seed": 0,
+        "total_steps": 10**9,
+        "loop": loop.LoopSettings(global_batch=batch.n_posts),
+        "optim": OptimizerSettings(),
+        "engine": engine,
+        "state": TrainState(),
+        "batches": itertools.repeat([batch]),
+        "epoch_size": batch.n_posts,
+        "tracker": Tracker(),
+        "usage": Usage(engine.forward_flops, torch.device("cpu"), 1),
+        "stop": StopRequest(),
+    }
+    run = loop.Run(**{f.name: known.get(f.name) for f in fields(loop.Run)})
+
+    def step() -> float:
+        batches, waited = loop.next_batches(run)
+        n_targets, _ = loop.agree(run, batches)
+        lr = loop.learning_rate(run.optim, 10**8, run.total_steps)
+        result = engine.train_step(batches, lr, n_targets, loop.seeds(run, run.state.step, 1))
+        loop.advance(run, result, batches)
+        loop.log_step(run, result, lr, waited, batches)
+        return result.loss
+
+    return step
+
+
+def peak_of(which: str, args: argparse.Namespace) -> float:
+    """Peak memory in MB of a process that does nothing else than three steps."""
+    options = ["--seed_data", args.seed_data, "--threads", str(args.threads), "--ds_config", args.ds_config]
+    command = [sys.executable, __file__, "--peak", which, *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])["mb"]
+
+
+def on_cpu(args: argparse.Namespace) -> int:
+    batch = seed_batch(args.seed_data)
+    steps = {"published": lambda: published(batch), "ours": lambda: ours(batch, args.ds_config)}
+    if args.peak:
+        step = steps[args.peak]()
+        for _ in range(3):
+            step()
+        print(json.dumps({"mb": peak_mb()}))
+        return 0
+
+    print(
+        f"{batch.n_posts} posts, {batch.comment_ids.shape[0]} comments, {batch.n_targets} target tokens, {args.threads} "
+        f"threads; ours in {choose_precision('auto', 'cpu')}, {args.ds_config}; seconds a step"
+    )
+    memory = {name: peak_of(name, args) for name in steps}
+    for name, mb in memory.items():
+        print(f"{name:>24}: {mb:7.0f} MB at its peak", flush=True)
+
+    loop_step, other = steps["ours"](), published(batch)
+    seconds, _ = side_by_side({"published": other, "ours": loop_step}, args.rounds)
+    medians = report(seconds)
+    del other
+    gc.collect()
+    both, _ = side_by_side({"bare PyTorch loop": bare(batch), "our loop": loop_step}, 3 * args.rounds)
+    report(both)
+    overhead = ratio(both, "our loop", "bare PyTorch loop") - 1
+    faster = ratio(seconds, "published", "ours")
+    passed = faster >= TARGET and memory["ours"] <= memory["published"] and overhead <= MOST_OVERHEAD
+    print(
+        f"train_step: {faster:.2f}x posts/s (target {TARGET:.1f}x; {batch.n_posts / medians['ours']:.2f} against "
+        f"{batch.n_posts / medians['published']:.2f} posts/s), {memory['ours'] / memory['published']:.2f}x the memory "
+        f"(limit 1x), loop {overhead:+.1%} (limit {MOST_OVERHEAD:+.0%}): " + ("pass" if passed else "FAIL")
+    )
+    return 0 if passed else 1
+
+
+def repeated(batch: Batch, copies: int) -> Batch:
+    """The same posts several times over, as one batch large enough for a GPU."""
+    n, rows = batch.n_posts, batch.comment_ids.shape[0] * (batch.comment_ids.shape[1] - 1)
+    tensors = {
+        name: getattr(batch, name).repeat(copies, *[1] * (getattr(batch, name).dim() - 1))
+        for name in ("post_ids", "post_lengths", "images", "comment_ids", "weights")
+    }
+    shifted = {"owner": n, "rows": rows, "post_rows": n * batch.tokens_per_post}
+    tensors |= {k: torch.cat([getattr(batch, k) + i * by for i in range(copies)]) for k, by in shifted.items()}
+    return Batch(**tensors, tokens_per_post=batch.tokens_per_post, n_targets=copies * batch.n_targets)
+
+
+def variants(device: torch.device) -> dict[str, dict[str, str]]:
+    """Settings by name: all as chosen by default, all plain, and plain but for one kernel."""
+    from cromic_ds.training.optimizer import KERNELS
+
+    usable = {what: [name for name, choice in table.items() if choice.works(device)] for what, table in TABLES.items()}
+    usable["optimizer"] = [name for name, k in KERNELS.items() if name != "deepspeed_cpu" and k.available(device)]
+    single = {
+        f"{what} {name}": {**PLAIN, what: name}
+        for what, names in usable.items()
+        for name in names
+        if name != PLAIN[what]
+    }
+    formats = {"contiguous convolutions": {"memory_format": "contiguous"}}
+    return {"default": {}, "plain torch": PLAIN, **single, **formats}
+
+
+def on_gpu(args: argparse.Namespace) -> int:
+    from cromic_ds.training.flops import flops_formula
+    from cromic_ds.training.usage import peak_tflops
+
+    device, name = torch.device("cuda"), torch.cuda.get_device_name()
+    batch = repeated(seed_batch(args.seed_data), GPU_COPIES)
+    with torch.device("meta"):
+        flops = 3 * flops_formula(build_model(build_config("cmt", "paper")))(batch)
+    peak, results = peak_tflops(device), {}
+    for label, settings in variants(device).items():
+        step = bare(batch, KernelSettings(**settings), "cuda")
+        for _ in range(5):
+            step()
+        torch.cuda.reset_peak_memory_stats()
+        seconds = []
+        for _ in range(10 * args.rounds):
+            start = time.perf_counter()
+            step()  # ends with the loss on the host, so the device is done
+            seconds.append(time.perf_counter() - start)
+        median = statistics.median(seconds)
+        results[label] = {
+            "settings": settings,
+            "seconds": median,
+            "posts_per_second": batch.n_posts / median,
+            "tflops": flops / median / 1e12,
+            "mfu": flops / median / 1e12 / peak if peak else None,
+            "peak_memory_mb": torch.cuda.max_memory_allocated() / 2**20,
+        }
+        mfu = f", MFU {results[label]['mfu']:.1%}" if peak else ""
+        print(
+            f"{label:>36}: {median * 1e3:7.1f} ms, {results[label]['posts_per_second']:6.0f} posts/s, "
+            f"{results[label]['tflops']:5.1f} TFLOP/s{mfu}, {results[label]['peak_memory_mb']:6.0f} MB",
+            flush=True,
+        )
+        del step
+        gc.collect()
+        torch.cuda.empty_cache()
+    folder = ROOT / "benchmarks" / "results"
+    folder.mkdir(exist_ok=True)
+    file = folder / f"train_step_{re.sub(r'[^A-Za-z0-9]+', '_', name).strip('_')}.json"
+    facts = {
+        "device": name,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "posts": batch.n_posts,
+        "target_tokens": batch.n_targets,
+        "precision": choose_precision("auto", "cuda"),
+        "peak_tflops": peak,
+    }
+    file.write_text(json.dumps({**facts, "variants": results}, indent=1) + "\n")
+    gain = results["plain torch"]["seconds"] / results["default"]["seconds"]
+    print(f"train_step: {gain:.2f}x posts/s with the chosen kernels against plain torch on {name}; written to {file}")
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed_data", default=str(SEED_DATA), help="data folder in the published layout")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ds_config", default="zero0", help="DeepSpeed config of our loop (for information: zero3)")
+    parser.add_argument("--peak", choices=["published", "ours"], help=argparse.SUPPRESS)  # only measure memory
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    return on_gpu(args) if torch.cuda.is_available() else on_cpu(args)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")

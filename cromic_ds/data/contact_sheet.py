@@ -1,0 +1,151 @@
+"""Pictures of posts with their text: as PNG where a font with Chinese characters is found, as HTML where none is.
+
+Neither Pillow nor matplotlib ships such a font, and a PNG has to bring its glyphs. An HTML page does not: the browser that
+shows it uses the fonts of the reader's own machine.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from cromic_ds.data.images import decode
+from cromic_ds.errors import UserError
+
+COLUMNS = 4
+PICTURE = 224  # pixels; the other sizes follow from it
+MARGIN = 12
+FONT_SIZE = 15
+LINE = 20
+
+_CHINESE = "的图评论"
+# The best known first; any other font that has the characters will do as well.
+_PREFERRED = (
+    "notosanscjk",
+    "notosanssc",
+    "sourcehansans",
+    "pingfang",
+    "msyh",
+    "wqy",
+    "simhei",
+    "stheiti",
+    "droidsansfallback",
+)
+
+
+@dataclass
+class Entry:
+    """One post on the sheet."""
+
+    id: str
+    image: bytes | None
+    post: str
+    comments: list[str]
+    token_ids: list[str]  # of the post and of each comment, shown where the text cannot be
+
+
+def find_font(folders: list[str] | None = None) -> Path | None:
+    """A font file with Chinese characters in `folders`, by default where this system keeps its fonts."""
+    from matplotlib import font_manager
+
+    found = [Path(path) for path in font_manager.findSystemFonts(folders)]
+    candidates = sorted(found, key=lambda path: (_preference(path), str(path)))
+    return next((path for path in candidates if has_chinese(path)), None)
+
+
+def has_chinese(font: Path) -> bool:
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        face = FT2Font(str(font))
+        return all(face.get_char_index(ord(c)) for c in _CHINESE)
+    except (RuntimeError, OSError):  # not a font, or one that FreeType does not read
+        return False
+
+
+def draw_png(entries: list[Entry], font_file: Path | None, out: Path) -> None:
+    """The sheet as PNG; without a font, token ids stand for the text."""
+    try:
+        font = ImageFont.truetype(str(font_file), FONT_SIZE) if font_file else ImageFont.load_default(FONT_SIZE)
+    except OSError as error:
+        raise UserError(f"{font_file}: cannot be used as a font ({error}); give a .ttf, .otf or .ttc file") from None
+    texts = [_lines(entry, font, has_font=font_file is not None) for entry in entries]
+    cell_width = PICTURE + 2 * MARGIN
+    heights = []  # of each row of the sheet
+    for start in range(0, len(entries), COLUMNS):
+        most_lines = max(len(lines) for lines in texts[start : start + COLUMNS])
+        heights.append(PICTURE + most_lines * LINE + 2 * MARGIN)
+    sheet = Image.new("RGB", (min(COLUMNS, len(entries)) * cell_width, sum(heights)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (entry, lines) in enumerate(zip(entries, texts)):
+        row, column = divmod(i, COLUMNS)
+        left, top = column * cell_width + MARGIN, sum(heights[:row]) + MARGIN
+        if entry.image:
+            picture = _thumbnail(entry.image)
+            sheet.paste(picture, (left + (PICTURE - picture.width) // 2, top + (PICTURE - picture.height) // 2))
+        for number, (line, colour) in enumerate(lines):
+            draw.text((left, top + PICTURE + number * LINE), line, fill=colour, font=font)
+    aside = out.with_name(f"{out.name}.tmp")
+    sheet.save(aside, "PNG")
+    aside.replace(out)
+
+
+def write_html(entries: list[Entry], out: Path) -> None:
+    """The sheet as one HTML file with its pictures inside."""
+    cells = []
+    for entry in entries:
+        picture = ""
+        if entry.image:
+            file = io.BytesIO()
+            _thumbnail(entry.image).save(file, "JPEG", quality=90)
+            picture = f'<img src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}" alt="">'
+        comments = "".join(f"<li>{html.escape(comment)}</li>" for comment in entry.comments)
+        cells.append(
+            f"<article>{picture}<small>{html.escape(entry.id)}</small><p>{html.escape(entry.post)}</p>"
+            f"<ul>{comments}</ul></article>"
+        )
+    style = (
+        f"main{{display:grid;grid-template-columns:repeat(auto-fill,{PICTURE}px);gap:2em;font-family:sans-serif}}"
+        "small{display:block;color:#888}p{font-weight:bold}ul{padding-left:1.2em}"
+    )
+    page = f'<!doctype html><html lang="zh"><meta charset="utf-8"><style>{style}</style><main>{"".join(cells)}</main></html>\n'
+    aside = out.with_name(f"{out.name}.tmp")
+    aside.write_text(page, encoding="utf-8")
+    aside.replace(out)
+
+
+def _preference(font: Path) -> int:
+    name = font.name.lower().replace("-", "").replace("_", "")
+    return next((rank for rank, known in enumerate(_PREFERRED) if name.startswith(known)), len(_PREFERRED))
+
+
+def _thumbnail(encoded: bytes) -> Image.Image:
+    picture = Image.fromarray(decode(encoded))
+    picture.thumbnail((PICTURE, PICTURE))
+    return picture
+
+
+def _lines(entry: Entry, font: ImageFont.FreeTypeFont, has_font: bool) -> list[tuple[str, str]]:
+    """The text below a picture as (line, colour)."""
+    post, *comments = [entry.post, *entry.comments] if has_font else entry.token_ids
+    lines = [(line, "gray") for line in _wrap(entry.id, font)]
+    lines += [(line, "black") for line in _wrap(post, font)]
+    for comment in comments:
+        lines += [(line, "darkblue") for line in _wrap(f"· {comment}", font)]
+    return lines
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
+    """Lines no wider than a picture; Latin words stay whole, Chinese may be broken between any two characters."""
+    lines = [""]
+    for piece in re.findall(r"[!-~]{1,24}|\s|[^!-~\s]", text):
+        if lines[-1] and font.getlength(lines[-1] + piece) > PICTURE:
+            lines.append("")
+        lines[-1] += piece if lines[-1] or not piece.isspace() else ""
+    return lines

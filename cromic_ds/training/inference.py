@@ -1,0 +1,48 @@
+"""An export ready to be used: model on the best device in the right precision, with the settings it was trained with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cromic_ds.models.kernels import KernelSettings, install, select
+from cromic_ds.training.distributed import device
+from cromic_ds.training.export import load_export
+from cromic_ds.training.precision import AUTOCAST, choose_precision
+
+
+@dataclass
+class Loaded:
+    """A model to generate and score with."""
+
+    path: Path
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    facts: dict  # of the export: token limits, tokenizer fingerprint, step
+    precision: str
+
+    @property
+    def image_size(self) -> int:
+        """Side of the crops in pixels; 0 where the model reads no images."""
+        return self.model.config.image_size if "v" in self.model.config.mode else 0
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[PreTrainedModel]:
+        """The model without gradients and under autocast."""
+        enabled = self.precision in AUTOCAST
+        dtype = getattr(torch, AUTOCAST.get(self.precision, "bfloat16"))
+        with torch.inference_mode(), torch.autocast(self.model.device.type, dtype=dtype, enabled=enabled):
+            yield self.model
+
+
+def load(path: str, precision: str = "auto") -> Loaded:
+    """Raises UserError where `path` is no export or the precision does not work here."""
+    chosen = choose_precision(precision, device())
+    model, tokenizer, facts = load_export(path)
+    install(model, select(KernelSettings(), device()))
+    return Loaded(Path(path), model, tokenizer, facts, chosen)

@@ -1,0 +1,42 @@
+"""Start pretrain.py with DeepSpeed's launcher on everything this machine has: all GPUs, else two CPU processes.
+
+Without --out the run folder is runs/NAME, or the next runs/NAME-2, -3, … after a finished one: an interrupted run is
+continued, a finished one is never overwritten.
+"""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import torch
+
+
+def run_folder(recipe: str) -> Path:
+    """The first of runs/NAME, runs/NAME-2, … that holds no finished run (a finished one has an export)."""
+    base = Path("runs") / f"pretrain_{Path(recipe).stem}"
+    folder, number = base, 1
+    while (folder / "export").exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    if "--out" not in arguments:
+        recipe = arguments[arguments.index("--config") + 1] if "--config" in arguments else "recipe"
+        arguments += ["--out", str(run_folder(recipe))]
+    processes = torch.cuda.device_count()
+    if not processes:
+        processes = 2
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // processes)))
+    launcher = ["deepspeed", "--num_gpus", str(processes), "--master_port", str(free_port()), "--log_level", "error"]
+    os.execvp(launcher[0], [*launcher, "pretrain.py", *arguments])

@@ -1,0 +1,95 @@
+"""The files in data/ are what `cromic-ds sample` makes, with the commands that data/README.md names."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cromic_ds.data.dataset import open_dataset
+from cromic_ds.data.store import read_meta
+from cromic_ds.data.world.sample import SampleSettings, sample
+
+DATA = Path(__file__).resolve().parents[2] / "data"
+COMMAND = re.compile(
+    r"cromic-ds sample --out data/(\w+) --posts (\d+) --seed (\d+) --val_fraction ([\d.]+) --layout (\w+)"
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with the examples made anew by the commands of the README."""
+    folder = tmp_path_factory.mktemp("examples")
+    commands = COMMAND.findall((DATA / "README.md").read_text(encoding="utf-8"))
+    assert [out for out, *_ in commands] == ["raw", "published", "store"]
+    for out, posts, seed, val_fraction, layout in commands:
+        sample(SampleSettings(str(folder / out), int(posts), int(seed), float(val_fraction), layout=layout))
+    return folder
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def assert_same_picture(shipped: bytes, new: bytes):
+    """Pixels may differ a little between versions of the JPEG library."""
+    a, b = (np.asarray(Image.open(io.BytesIO(jpeg))).astype(int) for jpeg in (shipped, new))
+    assert a.shape == b.shape == (128, 128, 3)
+    assert np.abs(a - b).mean() < 1
+
+
+@pytest.mark.parametrize("layout", ["raw", "published", "store"])
+def test_the_same_files(layout, made):
+    assert files(DATA / layout) == files(made / layout)
+
+
+def test_all_together_stay_small():
+    assert sum(path.stat().st_blocks * 512 for path in DATA.rglob("*") if path.is_file()) <= 2_000_000
+
+
+@pytest.mark.parametrize(
+    "file", ["raw/lines.txt", "raw/extras.jsonl", "published/vocab.txt", "store/tokenizer/tokenizer.json"]
+)
+def test_text_files_are_equal_to_the_byte(file, made):
+    assert (DATA / file).read_bytes() == (made / file).read_bytes()
+
+
+def test_raw_images(made):
+    for new in sorted((made / "raw" / "images").iterdir()):
+        assert_same_picture((DATA / "raw" / "images" / new.name).read_bytes(), new.read_bytes())
+
+
+@pytest.mark.parametrize("layout", ["published", "store"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_records(layout, split, made):
+    shipped, new = open_dataset(DATA / layout, split), open_dataset(made / layout, split)
+    assert len(shipped) == len(new) == {"train": 18, "val": 6}[split]
+    for i in range(len(new)):
+        a, b = shipped.tokens(i), new.tokens(i)
+        assert a.id == b.id
+        assert a.post.tolist() == b.post.tolist()
+        assert [c.tolist() for c in a.comments] == [c.tolist() for c in b.comments]
+        assert shipped.texts(i) == new.texts(i)
+        assert_same_picture(shipped.image(i), new.image(i))
+
+
+def test_store_description(made):
+    shipped, new = read_meta(DATA / "store"), read_meta(made / "store")
+    for meta in (shipped, new):
+        for split in meta["splits"].values():
+            for shard in split["shards"]:
+                shard.pop("digest")  # follows the bytes of the JPEGs
+    assert shipped == new
+
+
+def test_the_readme_explains_every_field():
+    text = (DATA / "README.md").read_text(encoding="utf-8")
+    extras = json.loads((DATA / "raw" / "extras.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    for field in [*extras, *extras["scene"][0], *read_meta(DATA / "store")]:
+        assert field in text
+    for attributes in extras["scene"]:
+        for value in attributes.values():
+            assert value in text

@@ -1,0 +1,135 @@
+"""The training script in real processes: splits of the global batch, kills, signals, bad records, export."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from launching import QUIET, Job, losses, records, run_to_end
+
+pytestmark = pytest.mark.slow
+
+
+def arguments(store: Path, out: Path, *more: str) -> list[str]:
+    return [
+        *["--data.path", str(store), "--out", str(out), "--model.preset", "tiny", "--optim.lr", "1e-3"],
+        *["--loop.global_batch", "8", "--precision", "fp32", "--eval.generate", "4", "--eval.micro_batch", "4", *QUIET, *more],
+    ]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "export" / "model.safetensors")
+
+
+def largest_relative_difference(a: dict, b: dict) -> float:
+    return max(float((a[k] - b[k]).norm() / (b[k].norm() + 1e-12)) for k in b if b[k].is_floating_point())
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(store, tmp_path_factory) -> Path:
+    """16 steps (2.4 epochs) on two ranks under ZeRO-3, with a checkpoint every 4."""
+    out = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    run_to_end(out.parent, arguments(store, out, *["--loop.steps", "16", "--loop.save_every", "4"]), ranks=2)
+    return out
+
+
+@pytest.mark.parametrize("ds_config", ["zero0", "zero2", "zero3"])
+def test_the_split_of_the_global_batch_changes_neither_loss_nor_weights(store, tmp_path, ds_config):
+    splits = {"1x8": (1, 8), "2x4": (2, 4), "2x2x2": (2, 2)}
+    for name, (ranks, micro) in splits.items():
+        more = ["--loop.steps", "3", "--loop.micro_batch", str(micro), "--ds_config", ds_config]
+        run_to_end(tmp_path / name, arguments(store, tmp_path / name / "run", *more), ranks)
+    reference = tmp_path / "1x8" / "run"
+    for name in ("2x4", "2x2x2"):
+        run = tmp_path / name / "run"
+        assert losses(run) == pytest.approx(losses(reference), rel=2e-6)
+        norms = [r["grad_norm"] for r in records(run)]
+        assert norms == pytest.approx([r["grad_norm"] for r in records(reference)], rel=1e-5)
+        # Adam divides by the root of tiny second moments in its first steps, which enlarges the last digits.
+        assert largest_relative_difference(weights(run), weights(reference)) < 1e-3
+
+
+def test_a_run_killed_twice_repeats_the_uninterrupted_one_bit_for_bit(store, tmp_path, uninterrupted):
+    out = tmp_path / "run"
+    command = arguments(store, out, *["--loop.steps", "16", "--loop.save_every", "4"])
+    for step in (9, 14):  # both beyond the first epoch, and between two checkpoints
+        job = Job(tmp_path, command, ranks=2)
+        job.wait_for_step(out, step)
+        job.kill()
+    run_to_end(tmp_path, command, ranks=2)
+    assert [r["step"] for r in records(out)] == list(range(1, 17))
+    assert losses(out) == losses(uninterrupted)
+    assert all(torch.equal(value, weights(uninterrupted)[name]) for name, value in weights(out).items())
+
+
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(store, tmp_path, uninterrupted):
+    out = tmp_path / "run"
+    shutil.copytree(uninterrupted, out)
+    shard = next((out / "checkpoints" / "step-00000016").glob("*optim_states.pt"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1  # one bit
+    shard.write_bytes(content)
+    command = arguments(store, out, *["--loop.steps", "16", "--loop.save_every", "4"])
+    run_to_end(tmp_path, command, ranks=2)
+    log = (out / "log.txt").read_text()
+    assert f"{shard.name} does not match its checksum" in log
+    assert "12 of 16 done" in log
+    assert losses(out) == losses(uninterrupted)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_to_one_rank_saves_on_all_and_exits_0(store, tmp_path, name):
+    out = tmp_path / "run"
+    job = Job(tmp_path, arguments(store, out, *["--loop.steps", "500", "--loop.save_every", "0"]), ranks=2)
+    job.wait_for_step(out, 2)
+    job.processes[1].send_signal(getattr(signal, name))
+    assert job.wait(60) == [0, 0], job.output()
+    stopped = records(out)[-1]["step"]
+    assert (out / "checkpoints" / "latest").read_text() == f"step-{stopped:08d}"
+    assert "the same command goes on from here" in (out / "log.txt").read_text()
+
+
+def test_a_second_sigint_exits_at_once(store, tmp_path):
+    out = tmp_path / "run"
+    job = Job(tmp_path, arguments(store, out, "--loop.steps", "5000"), ranks=1)
+    job.wait_for_step(out, 1)
+    os.kill(job.processes[0].pid, signal.SIGSTOP)  # so that no step ends between the two signals
+    for _ in range(2):
+        job.processes[0].send_signal(signal.SIGINT)
+        os.kill(job.processes[0].pid, signal.SIGCONT)
+        time.sleep(0.001)
+    assert job.wait(30)[0] in (130, 0)
+
+
+def test_the_export_gives_the_evaluation_of_the_training_engine(store, uninterrupted, tmp_path):
+    from cromic_ds.cli import main
+
+    result = tmp_path / "result.json"
+    how = ["--precision", "fp32", "--beams", "1", "--meteor", "false", "--batch", "4"]
+    main(["evaluate", str(uninterrupted / "export"), "--data", str(store), "--out", str(result), *how])
+    scores = json.loads(result.read_text())["scores"]
+    engine = records(uninterrupted, "eval")[-1]
+    assert scores["loss"] == pytest.approx(engine["loss"], rel=1e-5)
+    assert scores["targets"] == engine["targets"]
+
+
+def test_every_validation_example_counts_once_on_any_number_of_ranks(store, uninterrupted):
+    evaluation = records(uninterrupted, "eval")[-1]
+    assert evaluation["posts"] == 10  # not a multiple of 2 ranks × 4 posts
+    assert evaluation["n_items"] == 4
+
+
+def test_other_settings_on_the_same_run_folder_are_refused(store, uninterrupted, tmp_path):
+    job = Job(tmp_path, arguments(store, uninterrupted, "--seed", "1"), ranks=1)
+    assert job.wait() == [2]
+    assert "seed = 0, and this command says 1" in job.output()
