@@ -18,6 +18,7 @@ from published import Published, padded_inputs
 
 from cromic_ds.errors import UserError
 from cromic_ds.models import build_config, build_model
+from cromic_ds.models.kernels import KernelSettings, install, select
 from cromic_ds.models.published import load_published
 from cromic_ds.training.precision import choose_precision
 
@@ -41,6 +42,7 @@ def main() -> int:
     published = Published().eval()
     model = build_model(build_config("cmt", "paper")).eval()
     load_published(model, published.state_dict())
+    install(model, select(KernelSettings(), torch.device("cpu")))
 
     def ours(beams: int) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):

@@ -26,8 +26,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-
-ROOT = Path(__file__).resolve().parent.parent
 from common import SEED_DATA, peak_mb, ratio, report, seed_batch, side_by_side
 from published import Published, padded_inputs
 from published import train_step as published_step
@@ -39,6 +37,7 @@ from cromic_ds.models.kernels import TABLES, KernelSettings, install, select
 from cromic_ds.training.optimizer import OptimizerSettings, build_optimizer
 from cromic_ds.training.precision import choose_precision
 
+ROOT = Path(__file__).resolve().parent.parent
 TARGET, MOST_OVERHEAD, GPU_COPIES = 3.0, 0.05, 6
 PLAIN = {"layer_norm": "torch", "linear_cross_entropy": "torch", "attention": "math", "optimizer": "torch"}
 
@@ -196,6 +195,22 @@ def variants(device: torch.device) -> dict[str, dict[str, str]]:
     return {"default": {}, "plain torch": PLAIN, **single, **formats}
 
 
+def on_gpu_seconds(batch: Batch, settings: KernelSettings, steps: int) -> float:
+    """Median seconds of a step; `torch.cuda.max_memory_allocated` then holds its peak memory."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    step = bare(batch, settings, "cuda")
+    for _ in range(5):
+        step()
+    torch.cuda.reset_peak_memory_stats()
+    seconds = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        step()  # ends with the loss on the host, so the device is done
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
 def on_gpu(args: argparse.Namespace) -> int:
     from cromic_ds.training.flops import flops_formula
     from cromic_ds.training.usage import peak_tflops
@@ -206,33 +221,27 @@ def on_gpu(args: argparse.Namespace) -> int:
         flops = 3 * flops_formula(build_model(build_config("cmt", "paper")))(batch)
     peak, results = peak_tflops(device), {}
     for label, settings in variants(device).items():
-        step = bare(batch, KernelSettings(**settings), "cuda")
-        for _ in range(5):
-            step()
-        torch.cuda.reset_peak_memory_stats()
-        seconds = []
-        for _ in range(10 * args.rounds):
-            start = time.perf_counter()
-            step()  # ends with the loss on the host, so the device is done
-            seconds.append(time.perf_counter() - start)
-        median = statistics.median(seconds)
+        try:
+            seconds = on_gpu_seconds(batch, KernelSettings(**settings), 10 * args.rounds)
+        except Exception as error:  # foreign kernels are compiled at their first use, which can fail in any way
+            results[label] = {"settings": settings, "failed": f"{type(error).__name__}: {error}"}
+            print(f"{label:>36}: failed, {str(error).splitlines()[:1]}", flush=True)
+            continue
+        tflops = flops / seconds / 1e12
         results[label] = {
             "settings": settings,
-            "seconds": median,
-            "posts_per_second": batch.n_posts / median,
-            "tflops": flops / median / 1e12,
-            "mfu": flops / median / 1e12 / peak if peak else None,
+            "seconds": seconds,
+            "posts_per_second": batch.n_posts / seconds,
+            "tflops": tflops,
+            "mfu": tflops / peak if peak else None,
             "peak_memory_mb": torch.cuda.max_memory_allocated() / 2**20,
         }
-        mfu = f", MFU {results[label]['mfu']:.1%}" if peak else ""
+        mfu = f", MFU {tflops / peak:.1%}" if peak else ""
         print(
-            f"{label:>36}: {median * 1e3:7.1f} ms, {results[label]['posts_per_second']:6.0f} posts/s, "
-            f"{results[label]['tflops']:5.1f} TFLOP/s{mfu}, {results[label]['peak_memory_mb']:6.0f} MB",
+            f"{label:>36}: {seconds * 1e3:7.1f} ms, {batch.n_posts / seconds:6.0f} posts/s, {tflops:5.1f} TFLOP/s{mfu}, "
+            f"{results[label]['peak_memory_mb']:6.0f} MB",
             flush=True,
         )
-        del step
-        gc.collect()
-        torch.cuda.empty_cache()
     folder = ROOT / "benchmarks" / "results"
     folder.mkdir(exist_ok=True)
     file = folder / f"train_step_{re.sub(r'[^A-Za-z0-9]+', '_', name).strip('_')}.json"
@@ -246,7 +255,7 @@ def on_gpu(args: argparse.Namespace) -> int:
         "peak_tflops": peak,
     }
     file.write_text(json.dumps({**facts, "variants": results}, indent=1) + "\n")
-    gain = results["plain torch"]["seconds"] / results["default"]["seconds"]
+    gain = results["default"]["posts_per_second"] / results["plain torch"]["posts_per_second"]
     print(f"train_step: {gain:.2f}x posts/s with the chosen kernels against plain torch on {name}; written to {file}")
     return 0
 

@@ -11,7 +11,8 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from cromic_ds.errors import UserError, nearest
 
@@ -107,7 +108,9 @@ def run_command(
         implementation = importlib.import_module(module)
         kind = getattr(implementation, settings)
         parser = make_parser(prog, kind, positional, many, config_file, implementation.__doc__)
-        values = parser.instantiate_classes(parser.parse_args(argv))
+        values = parser.parse_args(argv)
+        check_sections(values, kind)
+        values = parser.instantiate_classes(values)
         fields = {f.name: getattr(values, f.name) for f in dataclasses.fields(kind)}
         getattr(implementation, function)(kind(**fields))
     except UserError as error:
@@ -117,8 +120,8 @@ def run_command(
 
 
 def fail(message: str) -> NoReturn:
-    # Under a launcher every rank has the same error; one of them says it.
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+    # Under a launcher every rank of a node has the same error (a folder that is missing there, say); one of them says it.
+    if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
         print(f"error: {message}", file=sys.stderr)
     sys.stderr.flush()
     sys.exit(2)
@@ -134,10 +137,11 @@ def make_parser(
         """Errors in one line, with the nearest valid name for a mistyped one."""
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            fail(explain(message, [a.dest for a in self._actions]))
+            fail(explain(message, setting_types(kind)))
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = Parser(prog=prog, description=(about or "").split("\n\n")[0])
+    # Without abbreviations: `--loop.step` would pass for `--loop.steps`.
+    parser = Parser(prog=prog, description=(about or "").split("\n\n")[0], allow_abbrev=False)
     if config_file:
         parser.add_argument("--config", action=ActionConfigFile, help="YAML recipe; later options override its values.")
     parser.add_class_arguments(kind, as_positional=False, skip={*positional, *many})
@@ -157,13 +161,56 @@ def attribute_docs(kind: type) -> dict[str, str]:
     return {p.arg_name: p.description or "" for p in parse_from_object(kind).params}
 
 
-def explain(message: str, valid: list[str]) -> str:
-    """jsonargparse's message in one line, with the nearest valid name where a key is unknown."""
+def setting_types(kind: type) -> dict[str, Any]:
+    """Dotted name to type of every setting, those of nested dataclasses (and these themselves) included."""
+    types: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        types[name] = hint
+        if dataclasses.is_dataclass(hint):
+            types |= {f"{name}.{inner}": inner_hint for inner, inner_hint in setting_types(hint).items()}
+    return types
+
+
+def check_sections(values: Any, kind: type) -> None:
+    """jsonargparse takes anything for a nested dataclass in a YAML file, `loop: 3` too."""
+    from jsonargparse import Namespace
+
+    for name, hint in setting_types(kind).items():
+        if dataclasses.is_dataclass(hint) and not isinstance(values[name], Namespace):
+            fail(f"{name} is {values[name]!r}: expected {expected(hint)}")
+
+
+def explain(message: str, types: dict[str, Any]) -> str:
+    """jsonargparse's message in one line, with the nearest valid name for an unknown key, the valid values for a wrong one."""
     text = " ".join(message.split())
     unknown = re.search(
-        r"unrecognized arguments?: (?:--)?([\w.]+)|key ['\"]([\w.]+)['\"] is not expected", text, re.IGNORECASE
+        r"unrecognized arguments?: -*([\w.-]+)"
+        r"|Option '([\w.-]+)' is not accepted"
+        r"|Group '([\w.]+)' does not accept option '([\w.-]+)'",
+        text,
     )
     if unknown:
-        name = unknown[1] or unknown[2]
-        return f"unknown setting {name!r}{nearest(name, valid)}; --help lists all settings"
-    return text
+        name = ".".join(filter(None, unknown.groups()))
+        return f"unknown setting {name!r}{nearest(name, types)}; --help lists all settings"
+    wrong = re.match(r'Parser key "([\w.]+)": (.*)', text)
+    if not wrong:
+        return text
+    name, reason = wrong.groups()
+    value = re.search(r"(?:Got|Given) value: (.*)|Unable to load config '(.*?)'", reason)
+    if name not in types or not value:
+        return f"{name}: {reason}"
+    value = value[1] or value[2] or ""
+    options = [o for o in get_args(types[name]) if isinstance(o, str)]
+    return f"{name} is {value!r}: expected {expected(types[name])}{nearest(value, options)}"
+
+
+def expected(hint: Any) -> str:
+    """A type in words."""
+    if dataclasses.is_dataclass(hint):
+        return f"settings by name ({', '.join(f.name for f in dataclasses.fields(hint)[:3])}, …)"
+    if get_origin(hint) is Literal:
+        return " or ".join(str(option) for option in get_args(hint))
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(expected, get_args(hint)))
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+    return words.get(hint, str(hint))

@@ -28,6 +28,8 @@ for kind in MODELS.values():  # so that AutoModel.from_pretrained knows our expo
 
 @dataclass
 class ModelSettings:
+    """What is trained, and from which weights."""
+
     name: str = "cmt"
     """Model: cmt (CroMIC-CMT)."""
     preset: str = "small"

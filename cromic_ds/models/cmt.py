@@ -72,7 +72,15 @@ BALANCED = {"image_norm": "layer", "image_positions": True, "embedding_std": 0.0
 PRESETS: dict[str, dict] = {
     "tiny": {
         **BALANCED,
-        **{"d_model": 128, "encoder_layers": 2, "decoder_layers": 2, "n_heads": 4, "ffn": 512, "image_size": 112},
+        **{
+            "d_model": 128,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "n_heads": 4,
+            "ffn": 512,
+            "image_size": 112,
+            "embedding_std": 0.09,
+        },
         "resnet": {
             "embedding_size": 16,
             "hidden_sizes": [16, 32, 64, 128],

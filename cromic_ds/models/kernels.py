@@ -22,6 +22,8 @@ from cromic_ds.errors import UserError, nearest
 
 @dataclass
 class KernelSettings:
+    """Which implementation computes each operation."""
+
     layer_norm: str = "auto"
     """Layer norm: auto, apex, liger or torch."""
     linear_cross_entropy: str = "auto"
@@ -205,8 +207,10 @@ def select(settings: KernelSettings, device: torch.device) -> Kernels:
     return Kernels(**functions, memory_format=formats[settings.memory_format], names=names)
 
 
+# What a model computes with before `install`: plain torch in the published code's order of summation.
 DEFAULT = select(
-    KernelSettings(layer_norm="torch", linear_cross_entropy="torch", attention="sdpa"), torch.device("cpu")
+    KernelSettings(layer_norm="torch", linear_cross_entropy="torch", attention="sdpa", memory_format="contiguous"),
+    torch.device("cpu"),
 )
 
 

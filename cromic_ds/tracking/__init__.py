@@ -26,6 +26,8 @@ __all__ = [
 
 @dataclass
 class TrackingSettings:
+    """Where the numbers of a run go."""
+
     wandb: Literal["auto", "online", "offline", "off", False] = "auto"
     """Weights & Biases; auto: online where a login is found, else offline. In YAML a bare off is false: the same."""
     wandb_project: str = "cromic-ds"

@@ -114,8 +114,9 @@ def damage(checkpoint: Path, names: list[str] | None = None) -> str | None:
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != manifest[name]["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {manifest[name]['bytes']}"
+        size, expected = path.stat().st_size, manifest[name].get("bytes")
+        if size != expected:
+            return f"{name} has {size} bytes instead of {expected}"
         if describe(path) != manifest[name]:
             return f"{name} does not match its checksum"
     return None

@@ -13,6 +13,8 @@ from cromic_ds.errors import UserError
 
 @dataclass
 class DecodingSettings:
+    """How texts are generated."""
+
     beams: int = 5
     """Width of the beam search; 1 = greedy."""
     num: int = 1

@@ -37,7 +37,7 @@ def ranks_from(environ: Mapping[str, str]) -> Ranks:
     Raises:
         UserError: half of a launcher's variables.
     """
-    if "RANK" in environ and "WORLD_SIZE" in environ:
+    if "RANK" in environ or "WORLD_SIZE" in environ:
         names, default_port = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), "29500"
     elif "SLURM_STEP_NUM_TASKS" in environ:  # set by srun only; a batch script on its own is one process
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")

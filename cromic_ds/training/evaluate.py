@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -17,11 +18,13 @@ from cromic_ds.tasks import TASKS
 from cromic_ds.training.checkpoint import describe, write_atomically
 from cromic_ds.training.decoding import DecodingSettings
 from cromic_ds.training.evaluation import perplexity, predict, score
-from cromic_ds.training.inference import Loaded, load
+from cromic_ds.training.inference import Loaded, load, output_file
 
 
 @dataclass
 class EvaluateSettings(DecodingSettings):
+    """A model, the data it is scored on, and how texts are generated."""
+
     export: str = ""
     """Export folder."""
     data: str = ""
@@ -32,7 +35,7 @@ class EvaluateSettings(DecodingSettings):
     """Result file; without it EXPORT/evaluation-SPLIT.json."""
     limit: int = 0
     """Score only the first examples; 0 = all."""
-    tokenisation: str = "char"
+    tokenisation: Literal["char", "jieba", "bert"] = "char"
     """How texts are cut into words: char, jieba or bert."""
     meteor: bool = True
     """Score METEOR as well, where Java is."""
@@ -47,9 +50,11 @@ def evaluate(settings: EvaluateSettings) -> None:
     settings.check()
     if not settings.data:
         raise UserError("--data is missing: name the store to score on")
+    if settings.batch < 1 or settings.limit < 0:
+        raise UserError(f"--batch {settings.batch} must be at least 1 and --limit {settings.limit} at least 0 (all)")
     dataset = open_dataset(settings.data, settings.split)
+    out = output_file(Path(settings.out)) if settings.out else Path(settings.export) / f"evaluation-{settings.split}.json"
     result = evaluation(load(settings.export, settings.precision), dataset, settings)
-    out = Path(settings.out) if settings.out else Path(settings.export) / f"evaluation-{settings.split}.json"
     write_atomically(out, json.dumps(result, ensure_ascii=False, indent=1))
     for name, value in result["scores"].items():
         print(f"{name:16} {value:.4f}" if isinstance(value, float) else f"{name:16} {value}")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cromic_ds.batch import Batch
 from cromic_ds.data.dataset import Dataset, UnreadableRecord
+from cromic_ds.errors import UserError
 from cromic_ds.tasks import Task
 from cromic_ds.tracking import SampleRow
 from cromic_ds.training.decoding import DecodingSettings, generate_texts
@@ -22,6 +24,8 @@ def greedy() -> DecodingSettings:
 
 @dataclass
 class EvalSettings:
+    """When and on what a run is judged."""
+
     every: int = 500
     """Steps between evaluations; 0 = only at the end."""
     examples: int = 0
@@ -32,10 +36,16 @@ class EvalSettings:
     """Generated examples shown with their pictures."""
     micro_batch: int = 32
     """Posts per rank in one evaluation batch."""
-    tokenisation: str = "char"
+    tokenisation: Literal["char", "jieba", "bert"] = "char"
     """How texts are cut into words for BLEU and the like: char, jieba or bert."""
     decoding: DecodingSettings = field(default_factory=greedy)
     """How texts are generated."""
+
+    def check(self) -> None:
+        """Raise UserError for values that cannot work: the first evaluation may be hours away."""
+        self.decoding.check()
+        if self.micro_batch < 1 or min(self.every, self.examples, self.generate, self.pictures) < 0:
+            raise UserError("eval: micro_batch must be at least 1; every, examples, generate and pictures at least 0")
 
 
 def perplexity(loss_sum: Callable[[Batch], float], batches: Iterable[Batch]) -> dict[str, float]:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from cromic_ds.data.tokenizer import load_tokenizer
 from cromic_ds.errors import UserError
-from cromic_ds.models import build_model
+from cromic_ds.models import MODELS, build_model
 from cromic_ds.training import checkpoint as checkpoints
 from cromic_ds.training.decoding import DecodingSettings, generation_config
 
@@ -29,6 +30,8 @@ FACTS = "cromic_ds.json"  # what an export knows beside transformers' files
 
 @dataclass
 class ExportSettings:
+    """A run, which of its checkpoints, and where to."""
+
     run: str
     """Run folder."""
     out: str
@@ -79,7 +82,7 @@ def full_state_dict(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def export_checkpoint(run: Path, name: str, out: Path) -> Path:
     """Write safetensors, config, tokenizer and generation settings of one of the run's checkpoints to `out`."""
-    if out.exists() and any(out.iterdir()) and not (out / FACTS).exists():
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (out / FACTS).exists():
         raise UserError(f"{out} exists and is no export: name another folder with --out")
     checkpoint = find_checkpoint(run, name)
     model = build_model(AutoConfig.from_pretrained(run / MODEL_FOLDER))
@@ -110,7 +113,7 @@ def load_export(path: str | Path) -> tuple[PreTrainedModel, object, dict]:
     """Model (in evaluation mode, on the best device), tokenizer and facts of an export.
 
     Raises:
-        UserError: it is no export.
+        UserError: it is no export, or a damaged one.
     """
     from transformers import AutoModel
 
@@ -118,7 +121,14 @@ def load_export(path: str | Path) -> tuple[PreTrainedModel, object, dict]:
     if not (path / "config.json").is_file():
         hint = f"; it is a run folder: use {path / 'export'}" if (path / "export").is_dir() else ""
         raise UserError(f"{path}: no export (no config.json in it){hint}")
-    model = AutoModel.from_pretrained(path).eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    facts = json.loads((path / FACTS).read_text()) if (path / FACTS).exists() else {}
+    try:
+        model, found = AutoModel.from_pretrained(path, output_loading_info=True)
+        facts = json.loads((path / FACTS).read_text()) if (path / FACTS).exists() else {}
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read as an export ({str(error).strip().splitlines()[0]})") from None
+    if not isinstance(model, tuple(kind.model for kind in MODELS.values())):
+        raise UserError(f"{path}: no export of ours but a model of type {model.config.model_type!r}")
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(f"{path}: {len(missing)} weights are missing, such as {missing[0]}; export the run again")
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     return model, load_tokenizer(path), facts

@@ -17,13 +17,15 @@ from cromic_ds.data.images import BadImage, training_image
 from cromic_ds.data.tokenizer import encode
 from cromic_ds.errors import UserError
 from cromic_ds.training.decoding import DecodingSettings, generate_texts
-from cromic_ds.training.inference import Loaded, load
+from cromic_ds.training.inference import Loaded, load, output_file
 
 IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 
 @dataclass
 class GenerateSettings(DecodingSettings):
+    """A model, its input, and how texts are generated."""
+
     export: str = ""
     """Export folder."""
     image: str | None = None
@@ -31,7 +33,7 @@ class GenerateSettings(DecodingSettings):
     post: str = ""
     """Text of the post; with a folder as input, the post of every picture."""
     input: str | None = None
-    """Many at once: a folder of pictures, or a JSONL file of {"image": path, "post": text} (others keys are kept);
+    """Many at once: a folder of pictures, or a JSONL file of {"image": path, "post": text} (other keys are kept);
     picture paths are relative to the file."""
     out: str | None = None
     """JSONL file to write for `input`; without it, standard output."""
@@ -50,11 +52,14 @@ def generate(settings: GenerateSettings) -> None:
         UserError: one picture or post that cannot be used, or settings that do not go together.
     """
     settings.check()
+    if settings.batch < 1:
+        raise UserError(f"--batch {settings.batch}: give at least 1")
     if settings.input and settings.image:
         raise UserError("give --image for one picture or --input for many, not both")
     if not settings.input and not settings.image and not settings.post:
         raise UserError("nothing to comment on: give --image and --post, or --input FOLDER_OR_JSONL")
     records = many(Path(settings.input), settings.post) if settings.input else None
+    out = output_file(Path(settings.out)) if settings.out else None
     loaded = load(settings.export, settings.precision)
     torch.manual_seed(settings.seed)
     if records is None:
@@ -64,7 +69,7 @@ def generate(settings: GenerateSettings) -> None:
             raise UserError(answered["error"])
         print("\n".join(answered["comments"]))
         return
-    failed = write(answer(loaded, records, settings), settings.out)
+    failed = write(answer(loaded, records, settings), out)
     if failed:
         print(f"{failed} records could not be used; they have an 'error' in the output", file=sys.stderr)
 
@@ -82,14 +87,18 @@ def many(source: Path, post: str) -> Iterator[dict]:
 
 
 def lines(source: Path) -> Iterator[dict]:
-    with source.open(encoding="utf-8") as f:
+    with source.open("rb") as f:  # json decodes the bytes, so that bad UTF-8 is an error of its line
         for number, line in enumerate(f, 1):
+            if not line.strip():
+                continue
             try:
                 record = json.loads(line)
             except ValueError as error:
                 raise UserError(f"{source}: line {number} is not JSON ({error})") from None
             if not isinstance(record, dict) or not {"image", "post"} & record.keys():
                 raise UserError(f'{source}: line {number} is no object with "image" or "post"')
+            if not all(isinstance(record.get(key) or "", str) for key in ("image", "post")):
+                raise UserError(f'{source}: line {number}: "image" and "post" must be text')
             if record.get("image"):
                 record["image"] = str(source.parent / record["image"])
             yield record
@@ -119,7 +128,7 @@ def prepare(loaded: Loaded, record: dict) -> tuple[list[int], torch.Tensor | Non
             return f"{record['image']}: cannot be read ({error.strerror})"
         except BadImage as error:
             return f"{record['image']}: {error}"
-        image = torch.from_numpy(crop).permute(2, 0, 1)
+        image = torch.tensor(crop).permute(2, 0, 1)  # a copy: the decoder's array is read-only
     post = record.get("post") or ""
     ids = []
     if post and "t" in mode:
@@ -132,23 +141,25 @@ def prepare(loaded: Loaded, record: dict) -> tuple[list[int], torch.Tensor | Non
 def comments(loaded: Loaded, rows: list[tuple[list[int], torch.Tensor | None]], settings) -> list[list[str]]:
     longest = max(len(ids) for ids, _ in rows)
     pad = loaded.tokenizer.pad_token_id
-    post_ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in rows], dtype=torch.long).view(
-        len(rows), -1
-    )
+    padded = [ids + [pad] * (longest - len(ids)) for ids, _ in rows]
+    post_ids = torch.tensor(padded, dtype=torch.long).view(len(rows), longest)
     images = None if rows[0][1] is None else torch.stack([image for _, image in rows])
     with loaded.running() as model:
         return generate_texts(model, loaded.tokenizer, post_ids, images, settings)
 
 
-def write(records: Iterable[dict], out: str | None) -> int:
+def write(records: Iterable[dict], out: Path | None) -> int:
     """Write JSONL as it is made, moved into place at the end; returns how many records have an error."""
-    path = Path(out) if out else None
-    aside = path and path.with_name(f".{path.name}.writing")
+    aside = out and out.with_name(f".{out.name}.writing")
     failed = 0
-    with aside.open("w", encoding="utf-8") if aside else nullcontext(sys.stdout) as f:
-        for record in records:
-            failed += "error" in record
-            f.write(json.dumps(record, ensure_ascii=False) + "\n")
-    if aside:
-        aside.replace(path)
+    try:
+        with aside.open("w", encoding="utf-8") if aside else nullcontext(sys.stdout) as f:
+            for record in records:
+                failed += "error" in record
+                f.write(json.dumps(record, ensure_ascii=False) + "\n")
+        if aside:
+            aside.replace(out)
+    finally:
+        if aside:
+            aside.unlink(missing_ok=True)  # only there where something stopped the writing
     return failed

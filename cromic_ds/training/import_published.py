@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,13 @@ from cromic_ds.errors import UserError
 from cromic_ds.models import build_config, build_model
 from cromic_ds.models.published import load_published
 from cromic_ds.training.export import write_export
+from cromic_ds.training.setup import vocabulary_of
 
 
 @dataclass
 class ImportSettings:
+    """The checkpoint, its tokenizer, and where to."""
+
     state_dict: str
     """The published code's .pt file: a state dict, or a dict that holds one."""
     tokenizer: str
@@ -36,8 +38,8 @@ def import_published(settings: ImportSettings) -> None:
         UserError: no state dict of that code, weights missing, or a vocabulary of another size.
     """
     out = Path(settings.out)
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty: name another folder with --out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not an empty folder: name another one with --out")
     weights = read_state_dict(Path(settings.state_dict))
     names = {re.sub(r"^module\.", "", name): tensor for name, tensor in weights.items()}
     if "token_embed.embedding.weight" not in names:
@@ -54,7 +56,8 @@ def import_published(settings: ImportSettings) -> None:
             f"{settings.tokenizer} has {len(tokenizer)} tokens and the checkpoint {vocab_size}: name the tokenizer it was "
             "trained with (bert-base-chinese has 21128)"
         )
-    model = build_model(build_config("cmt", "paper", mode=settings.mode, vocab_size=vocab_size, n_answers=n_answers))
+    config = build_config("cmt", "paper", mode=settings.mode, n_answers=n_answers, **vocabulary_of(tokenizer))
+    model = build_model(config)
     report = load_published(model, weights)
     print(report)
     if report.missing or report.mismatched:
@@ -74,8 +77,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: not a file of plain tensors ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # bytes that are no pickle make the unpickler fail in every way, KeyError included
+        first_line = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(f"{path}: not a file of plain tensors ({first_line})") from None
     while isinstance(content, dict) and not all(isinstance(v, Tensor) for v in content.values()):
         inner = [v for v in content.values() if isinstance(v, dict)]
         if not inner:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cromic_ds.errors import UserError
 from cromic_ds.models.kernels import KernelSettings, install, select
 from cromic_ds.training.distributed import device
 from cromic_ds.training.export import load_export
@@ -38,6 +39,21 @@ class Loaded:
         dtype = getattr(torch, AUTOCAST.get(self.precision, "bfloat16"))
         with torch.inference_mode(), torch.autocast(self.model.device.type, dtype=dtype, enabled=enabled):
             yield self.model
+
+
+def output_file(path: Path) -> Path:
+    """Make the folder of a file that will be written, before any work is done for it.
+
+    Raises:
+        UserError: the folder cannot be made, or the path is a folder.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written ({error.strerror})") from None
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder: name a file")
+    return path
 
 
 def load(path: str, precision: str = "auto") -> Loaded:

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LoopSettings:
+    """How long a run trains, on how much at a time, and what it keeps."""
+
     epochs: float = 5.0
     """Passes over the training split; not used where `steps` is given."""
     steps: int = 0

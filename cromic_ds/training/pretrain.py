@@ -63,9 +63,9 @@ def pretrain(settings: PretrainSettings) -> None:
     """
     if not settings.data.path:
         raise UserError("data.path is missing: name a store (make one with `cromic-ds prepare` or `cromic-ds sample`)")
-    if math.isnan(settings.loop.epochs) or settings.loop.epochs <= 0 or settings.loop.steps < 0:
+    if not 0 < settings.loop.epochs < math.inf or settings.loop.steps < 0:
         raise UserError("loop.epochs must be above 0, loop.steps 0 (from the epochs) or more")
-    settings.eval.decoding.check()
+    settings.eval.check()
     dataset = open_dataset(settings.data.path, settings.data.train_split)
     eval_dataset = open_dataset(settings.data.path, settings.data.eval_split)
     source = setup.find_ds_config(settings.ds_config)
@@ -115,9 +115,8 @@ def pretrain(settings: PretrainSettings) -> None:
     total_steps = settings.loop.steps or max(
         1, math.floor(settings.loop.epochs * len(dataset) / settings.loop.global_batch)
     )
-    announce(
-        settings, ranks, device, ds_config, {**kernels.names, "optimizer": adam}, engine, dataset, state, total_steps
-    )
+    names = {**kernels.names, "optimizer": adam}
+    announce(settings, ranks, device, ds_config, names, engine, memory, dataset, state, total_steps)
 
     run = Run(
         folder=folder,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ResNetModel
 
 from cromic_ds.data.dataset import Dataset
@@ -50,9 +51,12 @@ def open_folder(folder: Path, settings: dict) -> None:
     """
     saved = folder / "config.yaml"
     if saved.exists():
-        before = yaml.safe_load(saved.read_text())
-        for name in FIXED:
-            old, new = (pick(values, name) for values in (before, settings))
+        try:
+            before = yaml.safe_load(saved.read_text())
+            fixed = [(name, pick(before, name), pick(settings, name)) for name in FIXED]
+        except (yaml.YAMLError, KeyError, TypeError):
+            raise UserError(f"{saved} is not the configuration of a run: name another folder with --out") from None
+        for name, old, new in fixed:
             if old != new:
                 changed = [k for k in new if old.get(k) != new[k]] if isinstance(new, dict) else []
                 where = ".".join([name, *changed[:1]])
@@ -61,7 +65,7 @@ def open_folder(folder: Path, settings: dict) -> None:
                     f"{folder} holds a run with {where} = {was!r}, and this command says {now!r}: "
                     "use another run folder (--out), or the setting it was started with"
                 )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run (no config.yaml): name another folder with --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,25 +108,33 @@ def make_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, seed
                 f"the data again with --tokenizer {settings.init_from}"
             )
         return model
-    special = {
+    config = build_config(settings.name, settings.preset, **settings.overrides(), **vocabulary_of(tokenizer))
+    model = build_model(config)
+    if settings.image_encoder:
+        load_image_encoder(model, settings.image_encoder)
+    return model
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The fields of a model's config that follow from its tokenizer."""
+    return {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.cls_token_id,
         "eos_token_id": tokenizer.sep_token_id,
         "decoder_start_token_id": tokenizer.cls_token_id,
     }
-    model = build_model(build_config(settings.name, settings.preset, **settings.overrides(), **special))
-    if settings.image_encoder:
-        load_image_encoder(model, settings.image_encoder)
-    return model
 
 
 def load_image_encoder(model: PreTrainedModel, source: str) -> None:
     """Copy a ResNetModel's weights (folder or hub name) into the model's image encoder, and log what did not fit."""
     try:
-        weights = ResNetModel.from_pretrained(source).state_dict()
-    except (OSError, ValueError) as error:
+        resnet, found = ResNetModel.from_pretrained(source, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.image_encoder: {source!r} cannot be read ({str(error).splitlines()[0]})") from None
+    if missing := sorted(found["missing_keys"]):  # another kind of model: transformers fills in random weights
+        raise UserError(f"model.image_encoder: {source!r} is no ResNetModel: it has no {missing[0]}")
+    weights = resnet.state_dict()
     report = load_matching(model.image_encoder.backbone, weights)
     if not report.taken or report.mismatched:
         raise UserError(f"model.image_encoder: {source!r} does not fit the model's ResNet: {report.mismatched[0]}")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cromic_ds.tracking import read_metrics
@@ -23,7 +24,8 @@ def print_summary(run: Path, console: Console | None = None) -> None:
         )
         for line in samples[-1].read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            table.add_row(row["post"], "\n".join(row["generated"]), " / ".join(row["references"][:3]))
+            cells = row["post"], "\n".join(row["generated"]), " / ".join(row["references"][:3])
+            table.add_row(*map(escape, cells))  # "[doge]" is part of a post and no markup
         console.print(table)
     evaluations = list(read_metrics(run, "eval"))
     if evaluations:
@@ -36,6 +38,7 @@ def print_summary(run: Path, console: Console | None = None) -> None:
     places["samples"] = "samples"
     for what, name in places.items():
         if (run / name).exists():
-            console.print(f"{what:12} {run / name}", soft_wrap=True)
+            console.print(f"{what:12} {run / name}", soft_wrap=True, markup=False)
     if (run / "export").exists():
-        console.print(f"\nTry it: cromic-ds generate {run / 'export'} --image PICTURE --post TEXT", soft_wrap=True)
+        hint = f"\nTry it: cromic-ds generate {run / 'export'} --image PICTURE --post TEXT"
+        console.print(hint, soft_wrap=True, markup=False)

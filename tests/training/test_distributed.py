@@ -1,0 +1,122 @@
+"""Ranks from every launcher's environment; the collective helpers in two real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cromic_ds.errors import UserError
+from cromic_ds.training import distributed
+from cromic_ds.training.distributed import Ranks, first_host, ranks_from
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SRUN = {
+    **{"SLURM_PROCID": "9", "SLURM_STEP_NUM_TASKS": "16", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456"},
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+}
+
+
+def test_torchrun_and_deepspeed():
+    environment = {
+        **{"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"},
+        **{"MASTER_ADDR": "node0", "MASTER_PORT": "29511"},
+    }
+    assert ranks_from(environment) == Ranks(5, 8, 1, "node0", 29511)
+    assert not ranks_from(environment).is_main
+
+
+def test_srun():
+    assert ranks_from(SRUN) == Ranks(9, 16, 1, "gpu07", 20000 + 123456 % 20000)
+    assert ranks_from({**SRUN, "MASTER_ADDR": "head", "MASTER_PORT": "5000"}) == Ranks(9, 16, 1, "head", 5000)
+
+
+def test_torchrun_below_srun_counts_torchruns_processes():
+    ranks = ranks_from({**SRUN, "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "a"})
+    assert (ranks.rank, ranks.world_size, ranks.local_rank) == (1, 2, 1)
+
+
+def test_a_single_process_and_a_batch_script_without_srun():
+    assert ranks_from({}) == Ranks(0, 1, 0, "127.0.0.1", 0)
+    assert ranks_from({"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == Ranks()
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "1", "LOCAL_RANK": "1"}, "the launcher set RANK, LOCAL_RANK but not WORLD_SIZE"),
+        ({"WORLD_SIZE": "2"}, "the launcher set WORLD_SIZE but not RANK"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "the launcher set SLURM_STEP_NUM_TASKS but not SLURM_PROCID"),
+    ],
+)
+def test_half_of_a_launchers_variables_is_an_error(environment, message):
+    with pytest.raises(UserError, match=message):
+        ranks_from(environment)
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "host"),
+    [
+        ("gpu[07-09,12],cpu1", "gpu07"),
+        ("gpu[3,5]", "gpu3"),
+        ("node-a1", "node-a1"),
+        ("node-a1,node-b2", "node-a1"),
+        ("rack1-[001-004]", "rack1-001"),
+        ("", ""),
+    ],
+)
+def test_first_host_of_a_compressed_list(nodelist, host):
+    assert first_host(nodelist) == host
+
+
+def test_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert distributed.device() == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert distributed.device() == torch.device("cuda", 3)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # srun shows each process its own GPU only
+    assert distributed.device() == torch.device("cuda", 0)
+
+
+def test_the_helpers_in_one_process():
+    model = torch.nn.BatchNorm1d(2)
+    distributed.average_buffers(model)
+    assert model.running_var.tolist() == [1, 1]
+    assert distributed.sum_over_ranks([1, 2.5]) == [1, 2.5]
+    assert distributed.gather_objects("x") == ["x"]
+    assert distributed.from_main("x") == "x"
+    distributed.barrier()
+    distributed.stop()
+
+
+def test_the_helpers_in_two_processes(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, str(Path(__file__).parent / "buffers_worker.py")]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "store")],
+            **{"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], outputs
+    for rank, (out, _) in enumerate(outputs):
+        answer = json.loads(out.splitlines()[-1])
+        assert answer["mean"] == [0.5, 0.5]
+        assert answer["var"] == [2.0, 3.0]
+        assert answer["tracked"] == 7 + rank  # a count is no statistic
+        assert answer["sum"] == pytest.approx([3, 0.2], abs=1e-15)
+        assert answer["gathered"] == [{"rank": 0}, {"rank": 1}]
+        assert answer["from_main"] == "said by 0"

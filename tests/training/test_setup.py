@@ -1,0 +1,247 @@
+"""Folders, configurations and weights that do not fit are refused before a run starts."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import ResNetConfig, ResNetModel
+
+from cromic_ds.data.dataset import open_dataset
+from cromic_ds.data.loader import DataSettings
+from cromic_ds.data.tokenizer import train_tokenizer
+from cromic_ds.errors import UserError
+from cromic_ds.models import ModelSettings
+from cromic_ds.training.pretrain import PretrainSettings
+from cromic_ds.training.setup import (
+    FIXED,
+    calibrate_batch_norm,
+    find_ds_config,
+    load_image_encoder,
+    make_model,
+    open_folder,
+    pick,
+    settings_dict,
+)
+
+
+@pytest.fixture
+def settings() -> dict:
+    return settings_dict(PretrainSettings())
+
+
+def changed(settings: dict, name: str, value) -> dict:
+    new = copy.deepcopy(settings)
+    *sections, last = name.split(".")
+    pick(new, ".".join(sections))[last] = value
+    return new
+
+
+# ---- the run folder
+
+
+def test_a_new_folder_gets_the_settings(tmp_path, settings):
+    open_folder(tmp_path / "a" / "run", settings)
+    assert yaml.safe_load((tmp_path / "a" / "run" / "config.yaml").read_text()) == settings
+    (tmp_path / "empty").mkdir()
+    open_folder(tmp_path / "empty", settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("model.preset", "tiny", "model.preset = 'small', and this command says 'tiny'"),
+        ("model.dropout", 0.1, "model.dropout = None, and this command says 0.1"),
+        ("loop.global_batch", 8, "loop.global_batch = 64, and this command says 8"),
+        ("data.path", "other", "data.path = '', and this command says 'other'"),
+        ("data.comments_per_post", 3, "data.comments_per_post = 10, and this command says 3"),
+    ],
+)
+def test_a_resume_with_other_fixed_settings_is_refused(tmp_path, settings, name, value, message):
+    open_folder(tmp_path / "run", settings)
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(UserError, match=message):
+        open_folder(tmp_path / "run", changed(settings, name, value))
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+
+
+def test_a_resume_may_change_the_rest(tmp_path, settings):
+    open_folder(tmp_path / "run", settings)
+    longer = changed(settings, "loop.epochs", 9.0)
+    open_folder(tmp_path / "run", longer)
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == longer
+
+
+def test_every_fixed_setting_exists(settings):
+    for name in FIXED:
+        pick(settings, name)
+
+
+def test_a_foreign_folder_is_refused(tmp_path, settings):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match=r"is not empty and holds no run \(no config.yaml\): name another folder"):
+        open_folder(tmp_path, settings)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("content", ["name: other program\n", "- a list\n", "seed: [", ""])
+def test_a_foreign_config_is_refused(tmp_path, settings, content):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"config.yaml is not the configuration of a run"):
+        open_folder(tmp_path, settings)
+    assert (tmp_path / "config.yaml").read_text() == content
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, settings):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"--out .*file/run: cannot be written \(Not a directory\)"):
+        open_folder(tmp_path / "file" / "run", settings)
+
+
+def test_a_file_in_the_folders_place_is_refused(tmp_path, settings):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"--out .*/file: cannot be written \(File exists\)"):
+        open_folder(tmp_path / "file", settings)
+
+
+# ---- DeepSpeed configurations by name
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero2.json", "ds_configs/zero2.json"])
+def test_a_shipped_configuration_is_found_by_name(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    found = find_ds_config(name)
+    assert found.name == "zero2.json"
+    assert found.is_file()
+
+
+def test_a_file_of_ones_own_comes_first(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("zero2.json").write_text("{}")
+    assert find_ds_config("zero2.json") == Path("zero2.json")
+
+
+def test_an_unknown_configuration_names_the_shipped_ones():
+    with pytest.raises(UserError, match=r"no file 'zero9', and none of the shipped configurations \(zero0, zero1, "):
+        find_ds_config("zero9")
+
+
+# ---- the model's starting weights
+
+
+def smallest_settings(**more) -> ModelSettings:
+    sizes = {"d_model": 32, "n_heads": 4, "ffn": 48, "image_size": 96}
+    return ModelSettings(preset="tiny", **{**sizes, **more})
+
+
+def test_random_weights_are_a_function_of_the_seed(tokenizer):
+    a, b, c = (make_model(smallest_settings(), tokenizer, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["generator.weight"], c["generator.weight"])
+    assert a["token_embedding.weight"].shape == (len(tokenizer), 32)
+
+
+def test_the_models_special_tokens_are_the_tokenizers(tokenizer):
+    config = make_model(smallest_settings(), tokenizer, 0).config
+    assert (config.pad_token_id, config.bos_token_id) == (tokenizer.pad_token_id, tokenizer.cls_token_id)
+    assert (config.eos_token_id, config.decoder_start_token_id) == (tokenizer.sep_token_id, tokenizer.cls_token_id)
+
+
+def test_weights_of_an_export(tokenizer, export_folder, smallest):
+    model = make_model(ModelSettings(init_from=str(export_folder)), tokenizer, 5)
+    assert all(torch.equal(value, smallest().state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_an_export_with_another_tokenizer_is_refused(export_folder):
+    other = train_tokenizer(iter(["完全不同的词表"]), 30)
+    with pytest.raises(UserError, match=r"was trained with another tokenizer than the data's: prepare .* --tokenizer"):
+        make_model(ModelSettings(init_from=str(export_folder)), other, 0)
+
+
+def test_an_unknown_preset_is_refused(tokenizer):
+    with pytest.raises(UserError, match="unknown preset 'smal' .did you mean 'small'"):
+        make_model(ModelSettings(preset="smal"), tokenizer, 0)
+
+
+# ---- the ResNet's starting weights
+
+TINY_RESNET = {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1] * 4, "layer_type": "basic"}
+
+
+def saved_resnet(folder: Path, **more) -> ResNetModel:
+    torch.manual_seed(9)
+    resnet = ResNetModel(ResNetConfig(**{**TINY_RESNET, **more}))
+    for buffer in resnet.buffers():
+        if buffer.is_floating_point():
+            buffer.add_(0.5)
+    resnet.save_pretrained(folder)
+    return resnet
+
+
+def test_a_resnet_from_a_folder(tmp_path, tokenizer, caplog):
+    resnet = saved_resnet(tmp_path / "resnet")
+    with caplog.at_level(logging.INFO):
+        model = make_model(smallest_settings(image_encoder=str(tmp_path / "resnet")), tokenizer, 0)
+    taken = model.image_encoder.backbone.state_dict()
+    assert taken.keys() == resnet.state_dict().keys()
+    assert all(torch.equal(taken[name], value) for name, value in resnet.state_dict().items())
+    assert f"{len(taken)} tensors taken" in caplog.text
+
+
+def test_a_deeper_resnet_lists_what_has_no_place(tmp_path, tokenizer, caplog):
+    saved_resnet(tmp_path / "resnet", depths=[1, 1, 1, 2])
+    model = make_model(smallest_settings(), tokenizer, 0)
+    with caplog.at_level(logging.INFO):
+        load_image_encoder(model, str(tmp_path / "resnet"))
+    assert "12 extra:\n  encoder.stages.3.layers.1.layer.0.convolution.weight" in caplog.text
+
+
+def test_a_wider_resnet_is_refused(tmp_path, tokenizer):
+    saved_resnet(tmp_path / "resnet", hidden_sizes=[16, 32, 64, 256])
+    model = make_model(smallest_settings(), tokenizer, 0)
+    with pytest.raises(UserError, match=r"does not fit the model's ResNet: .*: \(256, 64, .* there, \(128, 64, .* here"):
+        load_image_encoder(model, str(tmp_path / "resnet"))
+
+
+def test_a_folder_without_a_resnet_is_refused(tmp_path, tokenizer, export_folder):
+    model = make_model(smallest_settings(), tokenizer, 0)
+    for source in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match=r"model.image_encoder: .* cannot be read"):
+            load_image_encoder(model, str(source))
+    # transformers would fill another kind of model in with random weights
+    with pytest.raises(UserError, match=r"model.image_encoder: .* is no ResNetModel: it has no embedder"):
+        load_image_encoder(model, str(export_folder))
+
+
+def test_a_damaged_resnet_is_refused(tmp_path, tokenizer):
+    saved_resnet(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(UserError, match=r"model.image_encoder: .* cannot be read"):
+        load_image_encoder(make_model(smallest_settings(), tokenizer, 0), str(tmp_path))
+
+
+# ---- batch-norm statistics
+
+
+def test_frozen_statistics_are_those_of_the_first_pictures(store, tokenizer):
+    dataset, data = open_dataset(store, "train"), DataSettings(path=str(store), workers=0)
+    a, b = (make_model(smallest_settings(batch_norm="frozen"), tokenizer, 0) for _ in range(2))
+    for model in (a, b):
+        calibrate_batch_norm(model, smallest_settings(batch_norm="frozen"), dataset, data, 96)
+    norm = a.image_encoder.backbone.embedder.embedder.normalization
+    assert not torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
+    assert np.array_equal(norm.running_mean, b.image_encoder.backbone.embedder.embedder.normalization.running_mean)
+
+
+@pytest.mark.parametrize("more", [{"batch_norm": "batch"}, {"batch_norm": "frozen", "image_encoder": "resnet"}])
+def test_other_statistics_stay_as_they_are(store, tokenizer, more):
+    dataset, data = open_dataset(store, "train"), DataSettings(path=str(store), workers=0)
+    model = make_model(smallest_settings(batch_norm=more["batch_norm"]), tokenizer, 0)
+    calibrate_batch_norm(model, smallest_settings(**more), dataset, data, 96)
+    norm = model.image_encoder.backbone.embedder.embedder.normalization
+    assert torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
