@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def script(prog: str, module: str, settings: str, function: str) -> None:
     """A script that a launcher starts (`pretrain.py`, `finetune.py`)."""
     # DeepSpeed's launcher adds --local_rank=N; the environment says the same.
-    argv = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
+    argv = [a for a in sys.argv[1:] if not a.startswith("--local_rank=")]
     run_command(prog, module, settings, function, argv, config_file=True)
 
 
@@ -110,7 +110,7 @@ def run_command(
         parser = make_parser(prog, kind, positional, many, config_file, implementation.__doc__)
         values = parser.parse_args(argv)
         check_sections(values, kind)
-        values = parser.instantiate_classes(values)
+        values = parser.instantiate(values)
         fields = {f.name: getattr(values, f.name) for f in dataclasses.fields(kind)}
         getattr(implementation, function)(kind(**fields))
     except UserError as error:

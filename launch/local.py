@@ -4,6 +4,7 @@ Without --out the run folder is runs/NAME, or the next runs/NAME-2, -3, … afte
 continued, a finished one is never overwritten.
 """
 
+import argparse
 import os
 import socket
 import sys
@@ -30,9 +31,12 @@ def free_port() -> int:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    if "--out" not in arguments:
-        recipe = arguments[arguments.index("--config") + 1] if "--config" in arguments else "recipe"
-        arguments += ["--out", str(run_folder(recipe))]
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("--config", default="recipe")
+    options.add_argument("--out")
+    known, _ = options.parse_known_args(arguments)
+    if not known.out:
+        arguments += ["--out", str(run_folder(known.config))]
     processes = torch.cuda.device_count()
     if not processes:
         processes = 2

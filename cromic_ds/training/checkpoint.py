@@ -137,7 +137,12 @@ def newest_good(folder: Path) -> Path | None:
         problems = [p for p in gather_objects(damage(checkpoint, files)) if p]
         if not problems:
             return checkpoint
-        log.warning("checkpoint %s is damaged (%s); trying the one before", checkpoint, problems[0])
+        log.warning("checkpoint %s is damaged (%s); set aside, trying the one before", checkpoint, problems[0])
+        if rank == 0:  # out of the way of the same step's next checkpoint
+            aside = folder / f"damaged-{name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.rename(aside)
+        barrier()
     return None
 
 

@@ -23,6 +23,7 @@ class Ranks:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    local_world_size: int = 1  # processes on this host
     master_addr: str = "127.0.0.1"
     master_port: int = 0  # 0: any free one (a single process)
 
@@ -51,9 +52,18 @@ def ranks_from(environ: Mapping[str, str]) -> Ranks:
         rank=int(environ[names[0]]),
         world_size=int(environ[names[1]]),
         local_rank=int(environ.get(names[2], "0")),
+        local_world_size=processes_per_host(environ),
         master_addr=environ.get("MASTER_ADDR") or first_host(environ.get("SLURM_STEP_NODELIST", "")) or "127.0.0.1",
         master_port=int(environ.get("MASTER_PORT") or default_port),
     )
+
+
+def processes_per_host(environ: Mapping[str, str]) -> int:
+    """As torchrun, deepspeed or Slurm say it (Slurm: `2(x3),1`, of which the first); else all processes on one host."""
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE", "WORLD_SIZE"):
+        if match := re.match(r"\d+", environ.get(name, "")):
+            return int(match[0])
+    return 1
 
 
 def first_host(nodelist: str) -> str:
@@ -72,6 +82,7 @@ def start(environ: Mapping[str, str] = os.environ) -> Ranks:
         RANK=str(ranks.rank),
         WORLD_SIZE=str(ranks.world_size),
         LOCAL_RANK=str(ranks.local_rank),
+        LOCAL_WORLD_SIZE=str(ranks.local_world_size),
         MASTER_ADDR=ranks.master_addr,
         MASTER_PORT=str(ranks.master_port or free_port()),
     )

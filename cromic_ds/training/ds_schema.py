@@ -18,8 +18,8 @@ AUTO = "auto"
 
 # Valid for DeepSpeed, decided elsewhere here: naming them in the JSON would have no effect, or fight the recipe.
 NOT_HERE = {
-    "optimizer": "the recipe's `optimizer` section decides; remove this block",
-    "scheduler": "the recipe's `optimizer` section decides; remove this block",
+    "optimizer": "the recipe's `optim` section decides; remove this block",
+    "scheduler": "the recipe's `optim` section decides; remove this block",
     "bfloat16": "this is an old name of 'bf16', and mixed precision is the recipe's `precision`; remove this block",
     "data_efficiency": "the order of examples is the recipe's; remove this block",
     "pipeline": "the models are not pipeline modules; remove this block",

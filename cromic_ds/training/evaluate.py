@@ -53,8 +53,9 @@ def evaluate(settings: EvaluateSettings) -> None:
     if settings.batch < 1 or settings.limit < 0:
         raise UserError(f"--batch {settings.batch} must be at least 1 and --limit {settings.limit} at least 0 (all)")
     dataset = open_dataset(settings.data, settings.split)
-    out = output_file(Path(settings.out)) if settings.out else Path(settings.export) / f"evaluation-{settings.split}.json"
+    out = output_file(Path(settings.out)) if settings.out else None
     result = evaluation(load(settings.export, settings.precision), dataset, settings)
+    out = out or Path(settings.export) / f"evaluation-{settings.split}.json"
     write_atomically(out, json.dumps(result, ensure_ascii=False, indent=1))
     for name, value in result["scores"].items():
         print(f"{name:16} {value:.4f}" if isinstance(value, float) else f"{name:16} {value}")

@@ -120,6 +120,8 @@ def load_export(path: str | Path) -> tuple[PreTrainedModel, object, dict]:
     path = Path(path)
     if not (path / "config.json").is_file():
         hint = f"; it is a run folder: use {path / 'export'}" if (path / "export").is_dir() else ""
+        if (path / "checkpoints").is_dir() and not hint:
+            hint = f"; it is a run folder: make one with `cromic-ds export {path} --out FOLDER`"
         raise UserError(f"{path}: no export (no config.json in it){hint}")
     try:
         model, found = AutoModel.from_pretrained(path, output_loading_info=True)

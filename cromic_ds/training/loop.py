@@ -92,7 +92,8 @@ def train(run: Run) -> None:
         last = run.state.step == run.total_steps
         if last or due(run.eval.every, run.state.step):
             evaluate(run)
-        if last or stopping or due(run.loop.save_every, run.state.step):
+        best = run.state.best_step == run.state.step
+        if last or best or stopping or due(run.loop.save_every, run.state.step):
             save(run)
         if stopping and not last:
             log.info("stopped by %s after step %d; the same command goes on from here", stopping, run.state.step)

@@ -46,7 +46,7 @@ class OptimizerSettings:
         }
         for name, good in checks.items():
             if not good:
-                raise UserError(f"optimizer.{name} is {getattr(self, name)}: out of range; see --help for its meaning")
+                raise UserError(f"optim.{name} is {getattr(self, name)}: out of range; see --help for its meaning")
 
 
 def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> float:

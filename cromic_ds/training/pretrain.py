@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +71,7 @@ def pretrain(settings: PretrainSettings) -> None:
     eval_dataset = open_dataset(settings.data.path, settings.data.eval_split)
     source = setup.find_ds_config(settings.ds_config)
     ds_config = load_ds_config(source)
-    ranks = distributed.ranks_from(setup.os.environ)
+    ranks = distributed.ranks_from(os.environ)
     device = distributed.device()
     tokenizer = load_tokenizer(dataset.tokenizer_path)
     model = setup.make_model(settings.model, tokenizer, settings.seed)
@@ -79,7 +80,7 @@ def pretrain(settings: PretrainSettings) -> None:
         global_batch=settings.loop.global_batch,
         micro_batch=settings.loop.micro_batch,
         world_size=ranks.world_size,
-        ranks_per_node=int(setup.os.environ.get("LOCAL_WORLD_SIZE", ranks.world_size)),
+        ranks_per_node=ranks.local_world_size,
         device=device.type,
         precision=choose_precision(settings.precision, device),
         clip=settings.optim.clip,

@@ -25,8 +25,9 @@ from cromic_ds.training.export import FACTS, MODEL_FOLDER, load_export
 
 log = logging.getLogger(__name__)
 
-# Settings that a resumed run may not change: its steps would no longer be those of the run it continues.
-FIXED = ("seed", "model", "loop.global_batch", "data.path", "data.train_split", "data.comments_per_post")
+# Settings that a resumed run may not change: its steps would no longer be those of the run it continues. The data may
+# move: its fingerprint is compared.
+FIXED = ("seed", "model", "loop.global_batch", "data.comments_per_post")
 
 
 def find_ds_config(name: str) -> Path:

@@ -14,6 +14,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self.interrupts = 0
 
     def install(self) -> StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
@@ -21,6 +22,7 @@ class StopRequest:
         return self
 
     def _received(self, number: int, _frame) -> None:
-        if number == signal.SIGINT and self.signal == "SIGINT":
+        self.interrupts += number == signal.SIGINT  # counted apart: launchers answer a SIGINT with a SIGTERM to the ranks
+        if self.interrupts > 1:
             os._exit(130)
         self.signal = signal.Signals(number).name

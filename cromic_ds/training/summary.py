@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from cromic_ds.tracking import read_metrics
 
@@ -19,9 +19,9 @@ def print_summary(run: Path, console: Console | None = None) -> None:
     console = console or Console()
     samples = sorted((run / "samples").glob("step-*.jsonl"))
     if samples:
-        table = Table(
-            "post", "generated", "references", title=f"Generated comments ({samples[-1].stem})", show_lines=True
-        )
+        # Folded: Chinese has no blanks to wrap at, and rich would cut the texts off.
+        columns = [Column(name, overflow="fold") for name in ("post", "generated", "references")]
+        table = Table(*columns, title=f"Generated comments ({samples[-1].stem})", show_lines=True)
         for line in samples[-1].read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             cells = row["post"], "\n".join(row["generated"]), " / ".join(row["references"][:3])

@@ -100,14 +100,18 @@ def test_a_rank_can_check_its_share_of_the_files(tmp_path):
 def test_the_newest_undamaged_checkpoint_is_found_and_the_others_reported(tmp_path, caplog):
     for step in (10, 20, 30):
         make_checkpoint(tmp_path, step)
+    (tmp_path / "damaged-step-00000030").mkdir()  # of an earlier damage
     assert newest_good(tmp_path).name == "step-00000030"
     flip_bit(tmp_path / "step-00000030" / "shard.pt", 7)
     (tmp_path / "step-00000020" / MANIFEST).unlink()
     with caplog.at_level(logging.WARNING):
         assert newest_good(tmp_path).name == "step-00000010"
     said = [record.getMessage() for record in caplog.records]
-    assert "step-00000030 is damaged (shard.pt does not match its checksum); trying the one before" in said[0]
+    assert "step-00000030 is damaged (shard.pt does not match its checksum); set aside, trying the one before" in said[0]
     assert "step-00000020 is damaged (manifest.json: " in said[1]
+    assert step_names(tmp_path) == ["step-00000010"]  # the steps after it can be saved again
+    assert sorted(p.name for p in tmp_path.glob("damaged-*")) == ["damaged-step-00000020", "damaged-step-00000030"]
+    assert (tmp_path / "damaged-step-00000030" / "shard.pt").is_file()
     assert newest_good(tmp_path / "nowhere") is None
 
 

@@ -83,7 +83,8 @@ def test_texts_of_each_post(smallest, tokenizer, inputs, settings):
     post_ids, images = inputs
     config = generation_config(settings, tokenizer)
     sequences = model.generate(input_ids=post_ids, pixel_values=images, generation_config=config)
-    assert [text for of_post in texts for text in of_post] == [decode_text(tokenizer, ids) for ids in sequences.tolist()]
+    flat = [text for of_post in texts for text in of_post]
+    assert flat == [decode_text(tokenizer, ids) for ids in sequences.tolist()]
     if settings.beams > 1 and not settings.samples:
         assert all(len(set(of_post)) == settings.num for of_post in texts)
 

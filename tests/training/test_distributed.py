@@ -13,12 +13,12 @@ import torch
 
 from cromic_ds.errors import UserError
 from cromic_ds.training import distributed
-from cromic_ds.training.distributed import Ranks, first_host, ranks_from
+from cromic_ds.training.distributed import Ranks, first_host, processes_per_host, ranks_from
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SRUN = {
     **{"SLURM_PROCID": "9", "SLURM_STEP_NUM_TASKS": "16", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456"},
-    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    **{"SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"},
 }
 
 
@@ -27,13 +27,13 @@ def test_torchrun_and_deepspeed():
         **{"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"},
         **{"MASTER_ADDR": "node0", "MASTER_PORT": "29511"},
     }
-    assert ranks_from(environment) == Ranks(5, 8, 1, "node0", 29511)
+    assert ranks_from(environment) == Ranks(5, 8, 1, 4, "node0", 29511)
     assert not ranks_from(environment).is_main
 
 
 def test_srun():
-    assert ranks_from(SRUN) == Ranks(9, 16, 1, "gpu07", 20000 + 123456 % 20000)
-    assert ranks_from({**SRUN, "MASTER_ADDR": "head", "MASTER_PORT": "5000"}) == Ranks(9, 16, 1, "head", 5000)
+    assert ranks_from(SRUN) == Ranks(9, 16, 1, 8, "gpu07", 20000 + 123456 % 20000)
+    assert ranks_from({**SRUN, "MASTER_ADDR": "head", "MASTER_PORT": "5000"}) == Ranks(9, 16, 1, 8, "head", 5000)
 
 
 def test_torchrun_below_srun_counts_torchruns_processes():
@@ -42,8 +42,23 @@ def test_torchrun_below_srun_counts_torchruns_processes():
 
 
 def test_a_single_process_and_a_batch_script_without_srun():
-    assert ranks_from({}) == Ranks(0, 1, 0, "127.0.0.1", 0)
+    assert ranks_from({}) == Ranks(0, 1, 0, 1, "127.0.0.1", 0)
     assert ranks_from({"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == Ranks()
+
+
+@pytest.mark.parametrize(
+    ("environment", "count"),
+    [
+        ({"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, 4),  # torchrun
+        ({"LOCAL_SIZE": "2", "WORLD_SIZE": "8"}, 2),  # deepspeed
+        ({"SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}, 2),
+        ({"SLURM_STEP_TASKS_PER_NODE": "16"}, 16),
+        ({"WORLD_SIZE": "8"}, 8),
+        ({}, 1),
+    ],
+)
+def test_processes_per_host(environment, count):
+    assert processes_per_host(environment) == count
 
 
 @pytest.mark.parametrize(

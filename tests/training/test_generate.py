@@ -86,7 +86,10 @@ def test_the_seed_decides_the_samples(run, pictures):
         ({"image": "missing.jpg", "post": POST}, "missing.jpg: cannot be read .No such file or directory"),
         ({"image": "pictures/notes.txt", "post": POST}, "pictures/notes.txt: not an image"),
         ({"image": "pictures", "post": POST}, "pictures: cannot be read .Is a directory"),
-        ({"image": "pictures/a.jpg", "input": "pictures"}, "give --image for one picture or --input for many, not both"),
+        (
+            {"image": "pictures/a.jpg", "input": "pictures"},
+            "give --image for one picture or --input for many, not both",
+        ),
         ({"post": POST, "beams": 2, "num": 3}, "3 texts from 2 beams"),
         ({"post": POST, "batch": 0}, "--batch 0: give at least 1"),
         ({"post": POST, "precision": "fp8"}, "precision is 'fp8'"),
@@ -105,7 +108,7 @@ def test_what_is_refused(run, pictures, monkeypatch, settings, message):
 
 def test_a_truncated_picture_is_refused(run, pictures):
     (pictures / "a.jpg").write_bytes(jpeg(1)[:-500])
-    with pytest.raises(UserError, match="a.jpg: "):
+    with pytest.raises(UserError, match=r"a\.jpg: "):
         run(image=str(pictures / "a.jpg"), post=POST)
 
 
@@ -148,6 +151,9 @@ def test_an_export_with_a_missing_weight_is_refused(export_folder, tmp_path):
 
 
 def test_a_run_folder_in_place_of_its_export(tmp_path, export_folder):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"it is a run folder: make one with `cromic-ds export .*/run --out FOLDER`"):
+        load(str(tmp_path / "run"))
     shutil.copytree(export_folder, tmp_path / "run" / "export")
     with pytest.raises(UserError, match=r"it is a run folder: use .*/run/export"):
         load(str(tmp_path / "run"))

@@ -104,8 +104,8 @@ def test_an_extra_name_is_listed_and_left_out(small, import_, capsys):
 
 
 def test_an_answer_head_is_taken_along(small, import_):
-    sizes = {"0.weight": (64, 32), "0.bias": (64,), "1.weight": (64,), "1.bias": (64,), "3.weight": (7, 64), "3.bias": (7,)}
-    head = {f"vqa_classifier.{name}": torch.randn(shape) for name, shape in sizes.items()}
+    modules = {"0": nn.Linear(32, 64), "1": nn.LayerNorm(64), "3": nn.Linear(64, 7)}
+    head = {f"vqa_classifier.{name}": value for name, value in nn.ModuleDict(modules).state_dict().items()}
     model, *_ = load_export(import_({**small.state_dict(), **head}))
     assert model.config.n_answers == 7
     assert torch.equal(model.answer_head[3].weight.cpu(), head["vqa_classifier.3.weight"])
@@ -129,7 +129,7 @@ def test_a_shape_that_does_not_fit_is_refused(small, import_, tmp_path, capsys):
 def test_another_vocabulary_is_refused(small, import_, tmp_path):
     other = train_tokenizer(iter(["不同的词"]), 30)
     other.save_pretrained(tmp_path / "other")
-    with pytest.raises(UserError, match=rf"other has {len(other)} tokens and the checkpoint \d+: name the tokenizer it was trained"):
+    with pytest.raises(UserError, match=rf"other has {len(other)} tokens and the checkpoint \d+: name the tokenizer"):
         import_(small.state_dict(), tokenizer=str(tmp_path / "other"))
     with pytest.raises(UserError, match=r"tokenizer .* cannot be loaded"):
         import_(small.state_dict(), tokenizer=str(tmp_path / "missing"))
@@ -140,10 +140,9 @@ def test_an_unknown_mode_is_refused(small, import_):
         import_(small.state_dict(), mode="vt")
 
 
-@pytest.mark.parametrize("content", [{"fc.weight": torch.zeros(2), "fc.bias": torch.zeros(2)}])
-def test_other_weights_are_refused(import_, content):
-    with pytest.raises(UserError, match=r"no published CroMIC-CMT checkpoint .*among 2 names, such as fc.weight, fc.bias"):
-        import_(content)
+def test_other_weights_are_refused(import_):
+    with pytest.raises(UserError, match=r"no published CroMIC-CMT checkpoint .*among 2 names, such as weight, bias"):
+        import_(nn.Linear(2, 2).state_dict())
 
 
 @pytest.mark.parametrize("content", [{}, [torch.zeros(1)], {"a": 1}, {"a": {"b": 1}}, torch.zeros(2)])

@@ -49,15 +49,15 @@ def uninterrupted(store, tmp_path_factory) -> Path:
 def test_the_split_of_the_global_batch_changes_neither_loss_nor_weights(store, tmp_path, ds_config):
     splits = {"1x8": (1, 8), "2x4": (2, 4), "2x2x2": (2, 2)}
     for name, (ranks, micro) in splits.items():
-        more = ["--loop.steps", "3", "--loop.micro_batch", str(micro), "--ds_config", ds_config]
+        # A small rate: Adam's first steps turn the last digits of near-zero gradients into whole steps of single weights.
+        more = ["--loop.steps", "3", "--loop.micro_batch", str(micro), "--ds_config", ds_config, "--optim.lr", "1e-5"]
         run_to_end(tmp_path / name, arguments(store, tmp_path / name / "run", *more), ranks)
     reference = tmp_path / "1x8" / "run"
     for name in ("2x4", "2x2x2"):
         run = tmp_path / name / "run"
-        assert losses(run) == pytest.approx(losses(reference), rel=1e-5)
+        assert losses(run) == pytest.approx(losses(reference), rel=2e-6)
         norms = [r["grad_norm"] for r in records(run)]
         assert norms == pytest.approx([r["grad_norm"] for r in records(reference)], rel=1e-5)
-        # Adam's first steps turn the last digits of near-zero gradients into whole steps of single weights.
         assert relative_difference(weights(run), weights(reference)) < 1e-4
 
 

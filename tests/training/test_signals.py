@@ -37,6 +37,15 @@ def test_a_second_sigint_exits_at_once(request_, monkeypatch):
     assert codes == [130]
 
 
+def test_a_sigterm_between_them_changes_nothing(request_, monkeypatch):
+    """Launchers answer a SIGINT with a SIGTERM to the ranks."""
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        os.kill(os.getpid(), number)
+    assert codes == [130]
+
+
 def test_a_second_sigterm_does_not(request_, monkeypatch):
     monkeypatch.setattr(os, "_exit", lambda code: pytest.fail("left"))
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):

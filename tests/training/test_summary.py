@@ -14,10 +14,10 @@ from cromic_ds.training.summary import print_summary
 
 @pytest.fixture
 def shown(tmp_path: Path):
-    """shown(): what `print_summary` prints of the run in tmp_path, without line breaks inside cells."""
+    """shown(): what `print_summary` prints of the run in tmp_path, by default without line breaks inside cells."""
 
-    def show() -> str:
-        console = Console(file=io.StringIO(), width=200)
+    def show(width: int = 200) -> str:
+        console = Console(file=io.StringIO(), width=width)
         print_summary(tmp_path, console)
         return console.file.getvalue()
 
@@ -34,8 +34,9 @@ def sample(post: str, generated: list[str], references: list[str]) -> dict:
 
 
 def test_the_newest_samples_scores_and_places(tmp_path, shown):
-    write_lines(tmp_path / "samples" / "step-00000100.jsonl", sample("旧的", ["旧"], ["旧"]))
-    write_lines(tmp_path / "samples" / "step-00000200.jsonl", sample("圆是什么颜色", ["红色的", "红"], list("一二三四")))
+    older, newer = sample("旧的", ["旧"], ["旧"]), sample("圆是什么颜色", ["红色的", "红"], list("一二三四"))
+    write_lines(tmp_path / "samples" / "step-00000100.jsonl", older)
+    write_lines(tmp_path / "samples" / "step-00000200.jsonl", newer)
     write_lines(
         tmp_path / "metrics.jsonl",
         {"step": 100, "kind": "eval", "posts": 10, "perplexity": 9.0},
@@ -67,6 +68,14 @@ def test_brackets_in_a_post_are_text(tmp_path, shown):
     assert "好看[doge]" in out
     assert "[/red]哈[bold]" in out
     assert "[x]" in out
+
+
+def test_long_texts_are_wrapped_and_not_cut_off(tmp_path, shown):
+    post = "".join(map(chr, range(0x4E00, 0x4E00 + 60)))
+    write_lines(tmp_path / "samples" / "step-00000001.jsonl", sample(post, [post], [post]))
+    write_lines(tmp_path / "metrics.jsonl", {"step": 1, "kind": "train", "loss": 1.0})
+    out = shown(width=80)
+    assert all(out.count(character) == 3 for character in post)
 
 
 def test_a_run_without_evaluation(tmp_path, shown):

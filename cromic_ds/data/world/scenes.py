@@ -14,7 +14,7 @@ from cromic_ds.data.sampler import order_key, permute
 
 # No value is part of another one, so that a comment states a value exactly where it contains it.
 COLOURS = ("红色", "橙色", "黄色", "绿色", "蓝色", "紫色", "粉色", "黑色")
-SHAPES = ("圆形", "方形", "三角形", "菱形", "星形", "心形")
+SHAPES = ("圆形", "方形", "三角形", "星形")
 PLACES = ("左边", "中间", "右边")
 SIZES = ("最大", "中等", "最小")
 VALUES = {"colour": COLOURS, "shape": SHAPES, "place": PLACES, "size": SIZES}
