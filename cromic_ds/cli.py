@@ -212,5 +212,7 @@ def expected(hint: Any) -> str:
         return " or ".join(str(option) for option in get_args(hint))
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(map(expected, get_args(hint)))
+    if get_origin(hint) in (tuple, list):
+        return "[" + ", ".join(map(expected, get_args(hint))) + (", …]" if get_origin(hint) is list else "]")
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
     return words.get(hint, str(hint))

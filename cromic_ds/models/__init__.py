@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from cromic_ds.errors import UserError, nearest
 from cromic_ds.models.cmt import PRESETS as CMT_PRESETS
 from cromic_ds.models.cmt import CMTConfig, CMTModel
-from cromic_ds.models.image_encoder import BATCH_NORM_MODES
+from cromic_ds.models.image_encoder import BATCH_NORM_MODES, grid_side
 
 
 class ModelKind(NamedTuple):
@@ -93,6 +93,13 @@ def build_config(name: str, preset: str, **overrides) -> PreTrainedConfig:
                 f"model.{key}: {value!r}{nearest(str(value), CHOICES[key])}; one of {', '.join(CHOICES[key])}"
             )
     config = kind.config(**{**kind.presets[preset], **overrides})
+    for key in ("d_model", "n_heads", "ffn", "encoder_layers", "decoder_layers"):
+        if getattr(config, key) < 1:
+            raise UserError(f"model.{key} is {getattr(config, key)}: give at least 1")
+    if not 0 <= config.dropout < 1:
+        raise UserError(f"model.dropout is {config.dropout}: give a probability below 1")
+    if grid_side(config.image_size) < 1:
+        raise UserError(f"model.image_size is {config.image_size}: too small for one image token; give at least 33")
     if config.d_model % config.n_heads:
         raise UserError(f"model: d_model {config.d_model} is not divisible by n_heads {config.n_heads}")
     return config

@@ -77,7 +77,7 @@ PRESETS: dict[str, dict] = {
             "encoder_layers": 2,
             "decoder_layers": 2,
             "n_heads": 4,
-            "ffn": 512,
+            "ffn": 256,
             "image_size": 112,
             "embedding_std": 0.09,
         },

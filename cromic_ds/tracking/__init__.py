@@ -47,6 +47,11 @@ class TrackingSettings:
     console: Literal["auto", "bar", "lines", "off", False] = "auto"
     """Progress on stderr; auto: a bar on a terminal, else lines."""
 
+    def check(self) -> None:
+        """Raise UserError for values that cannot work."""
+        if self.log_every < 1:
+            raise UserError(f"tracking.log_every is {self.log_every}: it is a number of steps, at least 1")
+
 
 def open_trackers(
     settings: TrackingSettings,
@@ -61,8 +66,7 @@ def open_trackers(
     config: the resolved settings, as the dashboards show them. resume_step: the finished steps of the checkpoint that
     the run goes on from; records beyond it are dropped. None, like 0: from the start.
     """
-    if settings.log_every < 1:
-        raise UserError(f"tracking.log_every is {settings.log_every}: it is a number of steps, at least 1")
+    settings.check()
     if rank != 0:
         return NullTracker()
     run_folder = Path(run_folder)

@@ -66,7 +66,8 @@ def pretrain(settings: PretrainSettings) -> None:
         raise UserError("data.path is missing: name a store (make one with `cromic-ds prepare` or `cromic-ds sample`)")
     if not 0 < settings.loop.epochs < math.inf or settings.loop.steps < 0:
         raise UserError("loop.epochs must be above 0, loop.steps 0 (from the epochs) or more")
-    settings.eval.check()
+    for section in (settings.data, settings.eval, settings.tracking):
+        section.check()
     dataset = open_dataset(settings.data.path, settings.data.train_split)
     eval_dataset = open_dataset(settings.data.path, settings.data.eval_split)
     source = setup.find_ds_config(settings.ds_config)

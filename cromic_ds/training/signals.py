@@ -22,7 +22,9 @@ class StopRequest:
         return self
 
     def _received(self, number: int, _frame) -> None:
-        self.interrupts += number == signal.SIGINT  # counted apart: launchers answer a SIGINT with a SIGTERM to the ranks
+        self.interrupts += (
+            number == signal.SIGINT
+        )  # counted apart: launchers answer a SIGINT with a SIGTERM to the ranks
         if self.interrupts > 1:
             os._exit(130)
         self.signal = signal.Signals(number).name

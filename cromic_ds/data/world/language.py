@@ -58,7 +58,10 @@ def comments(question: Question, things: Scene, rng: np.random.Generator) -> lis
     count = rng.integers(MIN_COMMENTS, MAX_COMMENTS + 1)
     phrasings = rng.choice(COMMENTS[question.asked] + DESCRIBING, size=count, replace=False)
     words = asdict(thing)
-    return [str(p).format(a=question.answer, x=NAMES[question.named_by].format(name=question.name), **words) for p in phrasings]
+    return [
+        str(p).format(a=question.answer, x=NAMES[question.named_by].format(name=question.name), **words)
+        for p in phrasings
+    ]
 
 
 def vocabulary_texts() -> Iterator[str]:
