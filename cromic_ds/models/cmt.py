@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput, Seq2SeqLMOutput
+from transformers.models.resnet.modeling_resnet import ResNetStage
 
 from cromic_ds.batch import Batch
 from cromic_ds.models.image_encoder import ImageEncoder
@@ -24,6 +25,7 @@ from cromic_ds.models.transformer import (
     DenseLayout,
     EncoderLayer,
     RaggedLayout,
+    SourceProjection,
     sinusoidal_positions,
 )
 
@@ -133,6 +135,8 @@ class CMTModel(PreTrainedModel, GenerationMixin):
     _supports_cache_class = True
 
     kernels: Kernels = DEFAULT
+    # ZeRO-3 gathers each of these as a whole: few large messages instead of one for every small module inside.
+    gathered_whole = (ResNetStage, EncoderLayer, DecoderLayer)
 
     def __init__(self, config: CMTConfig):
         super().__init__(config)
@@ -145,6 +149,9 @@ class CMTModel(PreTrainedModel, GenerationMixin):
         self.encoder_layers = nn.ModuleList(EncoderLayer(*sizes) for _ in range(config.encoder_layers))
         self.encoder_norm = LayerNorm(width)
         self.decoder_layers = nn.ModuleList(DecoderLayer(*sizes) for _ in range(config.decoder_layers))
+        self.source_projections = nn.ModuleList(
+            SourceProjection(width, config.n_heads) for _ in range(config.decoder_layers)
+        )
         self.decoder_norm = LayerNorm(width)
         self.generator = nn.Linear(width, config.vocab_size)
         self.answer_head = (
@@ -210,7 +217,7 @@ class CMTModel(PreTrainedModel, GenerationMixin):
         return Memory(
             last_hidden_state=memory,
             mask=mask,
-            source=tuple(layer.cross_attention.project_source(memory) for layer in self.decoder_layers),
+            source=tuple(project(memory) for project in self.source_projections),
         )
 
     def decode(

@@ -80,7 +80,7 @@ def translate(published: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[
             width = tensor.shape[0] // 3
             target = f"decoder_layers.{cross[1]}.cross_attention"
             ours[f"{target}.q.{cross[2]}"] = tensor[:width]
-            ours[f"{target}.kv.{cross[2]}"] = tensor[width:]
+            ours[f"source_projections.{cross[1]}.kv.{cross[2]}"] = tensor[width:]
         elif (mapped := our_name(name)) is not None:
             ours[mapped] = tensor
         else:

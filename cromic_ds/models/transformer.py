@@ -121,16 +121,28 @@ class EncoderLayer(nn.Module):
 
 
 class CrossAttention(SelfAttention):
-    """Queries from the target; keys and values from the source, which `project_source` computes once per post."""
+    """Queries from the target; its keys and values come from a `SourceProjection`."""
 
     def __init__(self, width: int, n_heads: int, dropout: float):
         nn.Module.__init__(self)
         self.n_heads, self.dropout = n_heads, dropout
         self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def project_source(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+
+class SourceProjection(nn.Module):
+    """A decoder layer's cross-attention keys and values, computed once per post for all of its comments and steps.
+
+    A module of its own, not a part of the layer: ZeRO-3 gathers a module's weights when it is called, and this one is
+    called with the encoder.
+    """
+
+    def __init__(self, width: int, n_heads: int):
+        super().__init__()
+        self.n_heads = n_heads
+        self.kv = nn.Linear(width, 2 * width)
+
+    def forward(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """(P, S, D) -> keys and values, each (P, H, S, D/H)"""
         k, v = (heads(part, self.n_heads) for part in self.kv(memory).chunk(2, dim=-1))
         if torch.is_grad_enabled():

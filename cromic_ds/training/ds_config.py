@@ -119,8 +119,8 @@ def fill(config: dict, facts: ResolveFacts) -> dict:
         ("zero_optimization", "reduce_bucket_size"): bucket,
         ("zero_optimization", "allgather_bucket_size"): bucket,
         ("zero_optimization", "stage3_prefetch_bucket_size"): bucket * 9 // 10,
-        # at least DeepSpeed's own default: gathering a tensor below 400 KB costs latency and saves nothing
-        ("zero_optimization", "stage3_param_persistence_threshold"): max(10 * facts.hidden_size, 100_000),
+        # A parameter that stays whole costs an all-gather of its own after each step; our layers are gathered as a whole.
+        ("zero_optimization", "stage3_param_persistence_threshold"): 0,
         ("zero_optimization", "zero_hpz_partition_size"): facts.ranks_per_node if facts.nodes > 1 else 1,
         ("zero_optimization", "zero_quantized_weights"): quantised,
         ("zero_optimization", "zero_quantized_gradients"): quantised,

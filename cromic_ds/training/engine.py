@@ -41,6 +41,8 @@ class Engine:
         self.clip = config["gradient_clipping"]
         if self.stage == 0:
             config = {**config, "gradient_clipping": 0.0}
+        if self.stage == 3:
+            deepspeed.utils.set_z3_leaf_modules(model, list(model.gathered_whole))
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config, dist_init_required=False
         )

@@ -18,8 +18,8 @@ def flops_formula(model: PreTrainedModel) -> Callable[[Batch], float]:
     config = model.config
     width = config.d_model
     encoder = weights_of(model.encoder_layers)
-    source_projection = sum(weights_of(layer.cross_attention.kv) for layer in model.decoder_layers)
-    decoder = weights_of(model.decoder_layers) - source_projection
+    source_projection = weights_of(model.source_projections)
+    decoder = weights_of(model.decoder_layers)
     output = weights_of(model.generator)
     image_tokens = model.image_encoder.n_tokens if "v" in config.mode else 0
     image = image_flops(model) if image_tokens else 0

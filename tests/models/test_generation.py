@@ -72,8 +72,8 @@ def test_the_post_is_encoded_once(smallest, make_batch):
     model, batch = smallest(), make_batch()
     calls = []
     model.image_encoder.register_forward_hook(lambda *_: calls.append("image"))
-    for layer in model.decoder_layers:
-        layer.cross_attention.kv.register_forward_hook(lambda *_: calls.append("kv"))
+    for projection in model.source_projections:
+        projection.register_forward_hook(lambda *_: calls.append("kv"))
     model.generate(**inputs(batch), num_beams=4, max_new_tokens=6, min_new_tokens=6)
     assert calls == ["image", "kv", "kv"]  # two decoder layers
 

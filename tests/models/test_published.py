@@ -82,9 +82,9 @@ def test_report_names_what_did_not_fit(smallest):
         "encoder.layers.9.linear1.bias": torch.zeros(48),
     }
     report = load_published(model, weights)
-    cross = model.decoder_layers[1].cross_attention
+    q, kv = model.decoder_layers[1].cross_attention.q, model.source_projections[1].kv
     assert (model.generator.bias == 2).all()
-    assert torch.equal(torch.cat([cross.q.bias, cross.kv.bias]), torch.arange(96.0))
+    assert torch.equal(torch.cat([q.bias, kv.bias]), torch.arange(96.0))
     assert sorted(report.extra) == ["encoder_layers.9.feed_forward.up.bias", "module.lr_scheduler"]
     assert report.mismatched == ["token_embedding.weight: (7, 32) there, (120, 32) here"]
     assert "generator.weight" in report.missing

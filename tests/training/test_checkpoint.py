@@ -107,7 +107,9 @@ def test_the_newest_undamaged_checkpoint_is_found_and_the_others_reported(tmp_pa
     with caplog.at_level(logging.WARNING):
         assert newest_good(tmp_path).name == "step-00000010"
     said = [record.getMessage() for record in caplog.records]
-    assert "step-00000030 is damaged (shard.pt does not match its checksum); set aside, trying the one before" in said[0]
+    assert (
+        "step-00000030 is damaged (shard.pt does not match its checksum); set aside, trying the one before" in said[0]
+    )
     assert "step-00000020 is damaged (manifest.json: " in said[1]
     assert step_names(tmp_path) == ["step-00000010"]  # the steps after it can be saved again
     assert sorted(p.name for p in tmp_path.glob("damaged-*")) == ["damaged-step-00000020", "damaged-step-00000030"]

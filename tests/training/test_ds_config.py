@@ -66,7 +66,7 @@ def test_values_that_follow_the_model_and_the_machines():
     zero = wide["zero_optimization"]
     assert zero["reduce_bucket_size"] == 1536**2
     assert zero["stage3_prefetch_bucket_size"] == 1536**2 * 9 // 10
-    assert zero["stage3_param_persistence_threshold"] == 100_000
+    assert zero["stage3_param_persistence_threshold"] == 0
     assert (zero["zero_hpz_partition_size"], zero["zero_quantized_weights"], zero["zero_quantized_gradients"]) == (
         8,
         False,

@@ -55,7 +55,7 @@ def test_a_single_step_has_the_full_rate():
     ("name", "value"), [("lr", 0.0), ("betas", (0.9, 1.0)), ("clip", -1.0), ("warmup_fraction", 2.0)]
 )
 def test_settings_out_of_range_are_refused(name: str, value):
-    with pytest.raises(UserError, match=f"optimizer.{name}"):
+    with pytest.raises(UserError, match=f"optim.{name}"):
         OptimizerSettings(**{name: value})
 
 
