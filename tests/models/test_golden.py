@@ -197,7 +197,7 @@ def our_names(published: str) -> list[str]:
     if "multihead_attn.in_proj_" not in published:
         return [our_name(published)]
     layer, kind = published.split(".")[2], published.rsplit("_", 1)[1]
-    return [f"decoder_layers.{layer}.cross_attention.{part}.{kind}" for part in ("q", "kv")]
+    return [f"decoder_layers.{layer}.cross_attention.q.{kind}", f"source_projections.{layer}.kv.{kind}"]
 
 
 def norm(gradients) -> float:

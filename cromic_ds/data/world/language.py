@@ -9,7 +9,7 @@ from itertools import chain
 
 import numpy as np
 
-from cromic_ds.data.world.scenes import VALUES, Question, Scene
+from cromic_ds.data.world.scenes import VALUES, Question
 
 MIN_COMMENTS, MAX_COMMENTS = 3, 6
 
@@ -52,16 +52,12 @@ def post(question: Question, rng: np.random.Generator) -> str:
     return before + body.format(x=NAMES[question.named_by].format(name=question.name))
 
 
-def comments(question: Question, things: Scene, rng: np.random.Generator) -> list[str]:
+def comments(question: Question, rng: np.random.Generator) -> list[str]:
     """Three to six comments of at most 10 characters; each states the answer and no other value of its attribute."""
-    thing = next(t for t in things if getattr(t, question.named_by) == question.name)
     count = rng.integers(MIN_COMMENTS, MAX_COMMENTS + 1)
     phrasings = rng.choice(COMMENTS[question.asked] + DESCRIBING, size=count, replace=False)
-    words = asdict(thing)
-    return [
-        str(p).format(a=question.answer, x=NAMES[question.named_by].format(name=question.name), **words)
-        for p in phrasings
-    ]
+    name, words = NAMES[question.named_by].format(name=question.name), asdict(question.thing)
+    return [str(phrasing).format(a=question.answer, x=name, **words) for phrasing in phrasings]
 
 
 def vocabulary_texts() -> Iterator[str]:
@@ -70,8 +66,8 @@ def vocabulary_texts() -> Iterator[str]:
     Latin letters, digits and common punctuation are added, so that what a person types is not lost.
     """
     phrasings = chain.from_iterable(chain(ASKING.values(), HINTING.values(), COMMENTS.values()))
-    for phrasing in (*NAMES.values(), *phrasings):
-        yield phrasing.format(a="", x="", name="", colour="", shape="")
+    for phrasing in (*NAMES.values(), *phrasings, *DESCRIBING):
+        yield phrasing.format(a="", x="", name="", place="", colour="", shape="")
     yield from chain(*VALUES.values(), BEFORE_ASKING, BEFORE_HINTING)
     yield "。、：；！…～“”《》,.!?"
     yield from (character + character for character in string.ascii_lowercase + string.digits)

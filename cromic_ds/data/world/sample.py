@@ -83,7 +83,7 @@ def world(settings: SampleSettings) -> Iterator[SamplePost]:
         rng = np.random.default_rng(example_seed(settings.seed, 0, i))
         asked, probabilities = zip(*questions(scene))
         question = asked[rng.choice(len(asked), p=probabilities)]
-        post, comments = language.post(question, rng), language.comments(question, scene, rng)
+        post, comments = language.post(question, rng), language.comments(question, rng)
         jpeg = io.BytesIO()
         draw(scene, rng, settings.image_size).save(jpeg, "JPEG", quality=JPEG_QUALITY)
         extras = {

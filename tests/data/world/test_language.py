@@ -1,7 +1,7 @@
 import numpy as np
 
 from cromic_ds.data.tokenizer import encode, train_tokenizer
-from cromic_ds.data.world.language import COMMENTS, comments, post, vocabulary_texts
+from cromic_ds.data.world.language import COMMENTS, DESCRIBING, comments, post, vocabulary_texts
 from cromic_ds.data.world.scenes import N_SCENES, VALUES, questions, scene
 
 
@@ -27,11 +27,11 @@ def test_comments_state_the_answer_and_no_other_value_of_its_attribute():
 def test_every_phrasing_is_unambiguous():
     """With the answer left out, no phrasing and no name contains a value of the asked attribute."""
     for attribute, phrasings in COMMENTS.items():
-        for phrasing in phrasings:
-            for colour in VALUES["colour"]:
-                for shape in VALUES["shape"]:
-                    text = phrasing.format(a="", colour=colour, shape=shape)
-                    assert not any(value in text for value in VALUES[attribute])
+        for phrasing in (*phrasings, *DESCRIBING):
+            for own in (q.thing for q, _ in questions(scene(0))):
+                words = {"place": own.place, "colour": own.colour, "shape": own.shape, attribute: ""}
+                text = phrasing.format(a="", x="", **words)
+                assert not any(value in text for value in VALUES[attribute])
 
 
 def test_posts_name_the_thing_and_do_not_tell_the_answer():
@@ -42,12 +42,12 @@ def test_posts_name_the_thing_and_do_not_tell_the_answer():
         assert 4 <= len(text) <= 16
         assert "#" not in text
         posts.add(text)
-    assert len(posts) > 600  # varied
+    assert len(posts) > 200  # varied
 
 
 def test_the_vocabulary_covers_everything():
     tokenizer = train_tokenizer(vocabulary_texts(), 512)
-    assert 150 <= len(tokenizer) <= 250
+    assert 120 <= len(tokenizer) <= 250
     texts = [text for _, first, replies in written(500) for text in (first, *replies)]
     unknown = tokenizer.unk_token_id
     for text, ids in zip(texts, encode(tokenizer, texts, 40)):

@@ -86,7 +86,7 @@ def test_published_files_are_as_published(tmp_path):
     [
         ({"out": ""}, "--out"),
         ({"posts": 0}, "between 1 and"),
-        ({"posts": 300_000}, "241920 scenes"),
+        ({"posts": 300_000}, "48384 scenes"),
         ({"val_fraction": 1.5}, "between 0 and 1"),
         ({"image_size": 8}, "between 32 and 1024"),
     ],

@@ -26,7 +26,7 @@ def test_the_three_things_differ_in_everything():
 
 
 def test_all_scenes_differ():
-    assert N_SCENES == (8 * 7 * 6) * (6 * 5 * 4) * 6
+    assert N_SCENES == (8 * 7 * 6) * (4 * 3 * 2) * 6
     some = [*range(5000), *range(0, N_SCENES, 37)]
     assert len({scene(i) for i in some}) == len(set(some))
 
@@ -34,7 +34,7 @@ def test_all_scenes_differ():
 def test_worlds_have_no_scene_twice_and_differ():
     first, second = ([nth_scene(i, seed) for i in range(5000)] for seed in (0, 1))
     assert len(set(first)) == len(set(second)) == 5000
-    assert len(set(first) & set(second)) < 300  # 103 expected
+    assert len(set(first) & set(second)) < 650  # 517 expected
     counts = Counter(thing.colour for things in first for thing in things)
     assert min(counts[c] for c in COLOURS) > 1700 and max(counts.values()) < 2050  # 1875 expected
 
@@ -46,9 +46,9 @@ def test_no_value_is_part_of_another():
 
 
 def test_questions_of_a_scene():
-    things = scene(123_456)
+    things = scene(12_345)
     asked = questions(things)
-    assert len(asked) == 24
+    assert len(asked) == 18
     assert sum(p for _, p in asked) == pytest.approx(1)
     for kind, types in QUESTION_TYPES.items():
         assert sum(p for q, p in asked if q.kind == kind) == pytest.approx(0.5)
@@ -58,7 +58,7 @@ def test_questions_of_a_scene():
     for question, _ in asked:
         [thing] = [thing for thing in things if getattr(thing, question.named_by) == question.name]
         assert getattr(thing, question.asked) == question.answer
-        assert question.asked != question.named_by and question.name != "中等"
+        assert question.asked != question.named_by
         assert ("place" in (question.asked, question.named_by)) == (question.kind == "where")
 
 
