@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cromic_ds.batch import Batch
-from cromic_ds.errors import UserError
 from cromic_ds.training.distributed import device, sum_over_ranks
 from cromic_ds.training.flops import flops_formula
 from cromic_ds.training.loss_scale import LossScaler
@@ -50,10 +49,6 @@ class Engine:
             # DeepSpeed would flatten, "all-reduce" and copy back every gradient even alone: 6% of a step on a CPU.
             self.engine.enable_backward_allreduce = False
         if compile:
-            if self.stage == 3:
-                raise UserError(
-                    "loop.compile does not work under ZeRO-3 (its hooks break the graph): use zero0, zero1 or zero2"
-                )
             self.engine.module.compile(dynamic=True)
         autocast = config.get("torch_autocast", {})
         self.autocast_dtype = getattr(torch, autocast["dtype"]) if autocast.get("enabled") else None

@@ -45,7 +45,7 @@ class PlanSettings:
     """Posts per forward pass and GPU; 0 = the largest divisor up to 64."""
     post_tokens: int = 40
     """Length of a post in tokens."""
-    comments: int = 5
+    comments: int = 10
     """Comments of a post that a step trains on."""
     comment_tokens: int = 25
     """Length of a comment in tokens, [CLS] and [SEP] included."""
@@ -173,24 +173,32 @@ def render(settings: PlanSettings, facts: ModelFacts, rows: list[Row], console) 
     world_size = settings.gpus * settings.nodes
     console.print(
         f"[bold]{settings.model}[/]: {facts.n_parameters:,} parameters ({gib(4 * facts.n_parameters)} GiB in fp32), "
-        f"{world_size} GPUs of {settings.gpu_memory:g} GiB on {settings.nodes} node(s), {settings.precision}; activations "
+        f"{world_size} × GPU of {settings.gpu_memory:g} GiB on {settings.nodes} × node, {settings.precision}; activations "
         f"{facts.activation_bytes_per_post / 2**20:.0f} MiB a post + {facts.activation_bytes / 2**20:.0f} MiB, about ±20%"
     )
-    memory = Table(title="GiB per GPU (state within 10%; the total is an upper bound)")
-    for column in ("config", "stage", "parameters", "gathered", "gradients", "optimizer", "buffers", "activations"):
-        memory.add_column(column, justify="left" if column == "config" else "right", overflow="fold")
-    for column in ("total", "host / rank", "disk / rank", "fits", "max micro-batch"):
-        memory.add_column(column, justify="right")
-    sent = Table(title="GiB per optimizer step")
-    for column in ("config", "all-reduce", "reduce-scatter", "all-gather", "sent by each GPU"):
-        sent.add_column(column, justify="left" if column == "config" else "right", overflow="fold")
+    memory = Table("", title="GiB per GPU (state within 10%; the total is an upper bound)", box=None, pad_edge=False)
+    sent = Table("", title="GiB per optimizer step", box=None, pad_edge=False)
     for row in rows:
-        p = row.plan
-        parts = (p.parameters, p.gathered, p.gradients, p.optimizer, p.buffers, p.activations, p.device, p.host, p.disk)
-        verdict = "[green]yes[/]" if row.fits else "[red]no[/]"
-        memory.add_row(row.name, str(row.stage), *map(gib, parts), verdict, str(row.largest_micro_batch))
-        collectives = ("all_reduce", "reduce_scatter", "all_gather")
-        sent.add_row(row.name, *(gib(p.messages.get(name, 0)) for name in collectives), gib(p.sent))
+        for table in (memory, sent):
+            table.add_column(row.name.replace("_", "\n"), justify="right", no_wrap=True)
+    for name in (
+        "parameters",
+        "gathered",
+        "gradients",
+        "optimizer",
+        "buffers",
+        "activations",
+        "device",
+        "host",
+        "disk",
+    ):
+        label = {"device": "total", "host": "host/rank", "disk": "disk/rank"}.get(name, name)
+        memory.add_row(label, *(gib(getattr(row.plan, name)) for row in rows))
+    memory.add_row("fits", *("[green]yes[/]" if row.fits else "[red]no[/]" for row in rows))
+    memory.add_row("max posts", *(str(row.largest_micro_batch) for row in rows))
+    for name in ("all_reduce", "reduce_scatter", "all_gather"):
+        sent.add_row(name.replace("_", "-"), *(gib(row.plan.messages.get(name, 0)) for row in rows))
+    sent.add_row("sent by a GPU", *(gib(row.plan.sent) for row in rows))
     console.print(memory)
     console.print(sent)
     fitting = [row.name for row in rows if row.fits]

@@ -25,7 +25,7 @@ from cromic_ds.training.evaluation import EvalSettings
 from cromic_ds.training.export import export_checkpoint
 from cromic_ds.training.loop import LoopSettings, Run, train
 from cromic_ds.training.memory import memory_plan, model_facts
-from cromic_ds.training.optimizer import OptimizerSettings, build_optimizer
+from cromic_ds.training.optimizer import OptimizerSettings, build_optimizer, choose_kernel
 from cromic_ds.training.precision import choose_precision
 from cromic_ds.training.signals import StopRequest
 from cromic_ds.training.state import TrainState
@@ -90,6 +90,10 @@ def pretrain(settings: PretrainSettings) -> None:
     )
     ds_config = resolve(ds_config, facts)
     kernels = select(settings.kernels, device)
+    offload = (ds_config["zero_optimization"].get("offload_optimizer") or {}).get("device", "none") != "none"
+    adam = choose_kernel(settings.kernels.optimizer, device, offload)
+    if settings.loop.compile and ds_config["zero_optimization"]["stage"] == 3:
+        raise UserError("loop.compile does not work under ZeRO-3 (hooks break the graph): use zero0, zero1 or zero2")
 
     # Nothing was started or written up to here.
     stop = StopRequest().install()
@@ -108,9 +112,9 @@ def pretrain(settings: PretrainSettings) -> None:
     if settings.loop.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     memory = memory_plan(model_facts(model), ds_config, ranks.world_size)
-    offload = (ds_config["zero_optimization"].get("offload_optimizer") or {}).get("device", "none") != "none"
-    optimizer, adam = build_optimizer(model, settings.optim, settings.kernels.optimizer, offload)
-    engine = Engine(model.to(device), optimizer, ds_config, settings.loop.compile)
+    model.to(device)
+    optimizer, _ = build_optimizer(model, settings.optim, adam, offload)
+    engine = Engine(model, optimizer, ds_config, settings.loop.compile)
     state = TrainState(data_fingerprint=dataset.fingerprint, tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
     if resume is not None:
         state = resumed(checkpoint.load(engine, resume), dataset)

@@ -101,6 +101,10 @@ def make_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, seed
     """
     torch.manual_seed(seed)
     if settings.init_from:
+        if given := [*settings.overrides(), *(["image_encoder"] if settings.image_encoder else [])]:
+            raise UserError(
+                f"model.{given[0]}: the model of model.init_from is taken as it is; leave one of the two out"
+            )
         model, other, _ = load_export(settings.init_from)
         model.cpu()
         if tokenizer_fingerprint(other) != tokenizer_fingerprint(tokenizer):
