@@ -37,7 +37,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     frozen: the statistics never change, training included: the only mode in which a step does not depend on how the
     global batch is split, and meant for a ResNet that starts from trained weights; batch: each micro-batch's own
     statistics; sync: each micro-batch's over all ranks, on any device (torch's own SyncBatchNorm runs on GPUs only).
-    A ResNet that starts from random weights learns several times faster with batch or sync.
+    A ResNet that starts from random weights learns much faster with batch or sync.
     """
 
     mode = "batch"
