@@ -137,6 +137,7 @@ class CMTModel(PreTrainedModel, GenerationMixin):
     kernels: Kernels = DEFAULT
     # ZeRO-3 gathers each of these as a whole: few large messages instead of one for every small module inside.
     gathered_whole = (ResNetStage, EncoderLayer, DecoderLayer)
+    compiled = (EncoderLayer, DecoderLayer)  # by torch.compile, each kind once whatever the depth
 
     def __init__(self, config: CMTConfig):
         super().__init__(config)

@@ -49,7 +49,10 @@ class Engine:
             # DeepSpeed would flatten, "all-reduce" and copy back every gradient even alone: 6% of a step on a CPU.
             self.engine.enable_backward_allreduce = False
         if compile:
-            self.engine.module.compile(dynamic=True)
+            # Layer by layer: the convolutions gain nothing, and inductor fails on their dynamic strides.
+            for module in model.modules():
+                if isinstance(module, model.compiled):
+                    module.compile(dynamic=True)
         autocast = config.get("torch_autocast", {})
         self.autocast_dtype = getattr(torch, autocast["dtype"]) if autocast.get("enabled") else None
         self.scaler = LossScaler(self.engine) if self.autocast_dtype is torch.float16 else None

@@ -51,7 +51,7 @@ class LoopSettings:
     activation_checkpointing: bool = False
     """Recompute the transformer layers' activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
-    """Compile the model with torch.compile (ZeRO stages 0 to 2)."""
+    """Compile the transformer layers with torch.compile (ZeRO stages 0 to 2)."""
 
 
 @dataclass

@@ -146,3 +146,14 @@ def test_other_settings_on_the_same_run_folder_are_refused(store, uninterrupted,
     job = Job(tmp_path, arguments(store, uninterrupted, "--seed", "1"), ranks=1)
     assert job.wait() == [2]
     assert "seed = 0, and this command says 1" in job.output()
+
+
+@pytest.mark.parametrize(
+    ("ds_config", "setting"), [("zero0", "--loop.compile"), ("zero3", "--loop.activation_checkpointing")]
+)
+def test_compiling_and_recomputing_change_no_loss(store, tmp_path, ds_config, setting):
+    how = ["--loop.steps", "2", "--eval.generate", "0", "--ds_config", ds_config]
+    for name, more in (("plain", []), ("changed", [setting, "true", "--tracking.wandb", "offline"])):
+        run_to_end(tmp_path / name, [*arguments(store, tmp_path / name / "run", *how), *more])
+    assert losses(tmp_path / "changed" / "run") == pytest.approx(losses(tmp_path / "plain" / "run"), rel=1e-5)
+    assert (tmp_path / "changed" / "run" / "wandb").is_dir()
