@@ -77,9 +77,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except Exception as error:  # bytes that are no pickle make the unpickler fail in every way, KeyError included
-        first_line = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UserError(f"{path}: not a file of plain tensors ({first_line})") from None
+    except Exception:  # bytes that are no pickle make the unpickler fail in every way, KeyError included
+        raise UserError(
+            f"{path}: not a file of plain tensors (no torch file, or one with other objects, which are never loaded)"
+        ) from None
     while isinstance(content, dict) and not all(isinstance(v, Tensor) for v in content.values()):
         inner = [v for v in content.values() if isinstance(v, dict)]
         if not inner:

@@ -29,7 +29,7 @@ def print_summary(run: Path, console: Console | None = None) -> None:
         console.print(table)
     evaluations = list(read_metrics(run, "eval"))
     if evaluations:
-        scores = Table("score", "value", title="Scores on the evaluation split")
+        scores = Table("score", "value", title="Scores")
         for name in SCORES:
             if evaluations[-1].get(name) is not None:
                 scores.add_row(name, f"{evaluations[-1][name]:.4f}")
