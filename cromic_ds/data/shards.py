@@ -157,7 +157,10 @@ def _run_in_processes(maker: ShardMaker, jobs: list[ShardJob], workers: int, rep
     try:
         for process in processes:
             process.start()
-        while any(process.is_alive() for process in processes):
+        running = True
+        while running:
+            # Asked before the look at the exit codes, so that a process which ends in between is looked at once more.
+            running = any(process.is_alive() for process in processes)
             wait([process.sentinel for process in processes if process.is_alive()], timeout=0.2)
             now = (done.value, rejected.value)
             report(now[0] - reported[0], now[1] - reported[1])
