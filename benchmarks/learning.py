@@ -62,7 +62,7 @@ def main() -> int:
         values = (limits[name], limits[f"{name}_what"], limits[f"{name}_where"])
         print(f"{name + ' alone, ceiling':20} " + " ".join(f"{v:6.3f}" for v in values))
     good = max(limits["text"], limits["image"]) < 0.5
-    balanced = 0.0
+    balanced = None  # where that variant is not asked for
     for name in options.variants or VARIANTS:
         result = train(name, options.out, options.store, options.steps)
         values = (result["grounded"], result["grounded_what"], result["grounded_where"])
@@ -72,7 +72,8 @@ def main() -> int:
             good &= balanced >= TARGET
         elif name.endswith("alone"):
             good &= result["grounded"] <= at_most(limits[name.split()[0]], result["n_items"])
-    print(f"learning: grounded accuracy {balanced:.3f} (target {TARGET}): {'pass' if good else 'FAIL'}")
+    learnt = "" if balanced is None else f"grounded accuracy {balanced:.3f} (target {TARGET}), "
+    print(f"learning: {learnt}ceilings below 0.5 and not exceeded: {'pass' if good else 'FAIL'}")
     return 0 if good else 1
 
 
