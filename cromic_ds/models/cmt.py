@@ -181,6 +181,11 @@ class CMTModel(PreTrainedModel, GenerationMixin):
         else:
             super()._init_weights(module)
 
+    @property
+    def image_size(self) -> int:
+        """Side of the crops in pixels; 0 where the model reads no images."""
+        return self.config.image_size if "v" in self.config.mode else 0
+
     # ---- the two halves
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:

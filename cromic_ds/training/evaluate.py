@@ -17,7 +17,7 @@ from cromic_ds.errors import UserError
 from cromic_ds.tasks import TASKS
 from cromic_ds.training.checkpoint import describe, write_atomically
 from cromic_ds.training.decoding import DecodingSettings
-from cromic_ds.training.evaluation import perplexity, predict, score
+from cromic_ds.training.evaluation import predict, score, teacher_forced
 from cromic_ds.training.inference import Loaded, load, output_file
 
 
@@ -84,7 +84,7 @@ def evaluation(loaded: Loaded, dataset: Dataset, settings: EvaluateSettings) -> 
     device = loaded.model.device
     torch.manual_seed(0)
     with loaded.running() as model:
-        scores = perplexity(lambda batch: model(batch.to(device)), batches())
+        scores = teacher_forced(lambda batch: model(batch.to(device)), batches())
         predictions = predict(model, loaded.tokenizer, batches(), settings)
     scores |= score(TASKS["comments"], dataset, predictions, settings.tokenisation, settings.meteor)
     return {

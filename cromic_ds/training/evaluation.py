@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cromic_ds.batch import Batch
 from cromic_ds.data.dataset import Dataset, UnreadableRecord
 from cromic_ds.errors import UserError
+from cromic_ds.metrics.perplexity import perplexity
 from cromic_ds.tasks import Task
 from cromic_ds.tracking import SampleRow
 from cromic_ds.training.decoding import DecodingSettings, generate_texts
@@ -48,16 +48,17 @@ class EvalSettings:
             raise UserError("eval: micro_batch must be at least 1; every, examples, generate and pictures at least 0")
 
 
-def perplexity(loss_sum: Callable[[Batch], float], batches: Iterable[Batch]) -> dict[str, float]:
-    """{"loss", "perplexity", "targets"}: per target token, over all ranks' batches."""
+def teacher_forced(loss_sum: Callable[[Batch], float], batches: Iterable[Batch]) -> dict[str, float]:
+    """{"loss", "perplexity", "targets", "posts"}: per target token, over all ranks' batches."""
     total, targets, posts = 0.0, 0, 0
     for batch in batches:
         total += float(loss_sum(batch))
         targets += batch.n_targets
         posts += sum(i >= 0 for i in batch.indices)
     total, targets, posts = sum_over_ranks([total, targets, posts])
-    loss = total / max(targets, 1)
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "targets": int(targets), "posts": int(posts)}
+    targets = int(targets)
+    loss, ppl = total / max(targets, 1), perplexity(total, max(targets, 1))
+    return {"loss": loss, "perplexity": ppl, "targets": targets, "posts": int(posts)}
 
 
 def predict(

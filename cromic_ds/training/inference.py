@@ -30,7 +30,7 @@ class Loaded:
     @property
     def image_size(self) -> int:
         """Side of the crops in pixels; 0 where the model reads no images."""
-        return self.model.config.image_size if "v" in self.model.config.mode else 0
+        return self.model.image_size
 
     @contextlib.contextmanager
     def running(self) -> Iterator[PreTrainedModel]:

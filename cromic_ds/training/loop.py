@@ -16,12 +16,13 @@ from cromic_ds.data.dataset import Dataset
 from cromic_ds.data.loader import DataSettings, eval_batches
 from cromic_ds.data.sampler import example_seed
 from cromic_ds.errors import UserError
+from cromic_ds.metrics.perplexity import perplexity
 from cromic_ds.tasks import Task
 from cromic_ds.tracking import Tracker
 from cromic_ds.training import checkpoint
 from cromic_ds.training.distributed import Ranks, average_buffers, gather_objects, sum_over_ranks
 from cromic_ds.training.engine import Engine, StepResult
-from cromic_ds.training.evaluation import EvalSettings, perplexity, predict, sample_rows, score
+from cromic_ds.training.evaluation import EvalSettings, predict, sample_rows, score, teacher_forced
 from cromic_ds.training.optimizer import OptimizerSettings, learning_rate
 from cromic_ds.training.signals import StopRequest
 from cromic_ds.training.state import TrainState
@@ -162,7 +163,7 @@ def advance(run: Run, result: StepResult, batches: list[Batch]) -> None:
 def log_step(run: Run, result: StepResult, lr: float, waited: float, batches: list[Batch]) -> None:
     values = {
         "loss": result.loss,
-        "perplexity": math.exp(min(result.loss, 700)) if math.isfinite(result.loss) else math.nan,
+        "perplexity": perplexity(result.loss, 1),
         "lr": lr,
         "grad_norm": result.grad_norm,
         "epoch": run.state.step * run.loop.global_batch / run.epoch_size,
@@ -184,7 +185,9 @@ def evaluate(run: Run) -> None:
         "world_size": run.ranks.world_size,
     }
     average_buffers(run.engine.model)
-    values = perplexity(run.engine.loss_sum, eval_batches(run.eval_dataset, run.data, limit=settings.examples, **shard))
+    values = teacher_forced(
+        run.engine.loss_sum, eval_batches(run.eval_dataset, run.data, limit=settings.examples, **shard)
+    )
     if settings.generate:
         with run.engine.full_weights() as model:
             batches = eval_batches(run.eval_dataset, run.data, limit=settings.generate, **shard)

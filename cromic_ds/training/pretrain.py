@@ -76,7 +76,7 @@ def pretrain(settings: PretrainSettings) -> None:
     device = distributed.device()
     tokenizer = load_tokenizer(dataset.tokenizer_path)
     model = setup.make_model(settings.model, tokenizer, settings.seed)
-    image_size = model.config.image_size if "v" in model.config.mode else 0
+    image_size = model.image_size
     facts = ResolveFacts(
         global_batch=settings.loop.global_batch,
         micro_batch=settings.loop.micro_batch,
