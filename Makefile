@@ -3,7 +3,7 @@ PYTHON ?= python3
 MODEL ?= cmt
 STORE ?= .cache/sample_world
 VENV := .venv
-BENCHMARKS := startup images decode train_step learning
+BENCHMARKS := startup images prepare decode train_step finetune_step evaluate learning transfer
 BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -12,7 +12,7 @@ export PATH := $(BIN):$(PATH)
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup sample pretrain test test-fast lint bench clean
+.PHONY: help setup sample pretrain test test-fast test-long lint bench clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,11 +37,14 @@ sample: $(STORE)/store.json ## write the sample world
 pretrain: sample ## pretrain a small model on the sample world and show what it says (MODEL=cmt RUN=folder)
 	@$(BIN)/python launch/local.py --config recipes/sample_$(MODEL).yaml --data.path $(STORE) $(if $(RUN),--out $(RUN))
 
-test: setup lint ## all tests
-	$(BIN)/python -m pytest
+test: setup lint ## all tests but the long ones
+	$(BIN)/python -m pytest -m "not long"
 
 test-fast: setup lint ## the tests that take no training run
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not long"
+
+test-long: setup ## the tests that train models to a score (half an hour)
+	$(BIN)/python -m pytest -m long
 
 lint: setup
 	$(BIN)/ruff check .

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cromic_ds.batch import Batch
-from cromic_ds.data.dataset import open_dataset
 from cromic_ds.data.loader import DataSettings, eval_batches
+from cromic_ds.data.opening import open_dataset
 from cromic_ds.errors import UserError
 
 SEED_DATA = Path(__file__).resolve().parents[2] / "shared" / "seed_data"
 
 
-def seed_batch(folder: str | Path) -> Batch:
-    """All posts of a data set in the published layout, with all of their comments and their images.
+def seed_batch(folder: str | Path, most_comments: int = 0) -> Batch:
+    """All posts of a data set in the published layout, with their images and their first comments (0 = all).
 
     Raises:
         UserError: the folder is not there.
@@ -26,7 +26,7 @@ def seed_batch(folder: str | Path) -> Batch:
     if not Path(folder).is_dir():
         raise UserError(f"--seed_data {folder}: no such folder; give a data folder in the published layout")
     dataset = open_dataset(folder, "train")
-    settings = DataSettings(workers=0, eval_comments_per_post=0)
+    settings = DataSettings(workers=0, eval_comments_per_post=most_comments)
     whole = eval_batches(dataset, settings, image_size=224, micro_batch=len(dataset), rank=0, world_size=1)
     return next(whole)
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cromic_ds.data.dataset import open_dataset
+from cromic_ds.data.opening import open_dataset
 from cromic_ds.data.world.ceilings import at_most, ceilings
 from cromic_ds.tracking import read_metrics
 

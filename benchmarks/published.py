@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cromic_ds.batch import Batch
 from cromic_ds.models.image_encoder import normalise
 
-POST_TOKENS, COMMENT_TOKENS = 40, 25
+POST_TOKENS, COMMENT_TOKENS, CAPTION_TOKENS = 40, 25, 72
 VOCABULARY, WIDTH, HEADS, FFN, LAYERS = 21128, 768, 8, 1024, 6
 CLS = 101
 
@@ -73,7 +73,9 @@ class TokenEmbedding(nn.Module):
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, WIDTH, padding_idx=0)
-        positions = torch.arange(POST_TOKENS)[:, None] * torch.exp(torch.arange(0, WIDTH, 2) * (-math.log(1e4) / WIDTH))
+        positions = torch.arange(CAPTION_TOKENS)[:, None] * torch.exp(
+            torch.arange(0, WIDTH, 2) * (-math.log(1e4) / WIDTH)
+        )
         table = torch.stack([positions.sin(), positions.cos()], dim=-1).flatten(1)
         self.register_buffer("positions", table[:, None], persistent=False)
 
@@ -97,8 +99,15 @@ class Published(nn.Module):
         self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(**sizes), LAYERS, nn.LayerNorm(WIDTH))
         self.generator = nn.Linear(WIDTH, VOCABULARY)
 
-    def encode(self, posts: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(P, L), (P, 3, 224, 224) -> memory (S, P, D) and its padding (P, S), True where there is no token."""
+    def encode(self, posts: Tensor | None, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(P, L), (P, 3, 224, 224) -> memory (S, P, D) and its padding (P, S), True where there is no token.
+
+        posts: None for images alone.
+        """
+        if posts is None:
+            image = self.image_encoder(images).transpose(0, 1) + self.token_type_embed.weight[1]
+            padding = torch.zeros(image.shape[1::-1], dtype=torch.bool)
+            return self.encoder(image, src_key_padding_mask=padding), padding
         text = self.token_embed(posts.T) + self.token_type_embed.weight[0]
         image = self.image_encoder(images).transpose(0, 1) + self.token_type_embed.weight[1]
         padding = torch.cat([posts == 0, torch.zeros(image.shape[1::-1], dtype=torch.bool)], dim=1)
@@ -115,7 +124,7 @@ class Published(nn.Module):
             memory_key_padding_mask=padding,
         )
 
-    def forward(self, posts: Tensor, images: Tensor, comments: Tensor, owner: Tensor) -> Tensor:
+    def forward(self, posts: Tensor | None, images: Tensor, comments: Tensor, owner: Tensor) -> Tensor:
         """Mean cross-entropy per target token. comments: (N, T); owner: (N,) the post of each comment."""
         memory, padding = self.encode(posts, images)
         hidden = self.decode(comments[:, :-1], memory[:, owner], padding[owner])

@@ -104,7 +104,7 @@ def ours(batch: Batch, ds_config: str) -> Step:
         "engine": engine,
         "state": TrainState(),
         "batches": itertools.repeat([batch]),
-        "epoch_size": batch.n_posts,
+        "dataset": range(batch.n_posts),
         "tracker": Tracker(),
         "usage": Usage(engine.forward_flops, torch.device("cpu"), 1),
         "stop": StopRequest(),
@@ -113,11 +113,13 @@ def ours(batch: Batch, ds_config: str) -> Step:
 
     def step() -> float:
         batches, waited = loop.next_batches(run)
+        drawn = loop.seeds(run, run.state.step, 1)
+        batches = [engine.model.prepare(one, seed) for one, seed in zip(batches, drawn)]
         n_targets, _ = loop.agree(run, batches)
         lr = loop.learning_rate(run.optim, 10**8, run.total_steps)
-        result = engine.train_step(batches, lr, n_targets, loop.seeds(run, run.state.step, 1))
+        result = engine.train_step(batches, lr, n_targets, drawn)
         loop.advance(run, result, batches)
-        loop.log_step(run, result, lr, waited, batches)
+        loop.log_step(run, result, {}, lr, waited, batches)
         return result.loss
 
     return step

@@ -26,12 +26,17 @@ class Command(NamedTuple):
     function: str
     positional: tuple[str, ...] = ()  # settings given without `--name`
     many: tuple[str, ...] = ()  # settings that take several values after one `--name`
+    flags: tuple[str, ...] = ()  # settings that are true where `--name` stands alone
 
 
 COMMANDS: dict[str, Command] = {
     "sample": Command("write the sample world", "cromic_ds.data.world.sample", "SampleSettings", "sample"),
     "prepare": Command(
-        "raw posts and images to a store", "cromic_ds.data.prepare", "PrepareSettings", "prepare", many=("text",)
+        "raw posts and images, or a task's official files, to a store",
+        "cromic_ds.data.prepare",
+        "PrepareSettings",
+        "prepare",
+        many=("text", "split"),
     ),
     "inspect": Command("what a store holds", "cromic_ds.data.inspect", "InspectSettings", "inspect", ("store",)),
     "plan": Command("memory and communication before a run", "cromic_ds.training.plan", "PlanSettings", "plan"),
@@ -55,6 +60,19 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         "scores of an export on a split", "cromic_ds.training.evaluate", "EvaluateSettings", "evaluate", ("export",)
     ),
+    "predict": Command(
+        "the file that a task's server takes", "cromic_ds.training.predict", "PredictSettings", "predict", ("export",)
+    ),
+    "score": Command("scores of a predictions file", "cromic_ds.tasks.score", "ScoreSettings", "score"),
+    "compare": Command("two results side by side", "cromic_ds.tasks.compare", "CompareSettings", "compare", ("a", "b")),
+    "rate": Command(
+        "judge answers, blind to who wrote them, on a local web page",
+        "cromic_ds.rating.rate",
+        "RateSettings",
+        "rate",
+        many=("predictions",),
+        flags=("report",),
+    ),
 }
 
 
@@ -64,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: cromic-ds COMMAND [--setting value …]\n\ncommands (each has --help):")
         print("\n".join(f"  {name:17} {command.help}" for name, command in COMMANDS.items()))
-        print("\nTraining is started by a launcher: deepspeed pretrain.py, torchrun pretrain.py or python pretrain.py.")
+        print("\nTraining is started by a launcher: deepspeed pretrain.py (or finetune.py), torchrun, or python.")
         sys.exit(0 if argv else 2)
     name = argv[0]
     if name == "--version":
@@ -83,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv[1:],
         positional=command.positional,
         many=command.many,
+        flags=command.flags,
     )
 
 
@@ -101,13 +120,14 @@ def run_command(
     argv: list[str],
     positional: tuple[str, ...] = (),
     many: tuple[str, ...] = (),
+    flags: tuple[str, ...] = (),
     config_file: bool = False,
 ) -> None:
     """Parse `argv` into the settings dataclass and call the function with it."""
     try:
         implementation = importlib.import_module(module)
         kind = getattr(implementation, settings)
-        parser = make_parser(prog, kind, positional, many, config_file, implementation.__doc__)
+        parser = make_parser(prog, kind, positional, many, flags, config_file, implementation.__doc__)
         values = parser.parse_args(argv)
         check_sections(values, kind)
         values = parser.instantiate(values)
@@ -128,7 +148,13 @@ def fail(message: str) -> NoReturn:
 
 
 def make_parser(
-    prog: str, kind: type, positional: tuple[str, ...], many: tuple[str, ...], config_file: bool, about: str | None
+    prog: str,
+    kind: type,
+    positional: tuple[str, ...],
+    many: tuple[str, ...],
+    flags: tuple[str, ...],
+    config_file: bool,
+    about: str | None,
 ) -> Any:
     """A jsonargparse parser for a settings dataclass, nested dataclasses as `--section.key`."""
     from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
@@ -144,21 +170,24 @@ def make_parser(
     parser = Parser(prog=prog, description=(about or "").split("\n\n")[0], allow_abbrev=False)
     if config_file:
         parser.add_argument("--config", action=ActionConfigFile, help="YAML recipe; later options override its values.")
-    parser.add_class_arguments(kind, as_positional=False, skip={*positional, *many})
+    parser.add_class_arguments(kind, as_positional=False, skip={*positional, *many, *flags})
     help_of = attribute_docs(kind)
     for field in dataclasses.fields(kind):
         if field.name in positional:
             parser.add_argument(field.name, help=help_of.get(field.name))
         elif field.name in many:
             parser.add_argument(f"--{field.name}", nargs="+", default=[], help=help_of.get(field.name))
+        elif field.name in flags:
+            parser.add_argument(f"--{field.name}", action="store_true", help=help_of.get(field.name))
     return parser
 
 
 def attribute_docs(kind: type) -> dict[str, str]:
-    """The docstrings below a dataclass's fields."""
+    """The docstrings below a dataclass's fields, inherited ones included."""
     from docstring_parser import parse_from_object
 
-    return {p.arg_name: p.description or "" for p in parse_from_object(kind).params}
+    bases = reversed(kind.__mro__[:-1])
+    return {p.arg_name: p.description for base in bases for p in parse_from_object(base).params if p.description}
 
 
 def setting_types(kind: type) -> dict[str, Any]:

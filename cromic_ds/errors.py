@@ -1,6 +1,7 @@
 """The one exception that a user's mistake raises, and the helper that names what they probably meant.
 
-`errors` and `batch` are the two leaves of the package: every other module may import them, they import nothing of ours.
+`errors`, `batch` and `answers` are the leaves of the package: every other module may import them, they import nothing of
+ours.
 """
 
 from __future__ import annotations

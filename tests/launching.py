@@ -76,9 +76,19 @@ class Job:
         raise AssertionError(f"step {step} was not reached in {timeout} s\n{self.output()}")
 
 
-def run_to_end(folder: Path, arguments: list[str], ranks: int = 1, script: str = "pretrain.py") -> None:
+def run_to_end(
+    folder: Path, arguments: list[str], ranks: int = 1, script: str = "pretrain.py", timeout: float = 240
+) -> None:
     job = Job(folder, arguments, ranks, script)
-    assert job.wait() == [0] * ranks, job.output()
+    assert job.wait(timeout) == [0] * ranks, job.output()
+
+
+def cromic_ds(*arguments: object, timeout: float = 600) -> str:
+    """A command of the console script, in a process of its own; returns what it printed."""
+    command = [str(Path(sys.executable).parent / "cromic-ds"), *map(str, arguments)]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
 
 
 def records(run: Path, kind: str = "train") -> list[dict]:

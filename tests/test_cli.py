@@ -14,25 +14,29 @@ import yaml
 
 from cromic_ds import cli
 from cromic_ds.cli import COMMANDS, attribute_docs, main, setting_types
-from cromic_ds.training import pretrain as pretrain_module
 from cromic_ds.training.pretrain import PretrainSettings
+from cromic_ds.training.run import RunSettings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
-SCRIPT = ("pretrain.py", "cromic_ds.training.pretrain", "PretrainSettings", "pretrain")
+SCRIPT = "pretrain.py"
+SCRIPTS = {
+    "pretrain.py": ("cromic_ds.training.pretrain", "PretrainSettings", "pretrain"),
+    "finetune.py": ("cromic_ds.training.finetune", "FinetuneSettings", "finetune"),
+}
 
 
 @pytest.fixture
 def command(capsys, monkeypatch):
-    """command("inspect", "STORE"): (exit code, standard output, standard error); "pretrain.py" for the script."""
+    """command("inspect", "STORE"): (exit code, standard output, standard error); a script by its file name."""
 
     def run(name: str, *arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()
         code = 0
         try:
-            if name == SCRIPT[0]:
+            if name in SCRIPTS:
                 monkeypatch.setattr(sys, "argv", [name, *arguments])
-                cli.script(*SCRIPT)
+                cli.script(name, *SCRIPTS[name])
             else:
                 main([name, *arguments])
         except SystemExit as exit_:
@@ -45,13 +49,14 @@ def command(capsys, monkeypatch):
 
 @pytest.fixture
 def parsed(command, monkeypatch):
-    """parsed("--seed", "3"): the settings that `pretrain` would be called with."""
-    received: list[PretrainSettings] = []
-    monkeypatch.setattr(pretrain_module, "pretrain", received.append)
+    """parsed("--seed", "3"): the settings that `pretrain` (or `finetune`) would be called with."""
+    received: list[RunSettings] = []
+    for module, _, function in SCRIPTS.values():
+        monkeypatch.setattr(importlib.import_module(module), function, received.append)
 
-    def run(*arguments: str) -> PretrainSettings:
+    def run(*arguments: str, script: str = SCRIPT) -> RunSettings:
         received.clear()
-        code, _, err = command(SCRIPT[0], *arguments)
+        code, _, err = command(script, *arguments)
         assert (code, err) == (0, "")
         return received[0]
 
@@ -67,9 +72,8 @@ def recipe(folder: Path, text: str) -> str:
 
 
 def settings_of(name: str) -> type:
-    if name == SCRIPT[0]:
-        return PretrainSettings
-    return getattr(importlib.import_module(COMMANDS[name].module), COMMANDS[name].settings)
+    module, settings = SCRIPTS[name][:2] if name in SCRIPTS else COMMANDS[name][1:3]
+    return getattr(importlib.import_module(module), settings)
 
 
 def leaves(kind: type, prefix: str = "") -> dict[str, tuple[type, str]]:
@@ -83,38 +87,33 @@ def leaves(kind: type, prefix: str = "") -> dict[str, tuple[type, str]]:
     return found
 
 
-def docs(kind: type) -> dict[str, str]:
-    """Docstrings below the fields, inherited ones included."""
-    return {name: doc for base in reversed(kind.__mro__[:-1]) for name, doc in attribute_docs(base).items() if doc}
-
-
 def squeezed(text: str) -> str:
     return "".join(text.split())
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, SCRIPT[0]])
+@pytest.mark.parametrize("name", [*COMMANDS, *SCRIPTS])
 def test_every_setting_is_documented(name):
     for dotted, (kind, field) in leaves(settings_of(name)).items():
-        doc = docs(kind).get(field, "")
+        doc = attribute_docs(kind).get(field, "")
         assert len(doc) > 4, f"{dotted} has no docstring"
         assert doc.endswith((".", "?")), dotted
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, SCRIPT[0]])
+@pytest.mark.parametrize("name", [*COMMANDS, *SCRIPTS])
 def test_help_names_every_setting_with_its_meaning_and_default(command, name):
     code, out, err = command(name, "--help")
     assert (code, err) == (0, "")
     text, positional = squeezed(out), COMMANDS[name].positional if name in COMMANDS else ()
     for dotted, (kind, field) in leaves(settings_of(name)).items():
         assert dotted in positional or f"--{dotted}" in text, dotted
-        assert squeezed(docs(kind)[field]) in text, dotted
+        assert squeezed(attribute_docs(kind)[field]) in text, dotted
         default = next(f for f in dataclasses.fields(kind) if f.name == field).default
         if default is not dataclasses.MISSING and dotted not in positional:
-            start = text.index(squeezed(docs(kind)[field]), text.index(f"--{dotted}"))
-            assert "default:" in text[start : start + len(squeezed(docs(kind)[field])) + 120], dotted
+            start = text.index(squeezed(attribute_docs(kind)[field]), text.index(f"--{dotted}"))
+            assert "default:" in text[start : start + len(squeezed(attribute_docs(kind)[field])) + 120], dotted
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, SCRIPT[0]])
+@pytest.mark.parametrize("name", [*COMMANDS, *SCRIPTS])
 def test_help_shows_no_code(command, name):
     assert "Settings(" not in command(name, "--help")[1]
 
@@ -198,7 +197,7 @@ def test_a_wrong_input_is_one_line_and_exit_code_2(command, store, tmp_path, mon
         ("generate", ["e", "--top-p", ".9"], "unknown setting 'top-p' (did you mean 'top_p'?)"),
         ("generate", ["e", "--beams", "many"], "beams is 'many': expected a whole number"),
         ("evaluate", ["e", "f"], "unknown setting 'f'"),
-        ("evaluate", ["e", "--tokenisation", "chars"], "expected char or jieba or bert (did you mean 'char'?)"),
+        ("evaluate", ["e", "--tokenisation", "chars"], "expected task or char or jieba or bert (did you mean 'char'?)"),
         ("evaluate", ["e", "--meteor", "maybe"], "meteor is 'maybe': expected true or false"),
         ("pretrain.py", ["--model.presett", "x"], "unknown setting 'model.presett' (did you mean 'model.preset'?)"),
         ("pretrain.py", ["--lopp.steps=3"], "unknown setting 'lopp.steps' (did you mean 'loop.steps'?)"),
@@ -256,7 +255,7 @@ def test_only_one_process_of_a_node_says_it(command, monkeypatch):
     ],
 )
 def test_a_wrong_recipe_is_refused(command, tmp_path, text, message):
-    code, out, err = command(SCRIPT[0], "--config", recipe(tmp_path, text))
+    code, out, err = command(SCRIPT, "--config", recipe(tmp_path, text))
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
@@ -278,7 +277,7 @@ def test_without_options_every_setting_has_its_default(parsed):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses(parsed, path):
-    settings = parsed("--config", str(path))
+    settings = parsed("--config", str(path), script="finetune.py" if path.stem.startswith("finetune") else SCRIPT)
     wanted = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert flat(wanted).items() <= flat(dataclasses.asdict(settings)).items()
     settings.eval.check()
@@ -294,10 +293,10 @@ def flat(values: dict, prefix: str = "") -> dict[str, Any]:
 
 def test_print_config_can_be_fed_back(command, parsed, tmp_path):
     options = ["--model.preset", "tiny", "--seed", "5", "--optim.betas=[0.8,0.99]", "--tracking.wandb", "off"]
-    code, printed, err = command(SCRIPT[0], *options, "--print_config")
+    code, printed, err = command(SCRIPT, *options, "--print_config")
     assert (code, err) == (0, "")
     path = recipe(tmp_path, printed)
-    assert command(SCRIPT[0], "--config", path, "--print_config") == (0, printed, "")
+    assert command(SCRIPT, "--config", path, "--print_config") == (0, printed, "")
     assert parsed("--config", path) == parsed(*options)
 
 

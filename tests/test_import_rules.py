@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cromic_ds"
-LEAVES = {"batch", "errors"}
+LEAVES = {"answers", "batch", "errors"}
 ALLOWED = {
+    "answers": set(),
     "batch": set(),
     "errors": set(),
     "data": LEAVES | {"data"},
@@ -17,8 +18,9 @@ ALLOWED = {
     "metrics": LEAVES | {"metrics"},
     "tracking": LEAVES | {"tracking"},
     "tasks": LEAVES | {"tasks", "data", "metrics"},
+    "rating": LEAVES | {"rating", "data", "metrics", "tasks"},
     "training": LEAVES | {"training", "data", "models", "metrics", "tracking", "tasks"},
-    "cli": LEAVES | {"cli", "training", "data", "models", "metrics", "tracking", "tasks"},
+    "cli": LEAVES | {"cli", "training", "data", "models", "metrics", "tracking", "tasks", "rating"},
 }
 ONLY_IN = {"deepspeed": "training", "wandb": "tracking"}
 FILES = sorted(PACKAGE.rglob("*.py"))

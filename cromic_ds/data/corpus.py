@@ -1,9 +1,11 @@
-"""What preparation reads posts from: raw text files, or files in the published layout. Both look the same to it."""
+"""What preparation reads posts from: raw text files, files in the published layout, or a task's official files
+(official/corpus.py). All look the same to it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
@@ -12,8 +14,9 @@ import numpy as np
 from cromic_ds.data.dataset import UnreadableRecord
 from cromic_ds.data.hash_index import hash_fraction
 from cromic_ds.data.published import PublishedDataset, holds_published, published_names
+from cromic_ds.data.record import NO_ANSWERS
 from cromic_ds.data.sources import ImageSource
-from cromic_ds.data.text import BadLine, RawPost, parse_line, read_lines
+from cromic_ds.data.text import BadLine, parse_line, read_lines
 from cromic_ds.errors import UserError
 
 
@@ -31,8 +34,14 @@ class Scanned(NamedTuple):
 class Post:
     """One usable line as the second pass reads it."""
 
-    raw: RawPost
+    id: str
+    post: str  # empty for tasks without text
+    comments: list[str]  # empty where nobody knows them (test splits)
+    image_id: str  # the image's key in the store
+    image: str  # what the image source knows it by
     tokens: tuple[np.ndarray, list[np.ndarray]] | None = None  # post and comments, where they need not be tokenised
+    extras: dict = field(default_factory=dict)
+    answers: tuple[np.ndarray, np.ndarray] = NO_ANSWERS
 
 
 class Corpus(Protocol):
@@ -42,14 +51,23 @@ class Corpus(Protocol):
     splits: list[str]
     size: int  # in bytes of text or in posts, whichever `progress` counts
     unit: str  # of both
+    answers: list[str] | None  # the answer vocabulary of classified answers
+    max_comment_tokens: int  # unless the settings say otherwise
+    shares_images: bool  # several posts may have one image; they follow each other
 
     def scan(self) -> Iterator[Scanned]: ...
 
     def progress(self, scanned: Scanned) -> int: ...
 
+    def key(self, scanned: Scanned) -> bytes:
+        """What no two posts may have in common."""
+        ...
+
     def read(self, file: int, position: int) -> Post: ...
 
-    def image(self, file: int, post: RawPost) -> bytes | None: ...
+    def image(self, file: int, post: Post) -> bytes | None:
+        """Raises BadImage."""
+        ...
 
     def split(self, scanned: Scanned, val_fraction: float) -> int:
         """Index into `splits`; depends on the id alone where a file does not decide it."""
@@ -58,6 +76,8 @@ class Corpus(Protocol):
 
 class TextCorpus:
     """Raw lines, and images from one source."""
+
+    answers, max_comment_tokens, shares_images = None, 25, False
 
     def __init__(self, files: list[str], images: ImageSource):
         for file in files:
@@ -86,14 +106,18 @@ class TextCorpus:
     def progress(self, scanned: Scanned) -> int:
         return self._starts[scanned.file] + scanned.position
 
+    def key(self, scanned: Scanned) -> bytes:
+        return scanned.id.encode()
+
     def read(self, file: int, position: int) -> Post:
         if file not in self._handles:
             self._handles[file] = Path(self.files[file]).open("rb")  # noqa: SIM115 - stays open for the next line
         self._handles[file].seek(position)
-        return Post(parse_line(self._handles[file].readline()))
+        raw = parse_line(self._handles[file].readline())
+        return Post(raw.id, raw.post, raw.comments, image_id=raw.id, image=raw.exact_id)
 
-    def image(self, file: int, post: RawPost) -> bytes | None:
-        return self.images.get(post.exact_id)
+    def image(self, file: int, post: Post) -> bytes | None:
+        return self.images.get(post.image)
 
     def split(self, scanned: Scanned, val_fraction: float) -> int:
         return int(hash_fraction(scanned.id) < val_fraction)
@@ -101,6 +125,8 @@ class TextCorpus:
 
 class PublishedCorpus:
     """Every file of a published folder. Token ids are kept as they are, unless another tokenizer is wanted."""
+
+    answers, max_comment_tokens, shares_images = None, 25, False
 
     def __init__(self, folder: str):
         if not holds_published(folder):
@@ -123,14 +149,17 @@ class PublishedCorpus:
     def progress(self, scanned: Scanned) -> int:
         return sum(map(len, self._datasets[: scanned.file])) + scanned.line
 
+    def key(self, scanned: Scanned) -> bytes:
+        return scanned.id.encode()
+
     def read(self, file: int, position: int) -> Post:
         dataset = self._datasets[file]
         texts, tokens = dataset.texts(position), dataset.tokens(position)
-        raw = RawPost(texts.id, dataset.id(position), texts.post, texts.comments)
-        return Post(raw, (tokens.post, tokens.comments) if self.keep_tokens else None)
+        kept = (tokens.post, tokens.comments) if self.keep_tokens else None
+        return Post(texts.id, texts.post, texts.comments, image_id=texts.id, image=dataset.id(position), tokens=kept)
 
-    def image(self, file: int, post: RawPost) -> bytes | None:
-        return self._datasets[file].images.get(post.exact_id)
+    def image(self, file: int, post: Post) -> bytes | None:
+        return self._datasets[file].images.get(post.image)
 
     def split(self, scanned: Scanned, val_fraction: float) -> int:
         if len(self.files) > 1:  # they are splits already

@@ -1,4 +1,4 @@
-"""What every source of training data looks like, and the one function that opens whichever a path holds."""
+"""What every source of training data looks like."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from cromic_ds.errors import UserError
-
 
 @dataclass(slots=True)
 class Tokens:
@@ -18,6 +16,10 @@ class Tokens:
     id: str
     post: np.ndarray  # (L,) int32; empty for tasks without text
     comments: list[np.ndarray]  # each (T,) int32; empty where nothing is known (test splits)
+    # Classified answers: ids into the data set's answer vocabulary and their soft scores, (K,) int32 and (K,) float32;
+    # empty where nothing is known, None where the data set has no answer vocabulary.
+    answer_ids: np.ndarray | None = None
+    answer_scores: np.ndarray | None = None
 
 
 @dataclass(slots=True)
@@ -49,6 +51,9 @@ class Dataset(Protocol):
     split: str
     fingerprint: str  # changes when the content does; kept in checkpoints
     tokenizer_path: Path  # what `load_tokenizer` takes
+    task: str | None  # the downstream task it was prepared for; None for posts with comments
+    answers: list[str] | None  # the answer vocabulary of classified question answering
+    answers_fingerprint: str | None
 
     def __len__(self) -> int: ...
 
@@ -63,42 +68,3 @@ class Dataset(Protocol):
     def texts(self, index: int) -> Texts:
         """Raises UnreadableRecord."""
         ...
-
-
-def open_dataset(path: str | Path, split: str = "train") -> Dataset:
-    """A store, or a folder (or one `.pt` file) in the published layout: whichever `path` holds.
-
-    Raises UserError when it is neither, or has no such split.
-    """
-    from cromic_ds.data.published import PublishedDataset, holds_published
-    from cromic_ds.data.store import StoreDataset, is_store
-
-    path = Path(path)
-    if is_store(path):
-        return StoreDataset(path, split)
-    if holds_published(path):
-        return PublishedDataset(path, split)
-    raise _unknown(path)
-
-
-def available_splits(path: str | Path) -> list[str]:
-    """The split names of `path`. A lone published file, which serves as any split, has its own name."""
-    from cromic_ds.data.published import holds_published, published_names
-    from cromic_ds.data.store import is_store, read_meta
-
-    if is_store(path):
-        return list(read_meta(path)["splits"])
-    if holds_published(path):
-        return published_names(path)
-    raise _unknown(Path(path))
-
-
-def _unknown(path: Path) -> UserError:
-    if not path.exists():
-        return UserError(f"{path}: no such data set; make one with `cromic-ds prepare` or `cromic-ds sample`")
-    if path.is_dir() and (path.parent / f"{path.name}.partial").is_dir():
-        return UserError(f"{path}: its preparation is not finished; run the same `cromic-ds prepare` again")
-    return UserError(
-        f"{path}: neither a store (no store.json) nor the published layout (no <name>.pt beside <name>_image_lmdb); "
-        "make a store with `cromic-ds prepare`"
-    )

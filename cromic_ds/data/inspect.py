@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from cromic_ds.data.contact_sheet import Entry, draw_png, find_font, has_chinese, write_html
-from cromic_ds.data.dataset import Dataset, UnreadableRecord, available_splits, open_dataset
+from cromic_ds.data.dataset import Dataset, UnreadableRecord
 from cromic_ds.data.images import BadImage, decode
+from cromic_ds.data.opening import available_splits, open_dataset
 from cromic_ds.data.store import StoreDataset
 from cromic_ds.errors import UserError
 

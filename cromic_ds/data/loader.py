@@ -90,6 +90,7 @@ class Reader:
     max_post_tokens: int
     max_comment_tokens: int
     image_size: int  # side of the square crops in pixels; 0 = read no images
+    n_answers: int = 0  # size of the answer vocabulary where answers are classified
 
     def read(self, index: int, most_comments: int, seed: int | None) -> LoadedExample | SkippedExample:
         """Example `index` with at most `most_comments` (0 = all): drawn by `seed`, or the first ones if it is None."""
@@ -104,6 +105,8 @@ class Reader:
             post=_cut(tokens.post, self.max_post_tokens),
             comments=[_cut(c, self.max_comment_tokens) for c in self._choose(tokens.comments, most_comments, seed)],
             image=image,
+            answer_ids=tokens.answer_ids,
+            answer_scores=tokens.answer_scores,
         )
 
     def _image(self, index: int, tokens: Tokens) -> np.ndarray:
@@ -114,6 +117,9 @@ class Reader:
             return training_image(jpeg, self.image_size)
         except Exception as error:  # decoders raise many kinds for damaged bytes, and none of them may end a long run
             raise UnreadableRecord(tokens.id, f"image cannot be decoded: {error}") from error
+
+    def batch(self, examples: list[LoadedExample | SkippedExample], special: SpecialTokens) -> Batch:
+        return collate(examples, special=special, image_size=self.image_size, n_answers=self.n_answers)
 
     @staticmethod
     def _choose(comments: list[np.ndarray], most: int, seed: int | None) -> list[np.ndarray]:
@@ -143,7 +149,7 @@ class TrainMicroBatches:
             self.reader.read(index, self.comments_per_post, example_seed(self.order.seed, epoch, index))
             for epoch, index in zip(epochs.tolist(), indices.tolist())
         ]
-        return collate(examples, special=self.special, image_size=self.reader.image_size)
+        return self.reader.batch(examples, self.special)
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,7 @@ class EvalMicroBatches:
         first = (m * self.world_size + self.rank) * self.micro_batch
         indices = range(first, min(first + self.micro_batch, self.limit))
         examples = [self.reader.read(index, self.comments_per_post, None) for index in indices]
-        return collate(examples, special=self.special, image_size=self.reader.image_size)
+        return self.reader.batch(examples, self.special)
 
 
 def auto_workers() -> int:
@@ -195,13 +201,13 @@ def _load(micro_batches: TrainMicroBatches | EvalMicroBatches, items: range, set
     )
 
 
-def _reader(dataset: Dataset, settings: DataSettings, image_size: int) -> Reader:
+def _reader(dataset: Dataset, settings: DataSettings, image_size: int, n_answers: int) -> Reader:
     settings.check()
     if len(dataset) == 0:
         raise UserError(
             f"split {dataset.split!r} of {settings.path or 'the data'} is empty: name another split or prepare it again"
         )
-    return Reader(dataset, settings.max_post_tokens, settings.max_comment_tokens, image_size)
+    return Reader(dataset, settings.max_post_tokens, settings.max_comment_tokens, image_size, n_answers)
 
 
 def steps(
@@ -216,12 +222,13 @@ def steps(
     seed: int,
     first_step: int,
     last_step: int,
+    n_answers: int = 0,
 ) -> Iterator[list[Batch]]:
     """This rank's micro-batches of each step in [first_step, last_step).
 
     Micro-batch a of rank r in step t holds the global positions t·G + (a·world_size + r)·micro_batch + j. `image_size`
-    is the side in pixels of the crops, 0 where the model reads no images. Raises UserError, at once, where the batch
-    sizes do not fit.
+    is the side in pixels of the crops, 0 where the model reads no images; `n_answers` the size of the answer vocabulary
+    where answers are classified. Raises UserError, at once, where the batch sizes do not fit.
     """
     if micro_batch < 1 or global_batch < 1:
         raise UserError(
@@ -233,7 +240,7 @@ def steps(
             f"{world_size} processes: make it a multiple of {micro_batch * world_size}"
         )
     accumulation = global_batch // (micro_batch * world_size)
-    reader = _reader(dataset, settings, image_size)
+    reader = _reader(dataset, settings, image_size, n_answers)
     train = TrainMicroBatches(
         reader=reader,
         special=special_tokens(dataset.tokenizer_path),
@@ -257,13 +264,16 @@ def eval_batches(
     rank: int,
     world_size: int,
     limit: int = 0,
+    n_answers: int = 0,
+    first_batch: int = 0,
 ) -> Iterator[Batch]:
     """This rank's share of the first `limit` examples (0 = all), in their own order.
 
     Every example is on exactly one rank, and every rank gets the same number of batches, the last one blank (weight 0)
-    where there are too few examples: all ranks must run the same forward passes.
+    where there are too few examples: all ranks must run the same forward passes. A job that goes on leaves out its
+    batches before `first_batch`.
     """
-    reader = _reader(dataset, settings, image_size)
+    reader = _reader(dataset, settings, image_size, n_answers)
     limit = min(limit, len(dataset)) if limit else len(dataset)
     shard = EvalMicroBatches(
         reader=reader,
@@ -275,7 +285,7 @@ def eval_batches(
         world_size=world_size,
     )
     rounds = -(-limit // (micro_batch * world_size))
-    return _load(shard, range(rounds), settings)
+    return _load(shard, range(first_batch, rounds), settings)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""`cromic-ds prepare`: raw lines and images, or the published layout, to a store.
+"""`cromic-ds prepare`: raw lines and images, the published layout, or a task's official files, to a store.
 
 A first pass over the text finds what is usable (scan.py); then each shard is made on its own, by any process, from its
 range of entries. All of it happens in OUT.partial, where finished shards stay finished: the same command after a kill
@@ -7,27 +7,26 @@ continues. The result depends on the input and the settings only, not on the num
 
 from __future__ import annotations
 
-import fcntl
-import heapq
-import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cromic_ds.data.corpus import Corpus, PublishedCorpus, TextCorpus
+from cromic_ds.data.official import READERS, open_reader
+from cromic_ds.data.official.corpus import OfficialCorpus
+from cromic_ds.data.official.reader import Reader
 from cromic_ds.data.progress import ProgressBar
-from cromic_ds.data.scan import read_entries, scan
+from cromic_ds.data.rejects import REJECTS_FILE, list_reasons, merge_rejects
+from cromic_ds.data.resume import only_one, refuse_other_settings
+from cromic_ds.data.scan import image_boundary, read_entries, scan
 from cromic_ds.data.shards import ShardJob, ShardMaker, rejects_file, run_jobs
 from cromic_ds.data.sources import ExtrasSource, open_source
-from cromic_ds.data.store import partial_folder, read_meta, refuse_existing, write_meta
+from cromic_ds.data.store import read_meta
+from cromic_ds.data.store_writer import partial_folder, refuse_existing, write_meta
 from cromic_ds.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_tokenizer
-from cromic_ds.errors import UserError
-
-REJECTS_FILE = "rejects.jsonl"
+from cromic_ds.errors import UserError, nearest
 
 _TRAIN_TOKENIZER_ON = 200_000  # posts with their comments, evenly spread: enough for a vocabulary, and bounded
 
@@ -42,6 +41,17 @@ class PrepareSettings:
     """Folder of files named <id>.<extension>, LMDB folder with the ids as keys, or TSV file of <id> TAB <base64>."""
     published: str = ""
     """Folder (or .pt file) in the published layout, instead of text and images."""
+    task: str = ""
+    """fmiqa, vqa2, aic_icc, flickr30k_cn or muge: that task's official files, instead of text and images."""
+    root: str = ""
+    """Folder with the official files, as their owners distribute them."""
+    split: list[str] = field(default_factory=list)
+    """Splits of the task; none named = all whose files are there."""
+    answers: str = ""
+    """Answer vocabulary of vqa2: a JSON file {answer: index} or [answer, ...], or a store that has one; empty = that of
+    the annotations of train and val."""
+    min_answer_count: int = 9
+    """How often an answer must occur in the annotations to be in their vocabulary."""
     tokenizer: str = ""
     """vocab.txt, tokenizer folder, name on the Hub, or "train" for a vocabulary of this corpus; with `published` it may be
     left out, which keeps the token ids as they are."""
@@ -54,13 +64,14 @@ class PrepareSettings:
     jpeg_quality: int = 90
     """JPEG quality of the stored images, 1 to 100."""
     records_per_shard: int = 10_000
-    """Posts per shard: the unit of parallel work and of resuming."""
+    """Posts per shard, and those that share an image with the last one: the unit of parallel work and of resuming."""
     val_fraction: float = 0.01
-    """Share of the posts in split val, chosen by a hash of the id; the published layout's own splits are kept."""
+    """Share of the posts in split val, chosen by a hash of the id; splits that the input has are kept."""
     max_post_tokens: int = 40
     """Longest stored post in tokens, [CLS] and [SEP] included; longer ones are cut."""
-    max_comment_tokens: int = 25
-    """Longest stored comment in tokens, [CLS] and [SEP] included; longer ones are cut."""
+    max_comment_tokens: int = 0
+    """Longest stored comment, answer or caption in tokens, [CLS] and [SEP] included; longer ones are cut. 0 = 25, and 72
+    for the tasks' captions."""
     vocab_size: int = 21_128
     """Most tokens of the vocabulary that `--tokenizer train` makes."""
     max_reject_rate: float = 0.1
@@ -72,14 +83,22 @@ class PrepareSettings:
         """Raise UserError for values that cannot work."""
         if not self.out:
             raise UserError("out is missing: give the store folder to be made")
-        if bool(self.published) == bool(self.text):
-            raise UserError("give either text (with images) or published")
+        if sum(map(bool, (self.text, self.published, self.task))) != 1:
+            raise UserError("give either text (with images), or published, or task (with root)")
         if self.text and not self.images:
             raise UserError("images is missing: give the image folder, LMDB or TSV that belongs to the text")
-        if self.published and self.images:
-            raise UserError("images does not go with published, which has its own")
-        if self.text and not self.tokenizer:
+        if self.images and not self.text:
+            raise UserError("images goes with text only: the published layout and the official files have their own")
+        if not self.published and not self.tokenizer:
             raise UserError('tokenizer is missing: give a vocab.txt, a tokenizer folder, a name on the Hub, or "train"')
+        if self.task and self.task not in READERS:
+            raise UserError(f"task is {self.task!r}{nearest(self.task, READERS)}: it must be {' or '.join(READERS)}")
+        if self.task and not Path(self.root).is_dir():
+            raise UserError(f"root is {self.root!r}, which is no folder: give the one with the official files")
+        if not self.task and (self.root or self.split):
+            raise UserError("root and split go with task only")
+        if self.answers and not (self.task and READERS[self.task].classified):
+            raise UserError("answers goes with task vqa2 only")
         bounds = {
             "short_side": (16, 4096),
             "jpeg_quality": (1, 100),
@@ -87,7 +106,8 @@ class PrepareSettings:
             "records_per_shard": (1, 10_000_000),
             "val_fraction": (0, 0.5),
             "max_post_tokens": (3, 65_535),
-            "max_comment_tokens": (3, 65_535),
+            "max_comment_tokens": (3 if self.max_comment_tokens else 0, 65_535),
+            "min_answer_count": (1, 10_000_000),
             "max_reject_rate": (0, 1),
             "workers": (0, 4096),
         }
@@ -103,7 +123,7 @@ def prepare(settings: PrepareSettings) -> None:
     refuse_existing(out)
     partial = partial_folder(out)
     work = partial / "work"
-    with _only_one(work):
+    with only_one(work):
         try:
             if not (partial / "store.json").exists():
                 _build(settings, partial, work)
@@ -119,10 +139,11 @@ def prepare(settings: PrepareSettings) -> None:
 def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
     trained = settings.tokenizer == "train"
     tokenizer = load_tokenizer(settings.tokenizer) if settings.tokenizer and not trained else None
-    _check_settings(settings, tokenizer, work / "settings.json")
-    corpus = _open_corpus(settings, tokenizer, work)
+    reader = open_reader(settings.task, settings.root, settings.split, settings.answers) if settings.task else None
+    refuse_other_settings(settings, tokenizer, reader.inputs() if reader else [], work / "settings.json")
+    corpus = _open_corpus(settings, tokenizer, reader, work)
     extras = ExtrasSource(Path(settings.extras), work) if settings.extras else None
-    counts = scan(corpus, work / "scan", settings.val_fraction)
+    counts = scan(corpus, work / "scan", 0 if reader else settings.val_fraction)
     most_rejects = settings.max_reject_rate * counts["lines"]
     if counts["rejected"] > most_rejects or not any(counts["records"].values()):
         raise _too_many_rejects(settings, corpus, counts["lines"], [], partial, work)
@@ -132,6 +153,7 @@ def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
     elif tokenizer is None:
         tokenizer = load_tokenizer(corpus.tokenizer_path)
     tokenizer.save_pretrained(partial / "tokenizer")
+    max_comment_tokens = settings.max_comment_tokens or corpus.max_comment_tokens
     maker = ShardMaker(
         corpus=corpus,
         extras=extras,
@@ -140,11 +162,11 @@ def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
         short_side=settings.short_side,
         jpeg_quality=settings.jpeg_quality,
         max_post_tokens=settings.max_post_tokens,
-        max_comment_tokens=settings.max_comment_tokens,
+        max_comment_tokens=max_comment_tokens,
         out=partial,
         work=work,
     )
-    jobs = _jobs(counts["records"], settings.records_per_shard)
+    jobs = _jobs(corpus, counts["records"], settings.records_per_shard, work)
     if not _make_shards(maker, jobs, settings, counts["rejected"], most_rejects):
         raise _too_many_rejects(settings, corpus, counts["lines"], jobs, partial, work)
     shards: dict[str, list] = {}
@@ -154,16 +176,20 @@ def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
         partial,
         tokenizer,
         shards,
+        corpus.answers,
+        **({"task": settings.task} if settings.task else {}),
         image_short_side=settings.short_side,
         jpeg_quality=settings.jpeg_quality,
         max_post_tokens=settings.max_post_tokens,
-        max_comment_tokens=settings.max_comment_tokens,
+        max_comment_tokens=max_comment_tokens,
         lines=counts["lines"],
         rejects=_merge_rejects(corpus, jobs, partial, work),
     )
 
 
-def _open_corpus(settings: PrepareSettings, tokenizer, work: Path) -> Corpus:
+def _open_corpus(settings: PrepareSettings, tokenizer, reader: Reader | None, work: Path) -> Corpus:
+    if reader:
+        return OfficialCorpus(reader, settings.answers, settings.min_answer_count, work)
     if settings.text:
         return TextCorpus(settings.text, open_source(settings.images, work))
     corpus = PublishedCorpus(settings.published)
@@ -183,20 +209,23 @@ def _trained_tokenizer(settings: PrepareSettings, corpus: Corpus, records: dict,
             for split, n in records.items():
                 for start in range(0, n, step):
                     for file, _, position, _ in read_entries(work / "scan", split, start, start + 1).tolist():
-                        raw = corpus.read(file, position).raw
-                        yield raw.post
-                        yield from raw.comments
+                        post = corpus.read(file, position)
+                        yield post.post
+                        yield from post.comments
 
         train_tokenizer(texts(), settings.vocab_size).save_pretrained(aside)
     return load_tokenizer(aside)
 
 
-def _jobs(records: dict[str, int], per_shard: int) -> list[ShardJob]:
-    return [
-        ShardJob(split, start // per_shard, start, min(start + per_shard, n))
-        for split, n in records.items()
-        for start in range(0, n, per_shard)
-    ]
+def _jobs(corpus: Corpus, records: dict[str, int], per_shard: int, work: Path) -> list[ShardJob]:
+    jobs = []
+    for split, n in records.items():
+        number = start = 0
+        while start < n:
+            stop = image_boundary(corpus, work / "scan", split, min(start + per_shard, n), n)
+            jobs.append(ShardJob(split, number, start, stop))
+            number, start = number + 1, stop
+    return jobs
 
 
 def _make_shards(
@@ -230,28 +259,9 @@ class _Stop(Exception):
 
 
 def _merge_rejects(corpus: Corpus, jobs: list[ShardJob], partial: Path, work: Path) -> dict[str, int]:
-    """All rejects in the order of the input to rejects.jsonl; returns how many there are by reason."""
-    order = {file: number for number, file in enumerate(corpus.files)}
-
-    def read(*files: Path) -> Iterator[tuple[int, int, str, str]]:
-        for file in files:
-            with file.open(encoding="utf-8") if file.exists() else nullcontext(()) as lines:
-                for line in lines:
-                    if line.endswith("\n"):  # a killed process may leave the last one incomplete
-                        entry = json.loads(line)
-                        yield order[entry["file"]], entry["line"], entry["reason"], line
-
-    streams = [read(work / "scan" / "unusable.jsonl"), read(work / "scan" / "repeated.jsonl")]
-    for split in dict.fromkeys(job.split for job in jobs):
-        streams.append(read(*(rejects_file(work, job) for job in jobs if job.split == split)))
-    reasons: Counter[str] = Counter()
-    aside = partial / f"{REJECTS_FILE}.tmp"
-    with aside.open("w", encoding="utf-8") as merged:
-        for _, _, reason, line in heapq.merge(*streams):
-            reasons[reason] += 1
-            merged.write(line)
-    aside.rename(partial / REJECTS_FILE)
-    return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+    scanned = (work / "scan" / "unusable.jsonl", work / "scan" / "repeated.jsonl")
+    parts = [*scanned, *(rejects_file(work, job) for job in jobs)]
+    return merge_rejects(parts, corpus.files, partial / REJECTS_FILE, work)
 
 
 def _too_many_rejects(
@@ -261,63 +271,19 @@ def _too_many_rejects(
     rejected = sum(reasons.values())
     return UserError(
         f"{rejected:,} of {lines:,} lines cannot be used, more than max_reject_rate {settings.max_reject_rate:g} allows: "
-        f"{_list_reasons(reasons)}; see {partial / REJECTS_FILE}, then correct the input or allow more"
+        f"{list_reasons(reasons)}; see {partial / REJECTS_FILE}, then correct the input or allow more"
     )
-
-
-def _list_reasons(reasons: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in list(reasons.items())[:4]) or "the input is empty"
-
-
-def _check_settings(settings: PrepareSettings, tokenizer, file: Path) -> None:
-    """Refuse to continue a run whose input or settings were others."""
-    free = ("out", "workers", "max_reject_rate")
-    now = {name: value for name, value in asdict(settings).items() if name not in free}
-    now["tokenizer"] = tokenizer_fingerprint(tokenizer) if tokenizer else settings.tokenizer
-    for name in ("text", "images", "published", "extras"):
-        paths = now[name] if isinstance(now[name], list) else [now[name]]
-        now[name] = [_identity(path) for path in paths if path]
-    now = json.loads(json.dumps(now))
-    if not file.exists():
-        aside = file.with_suffix(".tmp")
-        aside.write_text(json.dumps(now, ensure_ascii=False, indent=1), encoding="utf-8")
-        aside.rename(file)
-        return
-    before = json.loads(file.read_text(encoding="utf-8"))
-    for name, value in now.items():
-        if before.get(name) != value:
-            was = f"was {before.get(name)}, is {value}" if isinstance(value, (int, float)) else "has changed"
-            raise UserError(
-                f"{file.parent.parent}: an unfinished preparation with other settings ({name} {was}); "
-                "use the same, or remove that folder to start anew"
-            )
-
-
-def _identity(path: str) -> list:
-    """What tells a file from a changed one; for a folder, its name."""
-    resolved = Path(path).resolve()
-    if not resolved.is_file():
-        return [str(resolved)]
-    status = resolved.stat()
-    return [str(resolved), status.st_size, status.st_mtime_ns]
-
-
-@contextmanager
-def _only_one(work: Path) -> Iterator[None]:
-    """Hold the work folder; the lock goes with the process, however that ends."""
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{work.parent}: another process is preparing this store") from None
-        yield
 
 
 def _report(out: Path) -> None:
     meta = read_meta(out)
-    splits = [f"{s} {m['records']:,} posts with {m['comments']:,} comments" for s, m in meta["splits"].items()]
+    posts, comments = ("records", "answers or captions") if "task" in meta else ("posts", "comments")
+    splits = [
+        f"{split} {counts['records']:,} {posts}"
+        + (f" with {counts['comments']:,} {comments}" if counts["comments"] else "")
+        for split, counts in meta["splits"].items()
+    ]
     print(f"store {out}: {'; '.join(splits)}")
     if rejects := meta["rejects"]:
         rejected = sum(rejects.values())
-        print(f"{rejected:,} of {meta['lines']:,} lines rejected ({_list_reasons(rejects)}): {out / REJECTS_FILE}")
+        print(f"{rejected:,} of {meta['lines']:,} lines rejected ({list_reasons(rejects)}): {out / REJECTS_FILE}")

@@ -50,6 +50,8 @@ def published_names(path: str | Path) -> list[str]:
 class PublishedDataset:
     """One published file as a `Dataset`. It is read whole, as its format demands, and kept as flat arrays."""
 
+    task = answers = answers_fingerprint = None  # posts with comments
+
     def __init__(self, path: str | Path, split: str = "train"):
         self.split = split
         self.file, images = _locate(Path(path), split)

@@ -17,6 +17,7 @@ import numpy as np
 from cromic_ds.data.corpus import Corpus
 from cromic_ds.data.hash_index import HashIndex, HashIndexWriter
 from cromic_ds.data.progress import ProgressBar
+from cromic_ds.data.rejects import reject_line
 
 DUPLICATE = "duplicate id"
 ENTRY = np.dtype([("file", "<u4"), ("line", "<u8"), ("position", "<u8"), ("split", "u1")])
@@ -47,9 +48,18 @@ def read_entries(folder: Path, split: str, start: int, stop: int) -> np.ndarray:
     return np.fromfile(_split_file(folder, split), ENTRY, stop - start, offset=start * ENTRY.itemsize)
 
 
-def reject_line(file: str, line: int, id: str, reason: str) -> str:
-    """One line of rejects.jsonl."""
-    return json.dumps({"file": file, "line": line, "id": id, "reason": reason}, ensure_ascii=False) + "\n"
+def image_boundary(corpus: Corpus, folder: Path, split: str, at: int, n: int) -> int:
+    """The first of the places `at` … `n` of a split of n entries where an image does not go on."""
+
+    def image_id(entry: int) -> str:
+        [(file, _, position, _)] = read_entries(folder, split, entry, entry + 1).tolist()
+        return corpus.read(file, position).image_id
+
+    if corpus.shares_images and at < n:
+        before = image_id(at - 1)
+        while at < n and image_id(at) == before:
+            at += 1
+    return at
 
 
 def _write_entries(corpus: Corpus, folder: Path, val_fraction: float) -> tuple[int, HashIndex]:
@@ -67,7 +77,7 @@ def _write_entries(corpus: Corpus, folder: Path, val_fraction: float) -> tuple[i
             if scanned.reason:
                 rejects.write(reject_line(corpus.files[scanned.file], scanned.line, scanned.id, scanned.reason))
                 continue
-            ids.add(scanned.id.encode(), good)
+            ids.add(corpus.key(scanned), good)
             good += 1
             buffer.append((scanned.file, scanned.line, scanned.position, corpus.split(scanned, val_fraction)))
             if len(buffer) == _CHUNK:
@@ -93,7 +103,7 @@ def _write_splits(corpus: Corpus, folder: Path, ids: HashIndex) -> dict[str, int
             chunk = np.fromfile(everything, ENTRY, _CHUNK, offset=start * ENTRY.itemsize)
             drop = np.array(repeated[start : start + len(chunk)])
             for file, line, position, _ in chunk[drop].tolist():
-                id = corpus.read(file, position).raw.id
+                id = corpus.read(file, position).id
                 rejects.write(reject_line(corpus.files[file], line, id, DUPLICATE))
             for number, split in enumerate(corpus.splits):
                 kept = chunk[~drop & (chunk["split"] == number)]

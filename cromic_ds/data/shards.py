@@ -18,9 +18,11 @@ from tokenizers import Tokenizer
 
 from cromic_ds.data.corpus import Corpus, Post
 from cromic_ds.data.images import BadImage, reencode
-from cromic_ds.data.scan import read_entries, reject_line
+from cromic_ds.data.record import Record, token_dtype
+from cromic_ds.data.rejects import reject_line
+from cromic_ds.data.scan import read_entries
 from cromic_ds.data.sources import ExtrasSource
-from cromic_ds.data.store import Record, ShardInfo, ShardWriter, token_dtype
+from cromic_ds.data.store_writer import ShardInfo, ShardWriter
 from cromic_ds.data.text import EMPTY_POST, NO_COMMENTS
 from cromic_ds.data.tokenizer import cut, encode_fast
 from cromic_ds.errors import UserError
@@ -71,16 +73,17 @@ class ShardMaker:
         tokenizer = self._tokenizer()
         entries = read_entries(self.work / "scan", job.split, job.start, job.stop).tolist()
         writer = ShardWriter(self.out / job.split, job.number, token_dtype(self.vocab_size))
+        bad_images: dict[str, str] = {}
         with rejects_file(self.work, job).open("w", encoding="utf-8") as rejects:
             for start in range(0, len(entries), _CHUNK):
                 chunk = entries[start : start + _CHUNK]
                 posts = [self.corpus.read(file, position) for file, _, position, _ in chunk]
                 rejected = 0
                 for (file, line, _, _), post, tokens in zip(chunk, posts, self._tokens(tokenizer, posts)):
-                    reason = self._add(writer, file, post, *tokens)
+                    reason = self._add(writer, bad_images, file, post, *tokens)
                     if reason:
                         rejected += 1
-                        rejects.write(reject_line(self.corpus.files[file], line, post.raw.id, reason))
+                        rejects.write(reject_line(self.corpus.files[file], line, post.id, reason))
                 rejects.flush()
                 report(len(chunk), rejected)
         aside = self._info_file(job).with_suffix(".tmp")
@@ -88,38 +91,58 @@ class ShardMaker:
         aside.rename(self._info_file(job))
 
     def _add(
-        self, writer: ShardWriter, file: int, post: Post, post_tokens: np.ndarray, comment_tokens: list[np.ndarray]
+        self,
+        writer: ShardWriter,
+        bad_images: dict[str, str],
+        file: int,
+        post: Post,
+        post_tokens: np.ndarray,
+        comment_tokens: list[np.ndarray],
     ) -> str:
         """Append one post to the shard; returns why not, or an empty string."""
-        raw = post.raw
-        # Text of nothing but control characters leaves [CLS] [SEP].
-        comments = [(text, tokens) for text, tokens in zip(raw.comments, comment_tokens) if len(tokens) > 2]
-        if len(post_tokens) <= 2:
+        # Text of nothing but control characters leaves [CLS] [SEP]. No text at all is how the task is.
+        comments = [(text, tokens) for text, tokens in zip(post.comments, comment_tokens) if len(tokens) > 2]
+        if 0 < len(post_tokens) <= 2:
             return EMPTY_POST
-        if not comments:
+        if post.comments and not comments:
             return NO_COMMENTS
-        try:
-            encoded = self.corpus.image(file, raw)
-            if encoded is None:
-                return MISSING_IMAGE
-            image = reencode(encoded, self.short_side, self.jpeg_quality)
-        except BadImage as error:
-            return str(error)
-        texts, tokens = zip(*comments)
-        extras = self.extras.get(raw.id) if self.extras else {}
-        writer.add(Record(raw.id, raw.post, list(texts), post_tokens, list(tokens), extras, image_id=raw.id), image)
+        image = None
+        if post.image_id in bad_images:
+            return bad_images[post.image_id]
+        if not writer.has_image(post.image_id):
+            try:
+                image = self._image(file, post)
+            except BadImage as error:
+                return bad_images.setdefault(post.image_id, str(error))
+        record = Record(
+            id=post.id,
+            post=post.post,
+            comments=[text for text, _ in comments],
+            post_tokens=post_tokens,
+            comment_tokens=[tokens for _, tokens in comments],
+            extras=post.extras | (self.extras.get(post.id) if self.extras else {}),
+            image_id=post.image_id,
+            answers=post.answers,
+        )
+        writer.add(record, image)
         return ""
+
+    def _image(self, file: int, post: Post) -> bytes:
+        encoded = self.corpus.image(file, post)
+        if encoded is None:
+            raise BadImage(MISSING_IMAGE)
+        return reencode(encoded, self.short_side, self.jpeg_quality)
 
     def _tokens(self, tokenizer: Tokenizer, posts: list[Post]) -> list[tuple[np.ndarray, list[np.ndarray]]]:
         """(post, comments) as token ids, cut to their maxima."""
-        new = [post.raw for post in posts if post.tokens is None]
-        post_tokens = iter(encode_fast(tokenizer, [raw.post for raw in new], self.max_post_tokens))
-        comments = [comment for raw in new for comment in raw.comments]
+        new = [post for post in posts if post.tokens is None]
+        post_tokens = iter(encode_fast(tokenizer, [post.post for post in new], self.max_post_tokens))
+        comments = [comment for post in new for comment in post.comments]
         comment_tokens = iter(encode_fast(tokenizer, comments, self.max_comment_tokens))
         return [
             (cut(post.tokens[0], self.max_post_tokens), [cut(c, self.max_comment_tokens) for c in post.tokens[1]])
             if post.tokens
-            else (next(post_tokens), [next(comment_tokens) for _ in post.raw.comments])
+            else (next(post_tokens)[: None if post.post else 0], [next(comment_tokens) for _ in post.comments])
             for post in posts
         ]
 
@@ -190,7 +213,8 @@ def _work(maker: ShardMaker, jobs: list[ShardJob], next_job, done, rejected, err
     """One process: take jobs until there are none left."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for each core already
+    # There is a process for each core already.
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
     def report(records: int, bad: int) -> None:
         with done.get_lock():

@@ -12,9 +12,12 @@ from typing import Protocol
 
 from cromic_ds.data.environments import environment
 from cromic_ds.data.hash_index import HashIndex, HashIndexWriter
-from cromic_ds.data.images import NOT_AN_IMAGE, BadImage
+from cromic_ds.data.images import BadImage
+from cromic_ds.data.progress import ProgressBar
 from cromic_ds.data.text import read_lines
 from cromic_ds.errors import UserError
+
+BAD_BASE64 = "broken base64"
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -35,7 +38,7 @@ def open_source(path: str | Path, work: Path) -> ImageSource:
     if path.is_dir():
         return FolderSource(path)
     if path.is_file():
-        return TsvSource(path, work)
+        return TsvSource(path, work / "image_lines")
     raise UserError(f"{path}: no such image folder, LMDB or TSV file; give one as images")
 
 
@@ -89,8 +92,8 @@ class LmdbSource:
 class TsvSource:
     """Lines `<id><TAB><base64>`, found by byte offset and read one at a time."""
 
-    def __init__(self, path: Path, work: Path):
-        self.lines = IndexedLines(path, work / "image_lines", _tsv_key)
+    def __init__(self, path: Path, index_folder: Path):
+        self.lines = IndexedLines(path, index_folder, tsv_key)
 
     def get(self, id: str) -> bytes | None:
         for name in spellings(id):
@@ -99,7 +102,7 @@ class TsvSource:
                 try:
                     return base64.b64decode(encoded, validate=True)
                 except binascii.Error as error:
-                    raise BadImage(NOT_AN_IMAGE) from error
+                    raise BadImage(BAD_BASE64) from error
         return None
 
 
@@ -124,9 +127,13 @@ class IndexedLines:
         if index_folder.is_dir():
             self._index = HashIndex(index_folder)
         else:
-            writer = HashIndexWriter(index_folder, path.stat().st_size)
-            for number, offset, line in read_lines(path):
-                writer.add(key_of(path, number, line), offset)
+            size = path.stat().st_size
+            writer = HashIndexWriter(index_folder, size)
+            with ProgressBar(path.name, size, "bytes") as bar:
+                for number, offset, line in read_lines(path):
+                    writer.add(key_of(path, number, line), offset)
+                    if number % 1000 == 0:
+                        bar.update(offset)
             self._index = writer.close()
 
     def find(self, key: str) -> bytes | None:
@@ -141,7 +148,8 @@ class IndexedLines:
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")  # some releases use the URL-safe one
 
 
-def _tsv_key(path: Path, number: int, line: bytes) -> bytes:
+def tsv_key(path: Path, number: int, line: bytes) -> bytes:
+    """The id that line `number` of an image TSV begins with."""
     key, tab, _ = line.partition(b"\t")
     if not tab:
         raise UserError(f"{path}:{number}: no TAB; an image TSV has lines of an id, a TAB and the image in base64")

@@ -6,14 +6,28 @@ import contextlib
 import logging
 import shutil
 import threading
+from dataclasses import dataclass
+
+import numpy as np
 
 from cromic_ds.errors import UserError
+from cromic_ds.metrics.items import ORDERS
 from cromic_ds.metrics.segment import segment
 
 logger = logging.getLogger(__name__)
 
 METEOR_SECONDS_TO_START = 120  # loading its 60 MB paraphrase table takes about 10 s on a free core
 METEOR_SECONDS_PER_ITEM = 0.1
+
+
+@dataclass
+class CaptionScores:
+    """pycocoevalcap's numbers for a corpus, and those of each item that they are made of."""
+
+    scores: dict[str, float]
+    bleu: np.ndarray  # (items, BLEU_COLUMNS)
+    rouge_l: np.ndarray  # (items,)
+    cider: np.ndarray  # (items,)
 
 
 def caption_scores(
@@ -28,31 +42,55 @@ def caption_scores(
 
     Raises UserError where the ids differ, nothing is to be scored, or an id has no reference text.
     """
-    check_same_ids(predictions, references)
-    if not predictions:
-        raise UserError("nothing to score: there are no predictions; check the split and the limit of examples")
-    hypotheses = {i: [segment(text, tokenisation)] for i, text in predictions.items()}
-    targets = {i: [s for text in references[i] if (s := segment(text, tokenisation))] for i in predictions}
-    bare = [i for i, texts in targets.items() if not texts]
+    _check_same_ids(predictions, references)
+    targets = [segment_all(references[i], tokenisation) for i in predictions]
+    bare = [i for i, texts in zip(predictions, targets) if not texts]
     if bare:
         raise UserError(
             f"id {bare[0]!r} has no reference text ({len(bare)} such ids): leave such ids out of the scoring"
         )
+    return score_segmented([segment(text, tokenisation) for text in predictions.values()], targets, meteor).scores
 
-    from pycocoevalcap.bleu.bleu import Bleu
+
+def segment_all(texts: list[str], tokenisation: str) -> list[str]:
+    """The texts cut into tokens, those without tokens left out."""
+    return [segmented for text in texts if (segmented := segment(text, tokenisation))]
+
+
+def score_segmented(predictions: list[str], references: list[list[str]], meteor: bool) -> CaptionScores:
+    """Scores of texts whose tokens are joined by blanks: a prediction and at least one reference per item.
+
+    Raises UserError where there is no item.
+    """
+    if not predictions:
+        raise UserError("nothing to score: there are no predictions; check the split and the limit of examples")
+
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    bleu, _ = Bleu(4).compute_score(targets, hypotheses, verbose=0)
+    scorer = BleuScorer(n=ORDERS)
+    for item in zip(predictions, references):
+        scorer += item
+    bleu, _ = scorer.compute_score(option="closest")
     scores = {f"bleu_{n}": float(value) for n, value in enumerate(bleu, start=1)}
-    scores["rouge_l"] = float(Rouge().compute_score(targets, hypotheses)[0])
-    scores["cider"] = float(Cider().compute_score(targets, hypotheses)[0])
+    counts = [(c["testlen"], _closest(c["reflen"], c["testlen"]), *c["correct"]) for c in scorer.ctest]
+    hypotheses = {k: [text] for k, text in enumerate(predictions)}
+    targets = dict(enumerate(references))
+    rouge_l, rouge_l_of_item = Rouge().compute_score(targets, hypotheses)
+    cider, cider_of_item = Cider().compute_score(targets, hypotheses)
+    scores |= {"rouge_l": float(rouge_l), "cider": float(cider)}
     if meteor and (value := _meteor(targets, hypotheses)) is not None:
         scores["meteor"] = value
-    return scores
+    return CaptionScores(scores, np.array(counts, float), rouge_l_of_item, cider_of_item)
 
 
-def check_same_ids(predictions: dict, references: dict) -> None:
+def _closest(lengths: list[int], length: int) -> int:
+    """The length nearest to `length`, the shorter of two equally near: pycocoevalcap's "closest", which it does not keep."""
+    return min((abs(other - length), other) for other in lengths)[1]
+
+
+def _check_same_ids(predictions: dict, references: dict) -> None:
     """Raises UserError, naming an id, unless both sides have the same ids."""
     for have, lack, other in ((references, predictions, "prediction"), (predictions, references, "reference")):
         missing = [i for i in have if i not in lack]
@@ -63,7 +101,7 @@ def check_same_ids(predictions: dict, references: dict) -> None:
             )
 
 
-def _meteor(targets: dict[str, list[str]], hypotheses: dict[str, list[str]]) -> float | None:
+def _meteor(targets: dict[int, list[str]], hypotheses: dict[int, list[str]]) -> float | None:
     """METEOR of the corpus, or None (and a line in the log) where its Java program is missing, fails or hangs."""
     if shutil.which("java") is None:
         return None

@@ -1,34 +1,45 @@
-"""Grounded accuracy: does a comment state what only the picture shows?"""
+"""Grounded accuracy: does a text state what only the picture shows?"""
 
 from __future__ import annotations
 
+import functools
 import re
-from collections import defaultdict
+from collections.abc import Sequence
 
-from cromic_ds.errors import UserError
+import numpy as np
+
+from cromic_ds.metrics.items import Items, group
 
 
-def grounded_accuracy(predictions: dict[str, str], extras: dict[str, dict]) -> dict[str, float]:
-    """The share of predictions that name the right attribute and none of the wrong ones.
+def states_answer(text: str, extras: dict) -> bool | None:
+    """Whether `text` names the record's answer and nothing that would be wrong; None where the record has no answer.
 
-    A record takes part where its extras have `answer` (a word: "红色"); `alternatives` lists the words that would be
-    wrong there (the answer among them does no harm), `kind` the kind of question. Where one word lies within another
-    ("左" in "左上"), the longest counts. Result: `grounded` over all records and `grounded_<kind>` for each kind;
-    {} where no record has an answer.
-
-    Raises UserError where such a record has no prediction.
+    The extras' `answer` is a word ("红色"), or a list of words of which all must be named. `alternatives` lists the words
+    that would be wrong there (answers among them do no harm). Where one word lies within another ("左" in "左上"), the
+    longest counts.
     """
-    hits: dict[str, list[bool]] = defaultdict(list)
-    for i, extra in extras.items():
-        answer = extra.get("answer")
-        if not answer:
-            continue
-        if i not in predictions:
-            raise UserError(f"id {i!r} has an answer but no prediction: predict every record that is to be scored")
-        words = {answer, *extra.get("alternatives", ())} - {""}
-        pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
-        hit = set(re.findall(pattern, predictions[i])) == {answer}
-        hits["grounded"].append(hit)
-        if extra.get("kind"):
-            hits[f"grounded_{extra['kind']}"].append(hit)
-    return {name: sum(values) / len(values) for name, values in sorted(hits.items())}
+    answers = _words(extras.get("answer"))
+    if not answers:
+        return None
+    return set(_finder(answers | _words(extras.get("alternatives"))).findall(text)) == answers
+
+
+def add_grounded(items: Items, predictions: Sequence[str], extras: Sequence[dict]) -> None:
+    """Add the mean `grounded` and its parts by the extras' `kind` of question, where any record has an answer."""
+    stated = [states_answer(text, extra) for text, extra in zip(predictions, extras)]
+    if all(s is None for s in stated):
+        return
+    kinds = [None if s is None or not extra.get("kind") else str(extra["kind"]) for s, extra in zip(stated, extras)]
+    items.means["grounded"] = np.array(stated, float)  # None becomes nan
+    items.groups.append(group("grounded", kinds))
+
+
+def _words(value: object) -> frozenset[str]:
+    """The words of a field that may be absent, one word, or a list. Extras are free: anything else is no word."""
+    words = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+    return frozenset(word for word in words if isinstance(word, str) and word)
+
+
+@functools.lru_cache(maxsize=1024)
+def _finder(words: frozenset[str]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)))

@@ -36,7 +36,8 @@ class ModelSettings:
     """Sizes to start from: tiny, small, paper (the published 119 M parameters), large or xl (1.2 G). The settings below
     override single fields of the preset where they are given."""
     init_from: str | None = None
-    """Start from this export folder's weights instead of random ones."""
+    """Start from the weights of this export or run folder, as far as they fit, instead of random ones; its sizes replace
+    the preset's."""
     image_encoder: str | None = None
     """Start the ResNet from this ResNetModel folder or hub name (ImageNet weights, say)."""
     mode: str | None = None
@@ -64,12 +65,17 @@ class ModelSettings:
     """Inner width of the feed-forward blocks."""
     dropout: float | None = None
     """Dropout probability (0 as published)."""
+    label_smoothing: float | None = None
+    """Share of each target's probability spread over all tokens, in training only (0 as published)."""
+    freeze_image_encoder: bool = False
+    """Leave the image encoder as it is, its batch norm statistics included."""
 
     def overrides(self) -> dict:
         chosen = {k: v for k, v in vars(self).items() if v is not None}
-        return {k: v for k, v in chosen.items() if k not in ("name", "preset", "init_from", "image_encoder")}
+        return {k: v for k, v in chosen.items() if k not in NO_OVERRIDES}
 
 
+NO_OVERRIDES = ("name", "preset", "init_from", "image_encoder", "freeze_image_encoder")
 CHOICES = {"mode": ("t+v", "v", "t"), "batch_norm": BATCH_NORM_MODES, "image_norm": ("layer", "l2")}
 
 
@@ -85,19 +91,30 @@ def build_config(name: str, preset: str, **overrides) -> PreTrainedConfig:
     if preset not in kind.presets:
         known = ", ".join(kind.presets)
         raise UserError(f"model.preset: unknown preset {preset!r}{nearest(preset, kind.presets)}; one of {known}")
+    return changed_config(kind.config(**kind.presets[preset]), overrides)
+
+
+def changed_config(config: PreTrainedConfig, overrides: dict) -> PreTrainedConfig:
+    """A copy with single fields overridden.
+
+    Raises:
+        UserError: unknown field or value.
+    """
     for key, value in overrides.items():
-        if not hasattr(kind.config, key):
-            raise UserError(f"model.{key}: {name} has no such setting")
+        if not hasattr(config, key):
+            raise UserError(f"model.{key}: {config.model_type} has no such setting")
         if key in CHOICES and value not in CHOICES[key]:
             raise UserError(
                 f"model.{key}: {value!r}{nearest(str(value), CHOICES[key])}; one of {', '.join(CHOICES[key])}"
             )
-    config = kind.config(**{**kind.presets[preset], **overrides})
+    config = type(config)(**{**config.to_dict(), **overrides})
     for key in ("d_model", "n_heads", "ffn", "encoder_layers", "decoder_layers"):
         if getattr(config, key) < 1:
             raise UserError(f"model.{key} is {getattr(config, key)}: give at least 1")
     if not 0 <= config.dropout < 1:
         raise UserError(f"model.dropout is {config.dropout}: give a probability below 1")
+    if not 0 <= config.label_smoothing < 1:
+        raise UserError(f"model.label_smoothing is {config.label_smoothing}: give a share below 1")
     if grid_side(config.image_size) < 1:
         raise UserError(f"model.image_size is {config.image_size}: too small for one image token; give at least 33")
     if config.d_model % config.n_heads:

@@ -1,23 +1,12 @@
-"""The tasks, by name: each binds a kind of data to its metrics."""
+"""The tasks, by name: each binds a kind of data to its metrics and its files of predictions."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from cromic_ds.tasks.base import Task
+from cromic_ds.tasks.captioning import AIC_ICC, FLICKR30K_CN, MUGE
+from cromic_ds.tasks.comments import COMMENTS
+from cromic_ds.tasks.question_answering import FMIQA, VQA2
 
-from cromic_ds.data.dataset import Texts
-from cromic_ds.tasks.comments import Comments
+__all__ = ["TASKS", "Task"]
 
-
-class Task(Protocol):
-    """What a run is judged by."""
-
-    name: str
-    best_metric: str  # the evaluation metric that chooses the best checkpoint
-    higher_is_better: bool
-
-    def score(self, predictions: list[str], texts: list[Texts], tokenisation: str, meteor: bool) -> dict:
-        """Scores of one prediction per record, over the whole corpus."""
-        ...
-
-
-TASKS: dict[str, Task] = {"comments": Comments()}
+TASKS: dict[str, Task] = {task.name: task for task in (COMMENTS, FMIQA, VQA2, AIC_ICC, FLICKR30K_CN, MUGE)}

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from cromic_ds.data.dataset import Texts
-from cromic_ds.metrics.results import score_predictions
+from cromic_ds.tasks.base import GeneratedText
+from cromic_ds.tasks.predictions import Form, record_id
 
-
-class Comments:
-    name = "comments"
-    best_metric = "perplexity"
-    higher_is_better = False
-
-    def score(self, predictions: list[str], texts: list[Texts], tokenisation: str, meteor: bool) -> dict:
-        """Captioning, diversity and grounding scores; METEOR on request, it takes 10 s to start.
-
-        Records are told apart by position: ids may repeat.
-        """
-        numbered = {str(i): record for i, record in enumerate(texts)}
-        return score_predictions(
-            {str(i): prediction for i, prediction in enumerate(predictions)},
-            {i: record.comments for i, record in numbered.items()},
-            {i: record.extras for i, record in numbered.items()},
-            tokenisation,
-            meteor,
-        )
+COMMENTS = GeneratedText(
+    name="comments",
+    kind="comments",
+    reads_text=True,
+    tokenisation="char",
+    best_metric="perplexity",
+    higher_is_better=False,
+    max_new_tokens=25,
+    form=Form("id", "comment", record_id, lines=True),
+)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from cromic_ds.errors import UserError
 from cromic_ds.training.distributed import average_buffers, barrier, from_main, gather_objects
+from cromic_ds.training.ema import Ema
 from cromic_ds.training.engine import Engine
 from cromic_ds.training.state import TrainState
 
@@ -33,7 +34,7 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save(engine: Engine, state: TrainState, folder: Path, keep_last: int) -> Path:
+def save(engine: Engine, state: TrainState, folder: Path, keep_last: int, ema: Ema | None = None) -> Path:
     """Write the checkpoint of `state.step` below `folder`, on all ranks together, then drop old ones.
 
     The newest `keep_last` and the best stay.
@@ -49,6 +50,8 @@ def save(engine: Engine, state: TrainState, folder: Path, keep_last: int) -> Pat
     barrier()
     average_buffers(engine.model)
     engine.engine.save_checkpoint(str(folder), tag=aside.name, save_latest=False)
+    if ema:
+        ema.save(aside)
     if rank == 0:
         buffers = {name: b.contiguous().cpu() for name, b in engine.model.named_buffers()}
         save_file(buffers, aside / "buffers.safetensors")
@@ -146,7 +149,7 @@ def newest_good(folder: Path) -> Path | None:
     return None
 
 
-def load(engine: Engine, checkpoint: Path) -> TrainState:
+def load(engine: Engine, checkpoint: Path, ema: Ema | None = None) -> TrainState:
     """Restore weights, optimizer, buffers and state.
 
     Raises:
@@ -163,6 +166,8 @@ def load(engine: Engine, checkpoint: Path) -> TrainState:
     if path is None:
         raise UserError(f"{checkpoint}: DeepSpeed could not load it (written at another ZeRO stage?)")
     restore_buffers(engine.model, checkpoint)
+    if ema:
+        ema.load(checkpoint)
     state = TrainState.from_dict(values)
     if engine.scaler and state.loss_scale:
         engine.scaler.load_state_dict(state.loss_scale)

@@ -10,6 +10,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from cromic_ds.data.tokenizer import decode_text
 from cromic_ds.errors import UserError
 
+COMMENT_TOKENS = 25
+
 
 @dataclass
 class DecodingSettings:
@@ -25,8 +27,8 @@ class DecodingSettings:
     """Sample from the likeliest tokens that together have this probability; 1 = no limit."""
     temperature: float = 1.0
     """Sharpness of sampling; below 1 sharper. Anything but 1, or top_k or top_p, means sampling instead of beams."""
-    max_new_tokens: int = 25
-    """Longest text in tokens."""
+    max_new_tokens: int | None = None
+    """Longest text in tokens; by default the task's: 25 for comments and answers, 72 for captions."""
     length_penalty: float = 1.0
     """Exponent of the length that beam scores are divided by; above 1 favours longer texts."""
     no_repeat_ngram_size: int = 0
@@ -38,7 +40,7 @@ class DecodingSettings:
 
     def check(self) -> None:
         """Raise UserError for values that cannot work."""
-        if self.beams < 1 or self.num < 1 or self.max_new_tokens < 1:
+        if self.beams < 1 or self.num < 1 or (self.max_new_tokens is not None and self.max_new_tokens < 1):
             raise UserError("decoding: beams, num and max_new_tokens must be at least 1")
         if not 0 < self.top_p <= 1 or self.top_k < 0 or self.temperature <= 0:
             raise UserError("decoding: top_p must be in (0, 1], top_k at least 0, temperature above 0")
@@ -63,7 +65,7 @@ def generation_config(settings: DecodingSettings, tokenizer: PreTrainedTokenizer
     return GenerationConfig(
         **(sampling if settings.samples else search),
         num_return_sequences=settings.num,
-        max_new_tokens=settings.max_new_tokens,
+        max_new_tokens=settings.max_new_tokens or COMMENT_TOKENS,
         no_repeat_ngram_size=settings.no_repeat_ngram_size,
         suppress_tokens=[i for i in never if i is not None],
         pad_token_id=tokenizer.pad_token_id,

@@ -73,7 +73,7 @@ class Engine:
             seeds: one for each micro-batch, for dropout.
         """
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         self.engine.train()
         world_size = torch.distributed.get_world_size()
         scale = world_size / max(n_targets, 1)  # DeepSpeed averages gradients over the ranks; we want their sum

@@ -1,105 +1,103 @@
-"""Score an exported model on a split of a data set."""
+"""Score an exported model on a split of a data set, by the task's official metric."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from cromic_ds.data.dataset import Dataset, open_dataset
-from cromic_ds.data.loader import DataSettings, eval_batches
-from cromic_ds.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from cromic_ds.data.dataset import Dataset, Texts, UnreadableRecord
+from cromic_ds.data.opening import open_dataset
 from cromic_ds.errors import UserError
-from cromic_ds.tasks import TASKS
-from cromic_ds.training.checkpoint import describe, write_atomically
-from cromic_ds.training.decoding import DecodingSettings
-from cromic_ds.training.evaluation import predict, score, teacher_forced
-from cromic_ds.training.inference import Loaded, load, output_file
+from cromic_ds.tasks.results import describe_data, result_json, result_table, write_result
+from cromic_ds.training.evaluation import teacher_forced
+from cromic_ds.training.inference import InferenceSettings, Job, load, output_file
 
 
 @dataclass
-class EvaluateSettings(DecodingSettings):
+class EvaluateSettings(InferenceSettings):
     """A model, the data it is scored on, and how texts are generated."""
 
-    export: str = ""
-    """Export folder."""
-    data: str = ""
-    """Store, or folder in the published layout."""
     split: str = "val"
     """Split to score."""
     out: str | None = None
-    """Result file; without it EXPORT/evaluation-SPLIT.json."""
+    """Result file; without it EXPORT/evaluation-TASK-SPLIT.json."""
     limit: int = 0
     """Score only the first examples; 0 = all."""
-    tokenisation: Literal["char", "jieba", "bert"] = "char"
-    """How texts are cut into words: char, jieba or bert."""
+    tokenisation: Literal["task", "char", "jieba", "bert"] = "task"
+    """How texts are cut into words: char, jieba or bert; task = as the task's official score does."""
     meteor: bool = True
     """Score METEOR as well, where Java is."""
-    batch: int = 32
-    """Posts in one batch."""
-    precision: str = "auto"
-    """bf16, fp16, fp32 or auto."""
+    resamples: int = 1000
+    """Resamples of the images for the confidence intervals; 0 = no intervals."""
+
+    def check(self) -> None:
+        """Raise UserError for values that cannot work."""
+        super().check()
+        if min(self.limit, self.resamples) < 0:
+            raise UserError(f"--limit {self.limit} (0 = all) and --resamples {self.resamples} must be at least 0")
 
 
 def evaluate(settings: EvaluateSettings) -> None:
     """`cromic-ds evaluate`: writes the result file and prints the scores."""
     settings.check()
-    if not settings.data:
-        raise UserError("--data is missing: name the store to score on")
-    if settings.batch < 1 or settings.limit < 0:
-        raise UserError(f"--batch {settings.batch} must be at least 1 and --limit {settings.limit} at least 0 (all)")
     dataset = open_dataset(settings.data, settings.split)
     out = output_file(Path(settings.out)) if settings.out else None
-    result = evaluation(load(settings.export, settings.precision), dataset, settings)
-    out = out or Path(settings.export) / f"evaluation-{settings.split}.json"
-    write_atomically(out, json.dumps(result, ensure_ascii=False, indent=1))
-    for name, value in result["scores"].items():
-        print(f"{name:16} {value:.4f}" if isinstance(value, float) else f"{name:16} {value}")
+    job = Job(load(settings.export, settings.precision), dataset, settings)
+    result = evaluation(job, settings)
+    out = out or job.loaded.path / f"evaluation-{job.task.name}-{settings.split}.json"
+    write_result(out, result)
+    print(result_table(result))
     print(f"written to {out}")
 
 
-def evaluation(loaded: Loaded, dataset: Dataset, settings: EvaluateSettings) -> dict:
-    """Perplexity by teacher forcing, everything else from decoded texts; with all that makes the numbers repeatable.
+def evaluation(job: Job, settings: EvaluateSettings) -> dict:
+    """The result file's content: scores of decoded texts, and all that makes them repeatable.
+
+    Beside them `loss` and `perplexity` by teacher forcing, where texts are generated.
 
     Raises:
-        UserError: the data was tokenised with another vocabulary than the model's.
+        UserError: the split has nothing to score against.
     """
-    fingerprint = tokenizer_fingerprint(loaded.tokenizer)
-    if tokenizer_fingerprint(load_tokenizer(dataset.tokenizer_path)) != fingerprint:
+    dataset, task = job.dataset, job.task
+    tokenisation = task.choose_tokenisation(settings.tokenisation)
+    if not any(task.has_references(texts) for _, texts in readable(dataset, settings.limit)):
         raise UserError(
-            f"{settings.data} was prepared with another tokenizer than the model's: prepare it with "
-            f"--tokenizer {loaded.path}"
+            f"split {settings.split!r} of {settings.data} has no references to score against: "
+            "`cromic-ds predict` writes the file that is scored elsewhere"
         )
-    limits = {k: loaded.facts[k] for k in ("max_post_tokens", "max_comment_tokens") if k in loaded.facts}
-    data = DataSettings(path=settings.data, eval_comments_per_post=0, workers=0, **limits)
+    answered = list(chain.from_iterable(job.run(settings.limit)))
+    texts = dict(readable(dataset, settings.limit))
+    scored = [record for record in answered if record.index in texts]
+    measured = task.measure(
+        [record.text for record in scored],
+        [texts[record.index] for record in scored],
+        tokenisation,
+        settings.meteor,
+        resamples=settings.resamples,
+        seed=settings.seed,
+    )
+    if unread := [record.problem for record in answered if record.problem]:
+        measured.notes.append(f"unreadable, so without a prediction: {len(unread)} records, such as {unread[0]}")
+    if task.kind != "classify":
+        forced = teacher_forced(job.loss_sum, job.batches(settings.limit))
+        measured.scores = {name: forced[name] for name in ("loss", "perplexity")} | measured.scores
+        measured.counts["targets"] = forced["targets"]
+        measured.notes.append("loss and perplexity are by teacher forcing over all references; the rest is decoded")
+    return result_json(
+        task,
+        measured,
+        data=describe_data(settings.data, dataset),
+        decoding=None if job.answers else asdict(job.decoding) | {"seed": settings.seed},
+        model={"export": settings.export, **job.loaded.identity()},
+    )
 
-    def batches():
-        shard = {"micro_batch": settings.batch, "rank": 0, "world_size": 1, "limit": settings.limit}
-        return eval_batches(dataset, data, image_size=loaded.image_size, **shard)
 
-    device = loaded.model.device
-    torch.manual_seed(0)
-    with loaded.running() as model:
-        scores = teacher_forced(lambda batch: model(batch.to(device)), batches())
-        predictions = predict(model, loaded.tokenizer, batches(), settings)
-    scores |= score(TASKS["comments"], dataset, predictions, settings.tokenisation, settings.meteor)
-    return {
-        "task": "comments",
-        "scores": scores,
-        "data": {"path": settings.data, "split": settings.split, "fingerprint": dataset.fingerprint},
-        "decoding": {f.name: getattr(settings, f.name) for f in fields(DecodingSettings)},
-        "model": {"export": settings.export, "weights": weights_fingerprint(loaded.path), **loaded.facts},
-        "precision": loaded.precision,
-    }
-
-
-def weights_fingerprint(export: Path) -> str:
-    """A hash over all weight files."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(export.glob("*.safetensors")):
-        digest.update(describe(path)["blake2b"].encode())
-    return digest.hexdigest()
+def readable(dataset: Dataset, limit: int) -> Iterator[tuple[int, Texts]]:
+    """The texts of the first `limit` records (0 = all) that are not damaged."""
+    for index in range(min(limit, len(dataset)) if limit else len(dataset)):
+        with suppress(UnreadableRecord):
+            yield index, dataset.texts(index)

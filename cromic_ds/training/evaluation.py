@@ -36,8 +36,8 @@ class EvalSettings:
     """Generated examples shown with their pictures."""
     micro_batch: int = 32
     """Posts per rank in one evaluation batch."""
-    tokenisation: Literal["char", "jieba", "bert"] = "char"
-    """How texts are cut into words for BLEU and the like: char, jieba or bert."""
+    tokenisation: Literal["task", "char", "jieba", "bert"] = "task"
+    """How texts are cut into words for BLEU and the like: char, jieba, bert, or task: as the task's official score does."""
     decoding: DecodingSettings = field(default_factory=greedy)
     """How texts are generated."""
 
@@ -49,16 +49,21 @@ class EvalSettings:
 
 
 def teacher_forced(loss_sum: Callable[[Batch], float], batches: Iterable[Batch]) -> dict[str, float]:
-    """{"loss", "perplexity", "targets", "posts"}: per target token, over all ranks' batches."""
+    """{"loss", "perplexity", "targets", "posts"}: per target token, over all ranks' batches.
+
+    Where answers are classified a post is a target, and there is no perplexity.
+    """
+    classified = False
     total, targets, posts = 0.0, 0, 0
     for batch in batches:
+        classified = batch.answer_targets is not None
         total += float(loss_sum(batch))
         targets += batch.n_targets
         posts += sum(i >= 0 for i in batch.indices)
     total, targets, posts = sum_over_ranks([total, targets, posts])
     targets = int(targets)
-    loss, ppl = total / max(targets, 1), perplexity(total, max(targets, 1))
-    return {"loss": loss, "perplexity": ppl, "targets": targets, "posts": int(posts)}
+    values = {"loss": total / max(targets, 1), "targets": targets, "posts": int(posts)}
+    return values if classified else {**values, "perplexity": perplexity(total, max(targets, 1))}
 
 
 def predict(
@@ -66,11 +71,17 @@ def predict(
     tokenizer: PreTrainedTokenizerBase,
     batches: Iterable[Batch],
     decoding: DecodingSettings,
+    answers: list[str] | None = None,
 ) -> dict[int, list[str]]:
-    """Generated texts by the example's index in the data set, from all ranks."""
+    """Generated texts, or the best of the `answers` where these are given, by the example's index in the data set, from
+    all ranks."""
     mine: dict[int, list[str]] = {}
     for batch in batches:
-        texts = generate_texts(model, tokenizer, batch.post_ids, batch.images, decoding)
+        if answers is not None:
+            best = model.answer_logits(batch.to(model.device)).argmax(-1).tolist()
+            texts = [[answers[i]] for i in best]
+        else:
+            texts = generate_texts(model, tokenizer, batch.post_ids, batch.images, decoding)
         mine.update((index, generated) for index, generated in zip(batch.indices, texts) if index >= 0)
     return {index: texts for part in gather_objects(mine) for index, texts in part.items()}
 

@@ -21,10 +21,12 @@ from cromic_ds.errors import UserError
 from cromic_ds.models import MODELS, build_model
 from cromic_ds.training import checkpoint as checkpoints
 from cromic_ds.training.decoding import DecodingSettings, generation_config
+from cromic_ds.training.ema import EMA_FILE
 
 log = logging.getLogger(__name__)
 disable_progress_bar()  # transformers': a bar for each file read or written
 MODEL_FOLDER = "model"  # RUN/model: the config and the tokenizer, written at the start of a run
+ANSWERS = "answers.json"  # the answer vocabulary of a model that classifies
 FACTS = "cromic_ds.json"  # what an export knows beside transformers' files
 
 
@@ -69,7 +71,7 @@ def find_checkpoint(run: Path, name: str) -> Path:
 
 
 def full_state_dict(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """All weights and buffers in fp32, put together from the ranks' shards."""
+    """All weights and buffers in fp32, put together from the ranks' shards; averaged weights where there are any."""
     if list(checkpoint.glob("*optim_states.pt")):
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
@@ -77,6 +79,8 @@ def full_state_dict(checkpoint: Path) -> dict[str, torch.Tensor]:
             state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     else:  # stage 0: every rank holds all weights
         state = torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)["module"]
+    if (checkpoint / EMA_FILE).exists():
+        state |= load_file(checkpoint / EMA_FILE)
     return {**state, **load_file(checkpoint / "buffers.safetensors")}
 
 
@@ -89,10 +93,23 @@ def export_checkpoint(run: Path, name: str, out: Path) -> Path:
     model.load_state_dict(full_state_dict(checkpoint), strict=True)
     facts = json.loads((run / MODEL_FOLDER / FACTS).read_text())
     step = json.loads((checkpoint / "state.json").read_text())["step"]
-    return write_export(model, load_tokenizer(run / MODEL_FOLDER), {**facts, "step": step}, out)
+    answers = read_answers(run / MODEL_FOLDER)
+    return write_export(model, load_tokenizer(run / MODEL_FOLDER), {**facts, "step": step}, out, answers)
 
 
-def write_export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: dict, out: Path) -> Path:
+def read_answers(folder: Path) -> list[str] | None:
+    """The answer vocabulary of an export, None for a model that generates."""
+    file = folder / ANSWERS
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def write_export(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: dict,
+    out: Path,
+    answers: list[str] | None = None,
+) -> Path:
     """Write an export aside, then move it into place."""
     aside = out.with_name(f".{out.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
@@ -100,6 +117,8 @@ def write_export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fac
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     (aside / FACTS).write_text(json.dumps(facts, indent=1))
+    if answers is not None:
+        (aside / ANSWERS).write_text(json.dumps(answers, ensure_ascii=False), encoding="utf-8")
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
@@ -107,6 +126,13 @@ def write_export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fac
     aside.rename(out)
     shutil.rmtree(old, ignore_errors=True)
     return out
+
+
+def export_of(path: str | Path) -> Path:
+    """The export that `path` is, or that a run folder holds."""
+    path = Path(path)
+    inner = path / "export"
+    return inner if not (path / "config.json").is_file() and (inner / "config.json").is_file() else path
 
 
 def load_export(path: str | Path) -> tuple[PreTrainedModel, object, dict]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from cromic_ds.tasks import Task
 from cromic_ds.tracking import Tracker
 from cromic_ds.training import checkpoint
 from cromic_ds.training.distributed import Ranks, average_buffers, gather_objects, sum_over_ranks
+from cromic_ds.training.ema import Ema
 from cromic_ds.training.engine import Engine, StepResult
 from cromic_ds.training.evaluation import EvalSettings, predict, sample_rows, score, teacher_forced
 from cromic_ds.training.optimizer import OptimizerSettings, learning_rate
@@ -53,6 +55,23 @@ class LoopSettings:
     """Recompute the transformer layers' activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
     """Compile the transformer layers with torch.compile (ZeRO stages 0 to 2)."""
+    ema_decay: float = 0.0
+    """Evaluate and export an exponential moving average of the weights with this decay (0.999, say); 0 = none."""
+    patience: int = 0
+    """Stop after this many evaluations in a row without a better score of the task; 0 = never."""
+
+    def check(self) -> None:
+        """Raise UserError for values that cannot work."""
+        if not 0 < self.epochs < math.inf or self.steps < 0:
+            raise UserError("loop.epochs must be above 0, loop.steps 0 (from the epochs) or more")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"loop.ema_decay is {self.ema_decay}: give a decay below 1, or 0 for no average")
+        if self.patience < 0:
+            raise UserError(f"loop.patience is {self.patience}: give a number of evaluations, or 0 for never")
+
+
+# What changes a step's batches just before it (self-critical training samples its targets), with values for the log.
+Objective = Callable[["Run", list[Batch]], tuple[list[Batch], dict[str, float]]]
 
 
 @dataclass
@@ -68,35 +87,48 @@ class Run:
     eval: EvalSettings
     data: DataSettings
     task: Task
+    objective: Objective | None
     engine: Engine
+    ema: Ema | None
     state: TrainState
     batches: Iterator[list[Batch]]  # this rank's micro-batches of each step, from state.step on
-    epoch_size: int
+    dataset: Dataset
     eval_dataset: Dataset
+    answers: list[str] | None  # where answers are classified
     tokenizer: PreTrainedTokenizerBase
     image_size: int  # side of the crops in pixels; 0 = the model reads no images
     tracker: Tracker
     usage: Usage
     stop: StopRequest
 
+    @property
+    def finished(self) -> bool:
+        return self.state.step >= self.total_steps or 0 < self.loop.patience <= self.state.worse_in_a_row
+
 
 def train(run: Run) -> None:
-    """Train from the state's step to the last one, or to a stop request."""
-    for step in range(run.state.step, run.total_steps):
+    """Train from the state's step to the last one, to a stop request, or until the score no longer rises."""
+    while not run.finished:
+        step = run.state.step
         batches, waited = next_batches(run)
+        batches, values = run.objective(run, batches) if run.objective else (batches, {})
+        drawn = seeds(run, step, len(batches))
+        batches = [run.engine.model.prepare(batch, seed) for batch, seed in zip(batches, drawn)]
         n_targets, stopping = agree(run, batches)
         lr = learning_rate(run.optim, step, run.total_steps)
-        result = run.engine.train_step(batches, lr, n_targets, seeds(run, step, len(batches)))
+        result = run.engine.train_step(batches, lr, n_targets, drawn)
         advance(run, result, batches)
-        log_step(run, result, lr, waited, batches)
+        log_step(run, result, values, lr, waited, batches)
 
         last = run.state.step == run.total_steps
         if last or due(run.eval.every, run.state.step):
             evaluate(run)
         best = run.state.best_step == run.state.step
-        if last or best or stopping or due(run.loop.save_every, run.state.step):
+        if run.finished or best or stopping or due(run.loop.save_every, run.state.step):
             save(run)
-        if stopping and not last:
+        if run.finished and not last:
+            log.info("stopped: no better %s in %d evaluations", run.task.best_metric, run.loop.patience)
+        elif stopping and not last:
             log.info("stopped by %s after step %d; the same command goes on from here", stopping, run.state.step)
             return
 
@@ -126,8 +158,10 @@ def agree(run: Run, batches: list[Batch]) -> tuple[int, str]:
         for id, reason in named:
             log.warning("step %d: example %r left out: %s", run.state.step + 1, id, reason)
         run.state.skipped_records += int(n_skipped)
-        epoch = run.state.step * run.loop.global_batch // run.epoch_size
-        run.state.records.add(epoch, int(n_skipped), named, epoch_size=run.epoch_size, max_rate=run.data.max_skip_rate)
+        epoch = run.state.step * run.loop.global_batch // len(run.dataset)
+        run.state.records.add(
+            epoch, int(n_skipped), named, epoch_size=len(run.dataset), max_rate=run.data.max_skip_rate
+        )
     return int(targets), (run.stop.signal or "another rank's signal") if stops else ""
 
 
@@ -142,6 +176,8 @@ def advance(run: Run, result: StepResult, batches: list[Batch]) -> None:
     """Count the step; stop the run where too many in a row gave no update."""
     state = run.state
     state.step += 1
+    if run.ema and not result.skipped:
+        run.ema.update()
     state.posts_seen += result.n_posts
     state.targets_seen += result.n_targets
     state.skipped_steps += result.skipped
@@ -160,13 +196,16 @@ def advance(run: Run, result: StepResult, batches: list[Batch]) -> None:
         )
 
 
-def log_step(run: Run, result: StepResult, lr: float, waited: float, batches: list[Batch]) -> None:
+def log_step(
+    run: Run, result: StepResult, more: dict[str, float], lr: float, waited: float, batches: list[Batch]
+) -> None:
     values = {
         "loss": result.loss,
-        "perplexity": perplexity(result.loss, 1),
+        **({"perplexity": perplexity(result.loss, 1)} if run.answers is None and not more else {}),
+        **more,
         "lr": lr,
         "grad_norm": result.grad_norm,
-        "epoch": run.state.step * run.loop.global_batch / run.epoch_size,
+        "epoch": run.state.step * run.loop.global_batch / len(run.dataset),
         "n_targets": result.n_targets,
         "skipped_steps": run.state.skipped_steps,
         "skipped_records": run.state.skipped_records,
@@ -176,25 +215,29 @@ def log_step(run: Run, result: StepResult, lr: float, waited: float, batches: li
 
 
 def evaluate(run: Run) -> None:
-    """Perplexity over the split, then texts for its first examples, their scores and pictures."""
+    """Loss over the split, then texts for its first examples, their scores and pictures; with the averaged weights where
+    there are some."""
     settings, start = run.eval, time.perf_counter()
     shard = {
         "image_size": run.image_size,
         "micro_batch": settings.micro_batch,
         "rank": run.ranks.rank,
         "world_size": run.ranks.world_size,
+        "n_answers": len(run.answers or []),
     }
     average_buffers(run.engine.model)
-    values = teacher_forced(
-        run.engine.loss_sum, eval_batches(run.eval_dataset, run.data, limit=settings.examples, **shard)
-    )
-    if settings.generate:
-        with run.engine.full_weights() as model:
-            batches = eval_batches(run.eval_dataset, run.data, limit=settings.generate, **shard)
-            predictions = predict(model, run.tokenizer, batches, settings.decoding)
-        if run.ranks.is_main:
-            values |= score(run.task, run.eval_dataset, predictions, settings.tokenisation)
-            run.tracker.samples(run.state.step, sample_rows(run.eval_dataset, predictions, settings.pictures))
+    with run.ema.applied() if run.ema else nullcontext():
+        values = teacher_forced(
+            run.engine.loss_sum, eval_batches(run.eval_dataset, run.data, limit=settings.examples, **shard)
+        )
+        predictions = {}
+        if settings.generate:
+            with run.engine.full_weights() as model:
+                batches = eval_batches(run.eval_dataset, run.data, limit=settings.generate, **shard)
+                predictions = predict(model, run.tokenizer, batches, settings.decoding, run.answers)
+    if predictions and run.ranks.is_main:
+        values |= score(run.task, run.eval_dataset, predictions, settings.tokenisation)
+        run.tracker.samples(run.state.step, sample_rows(run.eval_dataset, predictions, settings.pictures))
     values["seconds"] = time.perf_counter() - start
     remember_best(run, values)
     run.tracker.log(run.state.step, values, "eval")
@@ -208,11 +251,13 @@ def remember_best(run: Run, values: dict) -> None:
         return
     best = run.state.best_score
     if best is None or (better > best if run.task.higher_is_better else better < best):
-        run.state.best_score, run.state.best_step = better, run.state.step
+        run.state.best_score, run.state.best_step, run.state.worse_in_a_row = better, run.state.step, 0
+    else:
+        run.state.worse_in_a_row += 1
 
 
 def save(run: Run) -> None:
     start = time.perf_counter()
-    path = checkpoint.save(run.engine, run.state, run.folder / "checkpoints", run.loop.keep_last)
+    path = checkpoint.save(run.engine, run.state, run.folder / "checkpoints", run.loop.keep_last, run.ema)
     log.info("saved %s in %.1f s", path, time.perf_counter() - start)
     run.usage.restart()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from cromic_ds.errors import UserError
 
@@ -33,6 +34,10 @@ class OptimizerSettings:
     """Learning rate at the end of the linear or cosine course, as a share of the peak."""
     clip: float = 1.0
     """Largest norm of the global gradient; 0 = no clipping."""
+    backbone_lr: float | None = None
+    """Peak learning rate of the weights taken from the backbone; `lr` is then that of the new ones."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from one layer to the one below it; below 1, the layers near the input learn slower."""
 
     def __post_init__(self):
         checks = {
@@ -43,6 +48,8 @@ class OptimizerSettings:
             "warmup_fraction": 0 <= self.warmup_fraction <= 1,
             "min_lr_fraction": 0 <= self.min_lr_fraction <= 1,
             "clip": self.clip >= 0,
+            "backbone_lr": self.backbone_lr is None or self.backbone_lr > 0,
+            "layer_decay": 0 < self.layer_decay <= 1,
         }
         for name, good in checks.items():
             if not good:
@@ -64,24 +71,52 @@ def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> f
     return settings.lr * (settings.min_lr_fraction + (1 - settings.min_lr_fraction) * left)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups, with and without weight decay; frozen parameters are in neither.
+def lr_scales(model: PreTrainedModel, settings: OptimizerSettings, taken: set[str]) -> dict[str, float]:
+    """Each trained parameter's factor of the learning rate.
 
-    Always two, in this order, so that a checkpoint's optimizer state fits whatever the weight decay.
+    Args:
+        taken: names of the parameters that came from a backbone.
+
+    Raises:
+        UserError: a rate for the backbone, and there is none.
     """
-    decayed, exempt, seen = [], [], set()
-    for module in model.modules():
+    if settings.backbone_lr and not taken:
+        raise UserError("optim.backbone_lr needs a backbone: name one with --backbone, or leave it out")
+    depths = {name: model.depth(name) for name, p in model.named_parameters() if p.requires_grad}
+    top = max(depths.values(), default=0)
+    backbone = (settings.backbone_lr or settings.lr) / settings.lr
+    return {n: settings.layer_decay ** (top - depth) * (backbone if n in taken else 1.0) for n, depth in depths.items()}
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, scales: Mapping[str, float] | None = None) -> list[dict]:
+    """Two groups, with and without weight decay, for each factor of the learning rate; frozen parameters are in none.
+
+    Both are there whatever the weight decay, so that a checkpoint's optimizer state fits.
+    """
+    groups: dict[float, tuple[list, list]] = {}
+    seen = set()
+    for prefix, module in model.named_modules():
         spared = isinstance(module, nn.Embedding) or "Norm" in type(module).__name__
-        for p in module.parameters(recurse=False):
+        for name, p in module.named_parameters(prefix, recurse=False):
             if p.requires_grad and id(p) not in seen:
                 seen.add(id(p))
+                decayed, exempt = groups.setdefault((scales or {}).get(name, 1.0), ([], []))
                 dimensions = len(getattr(p, "ds_shape", p.shape))  # ZeRO-3 flattens what it has partitioned
                 (exempt if spared or dimensions < 2 else decayed).append(p)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+    return [
+        {"params": params, "weight_decay": decay, "lr_scale": scale}
+        for scale, (decayed, exempt) in sorted(groups.items())
+        for params, decay in ((decayed, weight_decay), (exempt, 0.0))
+        if params
+    ]
 
 
 def build_optimizer(
-    model: nn.Module | Iterable[dict], settings: OptimizerSettings, kernel: str = "auto", offload: bool = False
+    model: nn.Module | Iterable[dict],
+    settings: OptimizerSettings,
+    kernel: str = "auto",
+    offload: bool = False,
+    scales: Mapping[str, float] | None = None,
 ) -> tuple[torch.optim.Optimizer, str]:
     """The optimizer and the name of its implementation.
 
@@ -89,8 +124,9 @@ def build_optimizer(
         model: a module, grouped by `parameter_groups`, or parameter groups.
         kernel: "auto", or a name from `KERNELS`; `UserError` where it is not installed or not for this device.
         offload: the optimizer states live in CPU memory (ZeRO-Offload): DeepSpeed's CPU Adam, whatever the device.
+        scales: factors of the learning rate by parameter name (`lr_scales`).
     """
-    groups = parameter_groups(model, settings.weight_decay) if isinstance(model, nn.Module) else list(model)
+    groups = parameter_groups(model, settings.weight_decay, scales) if isinstance(model, nn.Module) else list(model)
     name = choose_kernel(kernel, _device_of(groups), offload)
     return KERNELS[name].build(groups, {"lr": settings.lr, "betas": tuple(settings.betas), "eps": settings.eps}), name
 

@@ -13,15 +13,18 @@ import yaml
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ResNetModel
 
+from cromic_ds.answers import answers_fingerprint
 from cromic_ds.data.dataset import Dataset
 from cromic_ds.data.loader import DataSettings, eval_batches
 from cromic_ds.data.tokenizer import tokenizer_fingerprint
 from cromic_ds.errors import UserError
-from cromic_ds.models import ModelSettings, build_config, build_model
-from cromic_ds.models.published import load_matching
+from cromic_ds.models import ModelSettings, build_config, build_model, changed_config
+from cromic_ds.models.image_encoder import set_batch_norm
+from cromic_ds.models.published import LoadReport, load_matching
+from cromic_ds.tasks import Task
 from cromic_ds.training import distributed
 from cromic_ds.training.checkpoint import write_atomically
-from cromic_ds.training.export import FACTS, MODEL_FOLDER, load_export
+from cromic_ds.training.export import ANSWERS, FACTS, MODEL_FOLDER, export_of, load_export
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ def find_ds_config(name: str) -> Path:
     raise UserError(f"ds_config: no file {name!r}, and none of the shipped configurations ({known})")
 
 
-def open_folder(folder: Path, settings: dict) -> None:
+def open_folder(folder: Path, settings: dict, more_fixed: tuple[str, ...] = ()) -> None:
     """Make the run folder, or check that the run in it is this one. Called on rank 0.
 
     Raises:
@@ -54,7 +57,7 @@ def open_folder(folder: Path, settings: dict) -> None:
     if saved.exists():
         try:
             before = yaml.safe_load(saved.read_text())
-            fixed = [(name, pick(before, name), pick(settings, name)) for name in FIXED]
+            fixed = [(name, pick(before, name), pick(settings, name)) for name in (*FIXED, *more_fixed)]
         except (yaml.YAMLError, KeyError, TypeError):
             raise UserError(f"{saved} is not the configuration of a run: name another folder with --out") from None
         for name, old, new in fixed:
@@ -93,31 +96,60 @@ def on_main(function, *args) -> None:
         raise UserError(message)
 
 
-def make_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """The model with its starting weights: random from `seed`, or from an export, or with a given ResNet.
+def check_task(task: Task, dataset: Dataset, path: str) -> None:
+    """Raises UserError where the data was prepared for another task."""
+    if dataset.task != (None if task.kind == "comments" else task.name):
+        was = f"for task {dataset.task}" if dataset.task else "from posts with comments"
+        raise UserError(f"{path} was prepared {was}, and this is task {task.name}: name a store of that task")
+
+
+def make_model(
+    settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, seed: int, answers: list[str] | None = None
+) -> tuple[PreTrainedModel, set[str]]:
+    """The model with its starting weights: random from `seed`, or from an export or run as far as that fits.
+
+    Args:
+        answers: the vocabulary of an answer head, where answers are classified.
+
+    Returns:
+        the model, and the names of the parameters that were taken from the export.
 
     Raises:
-        UserError: the tokenizer is not the one of the weights.
+        UserError: tokenizer or answers are not those of the weights.
     """
     torch.manual_seed(seed)
+    needed = {**vocabulary_of(tokenizer), "n_answers": len(answers or [])}
+    report = LoadReport()
     if settings.init_from:
-        if given := [*settings.overrides(), *(["image_encoder"] if settings.image_encoder else [])]:
-            raise UserError(
-                f"model.{given[0]}: the model of model.init_from is taken as it is; leave one of the two out"
-            )
-        model, other, _ = load_export(settings.init_from)
-        model.cpu()
+        if settings.image_encoder:
+            raise UserError("model.image_encoder: the weights of model.init_from have one; leave one of the two out")
+        source, other, facts = load_export(export_of(settings.init_from))
         if tokenizer_fingerprint(other) != tokenizer_fingerprint(tokenizer):
             raise UserError(
                 f"model.init_from: {settings.init_from} was trained with another tokenizer than the data's: prepare "
                 f"the data again with --tokenizer {settings.init_from}"
             )
-        return model
-    config = build_config(settings.name, settings.preset, **settings.overrides(), **vocabulary_of(tokenizer))
-    model = build_model(config)
-    if settings.image_encoder:
-        load_image_encoder(model, settings.image_encoder)
-    return model
+        if answers is not None and facts.get("answers_fingerprint", known := answers_fingerprint(answers)) != known:
+            raise UserError(
+                f"model.init_from: {settings.init_from} was trained with another answer vocabulary than the data's: "
+                f"prepare the data again with --answers {Path(settings.init_from) / ANSWERS}"
+            )
+        model = build_model(changed_config(source.config, {**settings.overrides(), **needed}))
+        report = load_matching(model, source.state_dict())
+        if not report.taken:
+            raise UserError(f"model.init_from: nothing of {settings.init_from} fits a model with these settings")
+        log.info("weights from %s: %s", settings.init_from, report)
+    else:
+        model = build_model(build_config(settings.name, settings.preset, **{**settings.overrides(), **needed}))
+        if settings.image_encoder:
+            load_image_encoder(model, settings.image_encoder)
+    if settings.freeze_image_encoder:
+        model.config.batch_norm = "frozen"
+        set_batch_norm(model.image_encoder, "frozen")
+        model.image_encoder.requires_grad_(False)
+    for module in model.unused():  # under AdamW weight decay would still move them
+        module.requires_grad_(False)
+    return model, set(report.taken)
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
@@ -160,9 +192,14 @@ def calibrate_batch_norm(
 
 
 def write_model_folder(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: DataSettings
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataSettings,
+    task: str,
+    answers: list[str] | None,
 ) -> None:
-    """What an export needs beside the weights: RUN/model with config and tokenizer."""
+    """What an export needs beside the weights: RUN/model with config, tokenizer, answers and what else it must know."""
     target = folder / MODEL_FOLDER
     model.config.save_pretrained(target)
     tokenizer.save_pretrained(target)
@@ -170,7 +207,11 @@ def write_model_folder(
         "max_post_tokens": data.max_post_tokens,
         "max_comment_tokens": data.max_comment_tokens,
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        "task": task,
     }
+    if answers is not None:
+        write_atomically(target / ANSWERS, json.dumps(answers, ensure_ascii=False))
+        facts["answers_fingerprint"] = answers_fingerprint(answers)
     write_atomically(target / FACTS, json.dumps(facts, indent=1))
 
 

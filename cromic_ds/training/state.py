@@ -22,6 +22,7 @@ class TrainState:
     loss_scale: dict | None = None  # of fp16: scale and steps since it changed
     best_score: float | None = None
     best_step: int | None = None
+    worse_in_a_row: int = 0  # evaluations since the best one
     data_fingerprint: str = ""
     tokenizer_fingerprint: str = ""
 

@@ -11,7 +11,10 @@ from rich.table import Column, Table
 
 from cromic_ds.tracking import read_metrics
 
-SCORES = ("perplexity", "bleu_4", "rouge_l", "cider", "distinct_2", "grounded", "grounded_what", "grounded_where")
+SCORES = (
+    *("perplexity", "accuracy", "exact_match", "bleu_4", "rouge_l", "cider", "distinct_2"),
+    *("grounded", "grounded_what", "grounded_where"),
+)
 
 
 def print_summary(run: Path, console: Console | None = None) -> None:

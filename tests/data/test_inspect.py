@@ -12,7 +12,8 @@ from cromic_ds.data import environments
 from cromic_ds.data import inspect as inspect_module
 from cromic_ds.data.contact_sheet import COLUMNS, PICTURE, find_font, has_chinese
 from cromic_ds.data.inspect import InspectSettings, inspect
-from cromic_ds.data.store import Record, StoreWriter
+from cromic_ds.data.record import Record
+from cromic_ds.data.store_writer import StoreWriter
 from cromic_ds.data.tokenizer import SPECIAL, encode, load_tokenizer
 from cromic_ds.errors import UserError
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cromic_ds.data.dataset import open_dataset
+from cromic_ds.data.opening import open_dataset
 from cromic_ds.data.prepare import PrepareSettings, prepare
 from cromic_ds.data.store import read_meta
 from cromic_ds.data.text import format_line

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cromic_ds.data.dataset import Dataset, UnreadableRecord, available_splits, open_dataset
+from cromic_ds.data.dataset import Dataset, UnreadableRecord
+from cromic_ds.data.opening import available_splits, open_dataset
 from cromic_ds.data.tokenizer import SPECIAL
 from cromic_ds.errors import UserError
 

@@ -56,7 +56,7 @@ def test_tsv(tmp_path):
     assert isinstance(source, TsvSource)
     source = pickle.loads(pickle.dumps(source))
     assert [source.get(id) for id in ("a", "b", "b ", "d")] == [jpeg, jpeg, jpeg, None]
-    with pytest.raises(BadImage, match="not an image"):
+    with pytest.raises(BadImage, match="broken base64"):
         source.get("c")
 
 

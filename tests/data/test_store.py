@@ -6,9 +6,13 @@ import lmdb
 import numpy as np
 import pytest
 
+from cromic_ds.answers import answers_fingerprint
 from cromic_ds.data import environments
-from cromic_ds.data.dataset import Dataset, UnreadableRecord, available_splits, open_dataset
-from cromic_ds.data.store import Record, StoreDataset, StoreWriter
+from cromic_ds.data.dataset import Dataset, UnreadableRecord
+from cromic_ds.data.opening import available_splits, open_dataset
+from cromic_ds.data.record import Record
+from cromic_ds.data.store import StoreDataset
+from cromic_ds.data.store_writer import StoreWriter
 from cromic_ds.data.tokenizer import SPECIAL, encode, load_tokenizer
 from cromic_ds.errors import UserError
 
@@ -68,6 +72,31 @@ def test_records_that_share_an_image_store_it_once(tmp_path, tokenizer):
     shards = data.meta["splits"]["train"]["shards"]
     assert [(s["records"], s["images"]) for s in shards] == [(6, 2), (6, 2)]  # a shard ends where the image changes
     assert data.image(3) == data.image(4) == data.image(5) != data.image(6)
+
+
+def test_answers_are_stored_with_their_vocabulary(tmp_path, tokenizer):
+    answers = (np.array([70_000, 1], np.int32), np.array([0.9, 0.3], np.float32))
+    vocabulary = [f"answer {i}" for i in range(70_001)]
+    with StoreWriter(tmp_path / "store", tokenizer, answers=vocabulary, task="vqa2") as store:
+        store.add("train", Record("a", "你", ["好"], *(np.array([2, 5, 3]), [np.array([2, 6, 3])]), answers=answers))
+        store.add("train", Record("b"))
+    data = pickle.loads(pickle.dumps(open_dataset(tmp_path / "store")))
+    assert (data.task, data.answers, data.answers_fingerprint) == ("vqa2", vocabulary, answers_fingerprint(vocabulary))
+    a, b = data.tokens(0), data.tokens(1)
+    assert (a.answer_ids.tolist(), a.answer_ids.dtype) == ([70_000, 1], np.int32)
+    assert np.array_equal(a.answer_scores, answers[1]) and a.answer_scores.dtype == np.float32
+    assert (a.post.tolist(), [c.tolist() for c in a.comments], data.texts(0).post) == ([2, 5, 3], [[2, 6, 3]], "你")
+    assert (b.answer_ids.shape, b.answer_scores.shape) == ((0,), (0,))
+    (tmp_path / "store" / "answers.json").unlink()
+    with pytest.raises(UserError, match=r"answers\.json: cannot be read"):
+        _ = open_dataset(tmp_path / "store").answers
+
+
+def test_store_without_answers(tmp_path, tokenizer):
+    write(tmp_path / "store", tokenizer)
+    data = open_dataset(tmp_path / "store")
+    assert (data.task, data.answers, data.answers_fingerprint) == (None, None, None)
+    assert (data.tokens(0).answer_ids, data.tokens(0).answer_scores) == (None, None)
 
 
 def test_large_vocabulary_takes_four_bytes(tmp_path, tokenizer):
@@ -162,8 +191,8 @@ def test_errors_say_what_to_do(tmp_path, tokenizer):
     with pytest.raises(UserError, match="neither a store"):
         open_dataset(tmp_path)
     meta = tmp_path / "store" / "store.json"
-    meta.write_text(meta.read_text(encoding="utf-8").replace('"version": 1', '"version": 9'), encoding="utf-8")
-    with pytest.raises(UserError, match="format version 9, this program reads 1"):
+    meta.write_text(meta.read_text(encoding="utf-8").replace('"version": 2', '"version": 9'), encoding="utf-8")
+    with pytest.raises(UserError, match="format version 9, this program reads 2"):
         open_dataset(tmp_path / "store")
     meta.write_text("{")
     with pytest.raises(UserError, match="not readable"):

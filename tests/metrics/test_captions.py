@@ -9,7 +9,9 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from cromic_ds.errors import UserError
 from cromic_ds.metrics import captions
-from cromic_ds.metrics.captions import caption_scores
+from cromic_ds.metrics.bootstrap import scores_of
+from cromic_ds.metrics.captions import caption_scores, score_segmented
+from cromic_ds.metrics.items import Items
 
 
 def corpus(n: int, seed: int = 0) -> tuple[dict[str, str], dict[str, list[str]]]:
@@ -34,7 +36,7 @@ def pycoco(predictions, references):
     return scores
 
 
-@pytest.mark.parametrize("n", [1, 2, 100])
+@pytest.mark.parametrize("n", [1, 2, 100, 2000])
 def test_equal_to_pycocoevalcap(n, capsys):
     predictions, references = corpus(n)
     predictions["id0"] = references["id0"][0]
@@ -42,6 +44,44 @@ def test_equal_to_pycocoevalcap(n, capsys):
     assert scores == pycoco(predictions, references)
     assert scores["bleu_1"] > 0.3
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("n", [1, 2, 100, 2000])
+def test_the_items_sum_to_the_scores(n):
+    predictions, references = corpus(n)
+    predictions["id0"] = ""
+    hypotheses = [" ".join(text) for text in predictions.values()]
+    captions = score_segmented(
+        hypotheses, [[" ".join(t) for t in texts] for texts in references.values()], meteor=False
+    )
+    means = {"rouge_l": captions.rouge_l, "cider": captions.cider}
+    items = Items(list(predictions), list(predictions), means, bleu=captions.bleu)
+    assert scores_of(items) == pytest.approx(captions.scores, rel=1e-12, abs=1e-30)
+
+
+def test_words_are_those_of_jieba_without_full_stops():
+    import jieba
+
+    predictions = {"a": "一个男人在草地上踢足球。", "b": "两个女孩在舞台上跳舞"}
+    references = {
+        "a": ["草地上有一个踢足球的男人。", "男人在绿色的草地上踢足球"],
+        "b": ["舞台上有两个跳舞的女孩。", "两个女孩在跳舞。"],
+    }
+
+    def cut(text):
+        return " ".join(jieba.cut(text.strip().replace("。", "")))
+
+    hypotheses = {i: [cut(text)] for i, text in predictions.items()}
+    targets = {i: [cut(text) for text in texts] for i, texts in references.items()}
+    scores = caption_scores(predictions, references, "jieba", meteor=False)
+    assert scores["cider"] == Cider().compute_score(targets, hypotheses)[0] > 0
+    assert scores["bleu_4"] == Bleu(4).compute_score(targets, hypotheses, verbose=0)[0][3]
+
+
+def test_counts_of_an_item():
+    captions = score_segmented(["红 红 色 的"], [["红 色", "红 色 的 圆 在 左"]], meteor=False)
+    # both references are as near: the shorter counts; 红 is clipped to one; 红色, 色的; 红色的
+    assert captions.bleu.tolist() == [[4, 2, 3, 2, 1, 0]]
 
 
 def test_order_of_ids_does_not_matter():

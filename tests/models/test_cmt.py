@@ -85,7 +85,7 @@ def test_answer_loss_is_summed_over_answers_and_weighted_by_post(smallest, make_
     model, batch = smallest(n_answers=7), make_batch()
     batch.answer_targets = torch.rand(3, 7, generator=torch.Generator().manual_seed(0))
     batch.weights[2] = 0
-    logits = model.classify(model.encode(batch.post_ids, model.post_mask(batch), batch.images))
+    logits = model.answer_logits(batch)
     by_hand = F.softplus(logits) - batch.answer_targets * logits
     torch.testing.assert_close(model(batch), by_hand[:2].sum())
 

@@ -165,7 +165,7 @@ def test_downstream(model: CMTModel, examples: list[LoadedExample], batch: Batch
     captions = [LoadedExample(e.id, e.index, none, e.comments, e.image) for e in answers]
     assert mean_loss(model, to_batch(answers)).item() == pytest.approx(float(golden["genvqa_eval_loss"]), rel=1e-4)
     assert mean_loss(model, to_batch(captions)).item() == pytest.approx(float(golden["caption_eval_loss"]), rel=1e-4)
-    logits = model.classify(model.encode(batch.post_ids, model.post_mask(batch), batch.images))
+    logits = model.answer_logits(batch)
     np.testing.assert_allclose(logits[:, ::101], golden["clsvqa_logits_slice"], atol=1e-3)
     np.testing.assert_array_equal(logits.argmax(1), golden["clsvqa_argmax"])
 

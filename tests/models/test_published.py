@@ -100,8 +100,8 @@ def test_foreign_files_are_refused(smallest):
 @pytest.mark.slow
 def test_the_baseline_of_the_benchmarks_computes_the_same(shared: Path, baseline):
     """What the benchmarks compare with is the same function: loss, greedy tokens and beams on two seed posts."""
-    from cromic_ds.data.dataset import open_dataset
     from cromic_ds.data.loader import DataSettings, eval_batches
+    from cromic_ds.data.opening import open_dataset
 
     settings = DataSettings(workers=0, eval_comments_per_post=0)
     dataset = open_dataset(shared / "seed_data", "train")

@@ -92,3 +92,71 @@ def run_ranks(tmp_path: Path) -> Callable[..., list[dict]]:
         return json.loads((tmp_path / "answers.json").read_text())
 
     return start
+
+
+@pytest.fixture(scope="session")
+def task_store(tmp_path_factory: pytest.TempPathFactory, store: Path, tokenizer) -> Callable[..., Path]:
+    """task_store("muge", {"val": [Record(…), …]}, answers=…): a store; each record's picture is one of the sample store,
+    and follows from its image id, but for "broken", which is no picture."""
+    from cromic_ds.data.opening import open_dataset
+    from cromic_ds.data.store_writer import StoreWriter
+    from cromic_ds.data.tokenizer import encode
+
+    pictures = open_dataset(store, "train")
+
+    def write(task: str, splits: dict[str, list], **about) -> Path:
+        out = tmp_path_factory.mktemp(task) / "store"
+        with StoreWriter(out, tokenizer, task=task, **about) as writer:
+            for split, records in splits.items():
+                for record in records:
+                    record.post_tokens = encode(tokenizer, [record.post], 40)[0] if record.post else record.post_tokens
+                    record.comment_tokens = encode(tokenizer, record.comments, 25)
+                    number = sum(record.image_id.encode())
+                    jpeg = b"broken" if record.image_id == "broken" else pictures.image(number % len(pictures))
+                    writer.add(split, record, jpeg)
+        return out
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def caption_store(task_store) -> Path:
+    """Task muge: 5 pictures with two captions each in `val`, 7 without in `test`."""
+    from cromic_ds.data.record import Record
+
+    captions = ["红色圆形在左边", "蓝色方形", "黑色星形在右边", "绿色圆形", "红色方形在上边", "蓝色星形"]
+
+    def record(id: str, comments: list[str]) -> Record:
+        return Record(id, comments=comments, extras={"image_id": id}, image_id=id)
+
+    val = [record(f"v{i}", captions[i : i + 2]) for i in range(5)]
+    return task_store("muge", {"val": val, "test": [record(f"t{i}", []) for i in range(7)]})
+
+
+@pytest.fixture(scope="session")
+def question_store(task_store) -> Path:
+    """Task vqa2, answers 红色, 左边, 2: in `val` 6 questions on 3 pictures, in `test` 5 questions on 2, unanswered."""
+    import numpy as np
+
+    from cromic_ds.data.record import Record
+
+    questions = ["左边的图形是什么颜色？", "红色的图形在哪里？"]
+    given = ["红色"] * 4 + ["左边"] * 3 + ["右边"] * 2 + ["2"]
+
+    def record(id: int, answered: bool) -> Record:
+        extras = {"image_id": id // 1000}
+        if answered:
+            extras |= {"answers": given, "answer_type": "other", "question_type": "what"}
+        answers = (np.array([0, 1, 2], np.int32), np.array([1, 0.9, 0.3], np.float32))
+        return Record(
+            str(id),
+            post=questions[id % 2],
+            comments=["红色"] if answered else [],
+            extras=extras,
+            image_id=str(id // 1000),
+            answers=answers if answered else (np.empty(0, np.int32), np.empty(0, np.float32)),
+        )
+
+    val = [record(image * 1000 + k, True) for image in (5, 6, 7) for k in range(2)]
+    test = [record(image * 1000 + k, False) for image, n in ((8, 3), (9, 2)) for k in range(n)]
+    return task_store("vqa2", {"val": val, "test": test}, answers=["红色", "左边", "2"])

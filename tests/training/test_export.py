@@ -41,7 +41,7 @@ def shifted(model, by: float):
 def run(tmp_path, smallest, tokenizer) -> Path:
     """A run folder with checkpoints of steps 4 (the best) and 8."""
     folder = tmp_path / "run"
-    write_model_folder(folder, smallest(), tokenizer, DataSettings(max_post_tokens=30))
+    write_model_folder(folder, smallest(), tokenizer, DataSettings(max_post_tokens=30), "comments", None)
     save_checkpoint(folder, shifted(smallest(), 0.25), 4)
     save_checkpoint(folder, shifted(smallest(), 0.5), 8)
     write_atomically(folder / "checkpoints" / "best", "step-00000004")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from cromic_ds.data.dataset import open_dataset
 from cromic_ds.data.loader import DataSettings, eval_batches
+from cromic_ds.data.opening import open_dataset
 from cromic_ds.data.tokenizer import train_tokenizer
 from cromic_ds.errors import UserError
 from cromic_ds.models.cmt import PRESETS

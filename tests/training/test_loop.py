@@ -26,7 +26,8 @@ def make_run(ranks: Ranks | None = None, scaler=None, **loop) -> SimpleNamespace
         state=TrainState(),
         stop=SimpleNamespace(signal=None),
         task=TASKS["comments"],
-        epoch_size=1000,
+        dataset=range(1000),
+        ema=None,
     )
 
 

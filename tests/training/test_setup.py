@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,15 +13,19 @@ import torch
 import yaml
 from transformers import ResNetConfig, ResNetModel
 
-from cromic_ds.data.dataset import open_dataset
+from cromic_ds.answers import answers_fingerprint
 from cromic_ds.data.loader import DataSettings
+from cromic_ds.data.opening import open_dataset
 from cromic_ds.data.tokenizer import train_tokenizer
 from cromic_ds.errors import UserError
 from cromic_ds.models import ModelSettings
+from cromic_ds.tasks import TASKS
+from cromic_ds.training.export import write_export
 from cromic_ds.training.pretrain import PretrainSettings
 from cromic_ds.training.setup import (
     FIXED,
     calibrate_batch_norm,
+    check_task,
     find_ds_config,
     load_image_encoder,
     make_model,
@@ -139,20 +144,20 @@ def smallest_settings(**more) -> ModelSettings:
 
 
 def test_random_weights_are_a_function_of_the_seed(tokenizer):
-    a, b, c = (make_model(smallest_settings(), tokenizer, seed).state_dict() for seed in (1, 1, 2))
+    a, b, c = (make_model(smallest_settings(), tokenizer, seed)[0].state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not torch.equal(a["generator.weight"], c["generator.weight"])
     assert a["token_embedding.weight"].shape == (len(tokenizer), 32)
 
 
 def test_the_models_special_tokens_are_the_tokenizers(tokenizer):
-    config = make_model(smallest_settings(), tokenizer, 0).config
+    config = make_model(smallest_settings(), tokenizer, 0)[0].config
     assert (config.pad_token_id, config.bos_token_id) == (tokenizer.pad_token_id, tokenizer.cls_token_id)
     assert (config.eos_token_id, config.decoder_start_token_id) == (tokenizer.sep_token_id, tokenizer.cls_token_id)
 
 
 def test_weights_of_an_export(tokenizer, export_folder, smallest):
-    model = make_model(ModelSettings(init_from=str(export_folder)), tokenizer, 5)
+    model, _ = make_model(ModelSettings(init_from=str(export_folder)), tokenizer, 5)
     assert all(torch.equal(value, smallest().state_dict()[name]) for name, value in model.state_dict().items())
 
 
@@ -160,6 +165,56 @@ def test_an_export_with_another_tokenizer_is_refused(export_folder):
     other = train_tokenizer(iter(["完全不同的词表"]), 30)
     with pytest.raises(UserError, match=r"was trained with another tokenizer than the data's: prepare .* --tokenizer"):
         make_model(ModelSettings(init_from=str(export_folder)), other, 0)
+
+
+def test_a_backbone_gives_what_fits_and_the_rest_is_new_and_named(tokenizer, export_folder, smallest, caplog):
+    settings = ModelSettings(init_from=str(export_folder), dropout=0.1, d_model=None, decoder_layers=3)
+    with caplog.at_level(logging.INFO):
+        model, taken = make_model(settings, tokenizer, 5, answers=["红色", "左边"])
+    assert (model.config.dropout, model.config.n_answers, model.config.d_model) == (0.1, 2, 32)
+    own, source = model.state_dict(), smallest().state_dict()
+    assert all(torch.equal(own[name], source[name]) for name in source)
+    assert taken == set(source)
+    new = {name for name in own if name not in source}
+    assert {name.split(".")[0] for name in new} == {"answer_head", "decoder_layers", "source_projections"}
+    assert "  answer_head.0.weight" in caplog.text
+
+
+def test_answers_of_another_vocabulary_are_refused(tokenizer, smallest, tmp_path):
+    facts = {"answers_fingerprint": answers_fingerprint(["是", "否"])}
+    folder = write_export(smallest(n_answers=2), tokenizer, facts, tmp_path / "vqa", answers=["是", "否"])
+    settings = ModelSettings(init_from=str(folder))
+    assert "answer_head.0.weight" in make_model(settings, tokenizer, 0, answers=["是", "否"])[1]
+    with pytest.raises(
+        UserError, match=r"another answer vocabulary than the data's: prepare .* --answers .*answers.json"
+    ):
+        make_model(settings, tokenizer, 0, answers=["否", "是"])
+
+
+def test_a_frozen_image_encoder_is_not_trained(tokenizer):
+    model, _ = make_model(smallest_settings(freeze_image_encoder=True, batch_norm="batch"), tokenizer, 0)
+    assert not any(p.requires_grad for p in model.image_encoder.parameters())
+    before = {name: b.clone() for name, b in model.image_encoder.named_buffers()}
+    model.train().image_encoder(torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8))
+    assert all(torch.equal(b, before[name]) for name, b in model.image_encoder.named_buffers())
+
+
+def test_where_answers_are_classified_the_decoder_is_not_trained(tokenizer):
+    model, _ = make_model(smallest_settings(), tokenizer, 0, answers=["红色", "左边"])
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {
+        *("image_encoder", "token_embedding", "type_embedding", "encoder_layers", "encoder_norm", "answer_head")
+    }
+
+
+def test_data_of_another_task_is_refused():
+    posts, questions = SimpleNamespace(task=None), SimpleNamespace(task="vqa2")
+    check_task(TASKS["comments"], posts, "store")
+    check_task(TASKS["vqa2"], questions, "store")
+    with pytest.raises(UserError, match=r"store was prepared for task vqa2, and this is task muge"):
+        check_task(TASKS["muge"], questions, "store")
+    with pytest.raises(UserError, match=r"was prepared from posts with comments, and this is task muge"):
+        check_task(TASKS["muge"], posts, "store")
 
 
 def test_an_unknown_preset_is_refused(tokenizer):
@@ -185,7 +240,7 @@ def saved_resnet(folder: Path, **more) -> ResNetModel:
 def test_a_resnet_from_a_folder(tmp_path, tokenizer, caplog):
     resnet = saved_resnet(tmp_path / "resnet")
     with caplog.at_level(logging.INFO):
-        model = make_model(smallest_settings(image_encoder=str(tmp_path / "resnet")), tokenizer, 0)
+        model, _ = make_model(smallest_settings(image_encoder=str(tmp_path / "resnet")), tokenizer, 0)
     taken = model.image_encoder.backbone.state_dict()
     assert taken.keys() == resnet.state_dict().keys()
     assert all(torch.equal(taken[name], value) for name, value in resnet.state_dict().items())
@@ -194,7 +249,7 @@ def test_a_resnet_from_a_folder(tmp_path, tokenizer, caplog):
 
 def test_a_deeper_resnet_lists_what_has_no_place(tmp_path, tokenizer, caplog):
     saved_resnet(tmp_path / "resnet", depths=[1, 1, 1, 2])
-    model = make_model(smallest_settings(), tokenizer, 0)
+    model, _ = make_model(smallest_settings(), tokenizer, 0)
     with caplog.at_level(logging.INFO):
         load_image_encoder(model, str(tmp_path / "resnet"))
     assert "12 extra:\n  encoder.stages.3.layers.1.layer.0.convolution.weight" in caplog.text
@@ -202,7 +257,7 @@ def test_a_deeper_resnet_lists_what_has_no_place(tmp_path, tokenizer, caplog):
 
 def test_a_wider_resnet_is_refused(tmp_path, tokenizer):
     saved_resnet(tmp_path / "resnet", hidden_sizes=[16, 32, 64, 256])
-    model = make_model(smallest_settings(), tokenizer, 0)
+    model, _ = make_model(smallest_settings(), tokenizer, 0)
     with pytest.raises(
         UserError, match=r"does not fit the model's ResNet: .*: \(256, 64, .* there, \(128, 64, .* here"
     ):
@@ -210,7 +265,7 @@ def test_a_wider_resnet_is_refused(tmp_path, tokenizer):
 
 
 def test_a_folder_without_a_resnet_is_refused(tmp_path, tokenizer, export_folder):
-    model = make_model(smallest_settings(), tokenizer, 0)
+    model, _ = make_model(smallest_settings(), tokenizer, 0)
     for source in (tmp_path, tmp_path / "missing"):
         with pytest.raises(UserError, match=r"model.image_encoder: .* cannot be read"):
             load_image_encoder(model, str(source))
@@ -223,7 +278,7 @@ def test_a_damaged_resnet_is_refused(tmp_path, tokenizer):
     saved_resnet(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(UserError, match=r"model.image_encoder: .* cannot be read"):
-        load_image_encoder(make_model(smallest_settings(), tokenizer, 0), str(tmp_path))
+        load_image_encoder(make_model(smallest_settings(), tokenizer, 0)[0], str(tmp_path))
 
 
 # ---- batch-norm statistics
@@ -231,7 +286,7 @@ def test_a_damaged_resnet_is_refused(tmp_path, tokenizer):
 
 def test_frozen_statistics_are_those_of_the_first_pictures(store, tokenizer):
     dataset, data = open_dataset(store, "train"), DataSettings(path=str(store), workers=0)
-    a, b = (make_model(smallest_settings(batch_norm="frozen"), tokenizer, 0) for _ in range(2))
+    a, b = (make_model(smallest_settings(batch_norm="frozen"), tokenizer, 0)[0] for _ in range(2))
     for model in (a, b):
         calibrate_batch_norm(model, smallest_settings(batch_norm="frozen"), dataset, data, 96)
     norm = a.image_encoder.backbone.embedder.embedder.normalization
@@ -242,7 +297,7 @@ def test_frozen_statistics_are_those_of_the_first_pictures(store, tokenizer):
 @pytest.mark.parametrize("more", [{"batch_norm": "batch"}, {"batch_norm": "frozen", "image_encoder": "resnet"}])
 def test_other_statistics_stay_as_they_are(store, tokenizer, more):
     dataset, data = open_dataset(store, "train"), DataSettings(path=str(store), workers=0)
-    model = make_model(smallest_settings(batch_norm=more["batch_norm"]), tokenizer, 0)
+    model, _ = make_model(smallest_settings(batch_norm=more["batch_norm"]), tokenizer, 0)
     calibrate_batch_norm(model, smallest_settings(**more), dataset, data, 96)
     norm = model.image_encoder.backbone.embedder.embedder.normalization
     assert torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))

@@ -21,6 +21,7 @@ def test_a_state_survives_json():
         loss_scale={"value": 65536.0, "steps_since_change": 17},
         best_score=1 / 3,
         best_step=900,
+        worse_in_a_row=2,
         data_fingerprint="d" * 16,
         tokenizer_fingerprint="t" * 16,
     )

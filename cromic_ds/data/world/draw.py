@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from math import cos, pi, sin
 
 import numpy as np
@@ -26,6 +27,7 @@ COLUMN = 7 / 8 / 3
 RADII = {"最大": 0.125, "中等": 0.115, "最小": 0.105}
 STRAY_X, STRAY_Y, STRAY_RADIUS, STRAY_RGB = 0.015, 0.1, 0.04, 12
 SUPERSAMPLE = 4
+JPEG_QUALITY = 90
 
 
 def _polygon(corners: int, first: float = -pi / 2) -> list[tuple[float, float]]:
@@ -57,3 +59,10 @@ def draw(things: Scene, rng: np.random.Generator, size: int) -> Image.Image:
         outline = [((x + dx * radius) * canvas, (y + dy * radius) * canvas) for dx, dy in OUTLINES[thing.shape]]
         pen.polygon(outline, fill=tuple(colour.tolist()))
     return image.reduce(SUPERSAMPLE)
+
+
+def draw_jpeg(things: Scene, rng: np.random.Generator, size: int) -> bytes:
+    """`draw` as a JPEG."""
+    jpeg = io.BytesIO()
+    draw(things, rng, size).save(jpeg, "JPEG", quality=JPEG_QUALITY)
+    return jpeg.getvalue()

@@ -1,10 +1,10 @@
-"""`cromic-ds sample`: the sample world, written as a store, as raw lines with image files, or in the published layout."""
+"""`cromic-ds sample`: the sample world as posts with comments (a store, raw lines with image files, or the published
+layout), or as the official files of the five downstream tasks.
+"""
 
 from __future__ import annotations
 
-import io
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,17 +16,19 @@ import lmdb
 import numpy as np
 
 from cromic_ds.data.progress import ProgressBar
+from cromic_ds.data.record import Record
 from cromic_ds.data.sampler import example_seed
-from cromic_ds.data.store import Record, StoreWriter, partial_folder, refuse_existing
+from cromic_ds.data.store_writer import StoreWriter, refuse_existing
 from cromic_ds.data.text import format_line
 from cromic_ds.data.tokenizer import encode, train_tokenizer
 from cromic_ds.data.world import language
-from cromic_ds.data.world.draw import draw
-from cromic_ds.data.world.scenes import N_SCENES, VALUES, nth_scene, questions, scene_to_json
+from cromic_ds.data.world.draw import JPEG_QUALITY, draw_jpeg
+from cromic_ds.data.world.folder import new_folder
+from cromic_ds.data.world.official import check_official, write_official
+from cromic_ds.data.world.scenes import POST_SCENES, nth_scene, question_extras, questions
 from cromic_ds.errors import UserError
 
 VOCAB_SIZE = 512  # more than the world's language needs
-JPEG_QUALITY = 90
 POST_TOKENS, COMMENT_TOKENS = 40, 25  # as `cromic-ds prepare` cuts them, and to which the published files are padded
 
 
@@ -35,17 +37,20 @@ class SampleSettings:
     """The sample world to write."""
 
     out: str = ""
-    """Folder to create."""
+    """Folder to create for posts with comments."""
+    official: str = ""
+    """Folder to create for the five downstream tasks in their official formats, instead of `out`."""
     posts: int = 4000
-    """Number of posts, each with a scene of its own and 3 to 6 comments."""
+    """Number of posts, each with a scene of its own and 3 to 6 comments; with `official`, of images per task."""
     seed: int = 0
     """World to draw from; the same seed and number of posts give the same bytes."""
     val_fraction: float = 0.1
-    """Share of the posts in the split `val`; the others are in `train`."""
+    """Share of the posts in the split `val`; the others are in `train`. With `official`, a split `test` gets as much."""
     image_size: int = 128
     """Side of the pictures in pixels."""
     layout: Literal["store", "raw", "published"] = "store"
-    """`store` to train on; `raw` lines and image files, as `cromic-ds prepare` reads them; `published` token files."""
+    """`store` to train on; `raw` lines and image files, as `cromic-ds prepare` reads them; `published` token files.
+    Of posts only."""
 
 
 @dataclass(slots=True)
@@ -63,6 +68,9 @@ class SamplePost:
 def sample(settings: SampleSettings) -> None:
     """Write the world; its folder appears when it is complete. Raises UserError."""
     _check(settings)
+    if settings.official:
+        write_official(settings)
+        return
     out = Path(settings.out)
     refuse_existing(out)
     posts = _with_progress(world(settings), settings.posts)
@@ -84,28 +92,26 @@ def world(settings: SampleSettings) -> Iterator[SamplePost]:
         asked, probabilities = zip(*questions(scene))
         question = asked[rng.choice(len(asked), p=probabilities)]
         post, comments = language.post(question, rng), language.comments(question, rng)
-        jpeg = io.BytesIO()
-        draw(scene, rng, settings.image_size).save(jpeg, "JPEG", quality=JPEG_QUALITY)
-        extras = {
-            "kind": question.kind,
-            "attribute": question.asked,
-            "answer": question.answer,
-            "alternatives": list(VALUES[question.asked]),
-            "scene": scene_to_json(scene),
-        }
+        jpeg = draw_jpeg(scene, rng, settings.image_size)
         split = "train" if i < first_val else "val"
-        yield SamplePost(f"w{settings.seed}-{i:06d}", split, post, comments, extras, jpeg.getvalue())
+        yield SamplePost(f"w{settings.seed}-{i:06d}", split, post, comments, question_extras(question, scene), jpeg)
 
 
 def _check(settings: SampleSettings) -> None:
-    if not settings.out:
-        raise UserError("sample: no folder to write to; give one with --out")
-    if not 1 <= settings.posts <= N_SCENES:
-        raise UserError(f"sample: {settings.posts} posts; the world has {N_SCENES} scenes, choose between 1 and that")
+    if not (settings.out or settings.official):
+        raise UserError("sample: no folder to write to; give one with --out, or --official for the downstream tasks")
+    if settings.out and settings.official:
+        raise UserError("sample: --out is for posts and --official for the downstream tasks; give one of them")
     if not 0 <= settings.val_fraction <= 1:
         raise UserError(f"sample: val_fraction {settings.val_fraction} is not a share; choose between 0 and 1")
     if not 32 <= settings.image_size <= 1024:
         raise UserError(f"sample: image_size {settings.image_size}; choose between 32 and 1024 pixels")
+    if settings.official:
+        check_official(settings)
+    elif not 1 <= settings.posts <= POST_SCENES:
+        raise UserError(
+            f"sample: {settings.posts} posts; the world has {POST_SCENES} scenes for posts, choose between 1 and that"
+        )
 
 
 def _with_progress(posts: Iterator[SamplePost], total: int) -> Iterator[SamplePost]:
@@ -134,27 +140,9 @@ def _write_store(out: Path, posts: Iterator[SamplePost], settings: SampleSetting
             store.add(post.split, record, post.jpeg)
 
 
-class _Folder:
-    """A folder that gets its name when all is in it, and leaves nothing where that fails."""
-
-    def __init__(self, out: Path):
-        self.out, self.work = out, partial_folder(out)
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.work, ignore_errors=True)
-        self.work.mkdir(parents=True)
-        return self.work
-
-    def __exit__(self, kind, error, trace) -> None:
-        if kind is None:
-            self.work.rename(self.out)
-        else:
-            shutil.rmtree(self.work, ignore_errors=True)
-
-
 def _write_raw(out: Path, posts: Iterator[SamplePost], settings: SampleSettings) -> None:
     """`lines.txt`, `images/<id>.jpg` and `extras.jsonl`: the input of `cromic-ds prepare`."""
-    with _Folder(out) as work:
+    with new_folder(out) as work:
         (work / "images").mkdir()
         with (
             (work / "lines.txt").open("w", encoding="utf-8", newline="\n") as lines,
@@ -172,7 +160,7 @@ def _write_published(out: Path, posts: Iterator[SamplePost], settings: SampleSet
     import torch
 
     tokenizer = train_tokenizer(language.vocabulary_texts(), VOCAB_SIZE)
-    with _Folder(out) as work:
+    with new_folder(out) as work:
         vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
         (work / "vocab.txt").write_text(
             "".join(f"{token}\n" for token, _ in vocabulary), encoding="utf-8", newline="\n"

@@ -39,6 +39,8 @@ class Thing:
 Scene = tuple[Thing, Thing, Thing]  # from left to right
 
 N_SCENES = perm(len(COLOURS), 3) * perm(len(SHAPES), 3) * factorial(3)
+OFFICIAL_SCENES = N_SCENES // 4  # kept for the downstream tasks, so that no world shows them among its posts
+POST_SCENES = N_SCENES - OFFICIAL_SCENES
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ def nth_scene(position: int, seed: int) -> Scene:
     return scene(permute(position, N_SCENES, order_key(seed, 0)))
 
 
+def official_scene(position: int, seed: int) -> Scene:
+    """The scene at `position` of the downstream tasks: the same order from its other end."""
+    return nth_scene(N_SCENES - 1 - position, seed)
+
+
 @lru_cache(maxsize=1024)
 def questions(things: Scene) -> tuple[tuple[Question, float], ...]:
     """Every question that can be asked about a scene, with its probability.
@@ -94,6 +101,17 @@ def questions(things: Scene) -> tuple[tuple[Question, float], ...]:
             for thing in things:
                 asked_questions.append((Question(kind, asked, named_by, thing), probability))
     return tuple(asked_questions)
+
+
+def question_extras(question: Question, things: Scene) -> dict:
+    """How answers to the question are judged, and the scene: what is stored with a record."""
+    return {
+        "kind": question.kind,
+        "attribute": question.asked,
+        "answer": question.answer,
+        "alternatives": list(VALUES[question.asked]),
+        "scene": scene_to_json(things),
+    }
 
 
 def scene_to_json(things: Scene) -> list[dict[str, str]]:

@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from cromic_ds.data.dataset import open_dataset
 from cromic_ds.data.images import training_image
+from cromic_ds.data.opening import open_dataset
 from cromic_ds.data.tokenizer import decode_text, load_tokenizer
 from cromic_ds.data.world.sample import SampleSettings, sample
 from cromic_ds.errors import UserError
@@ -84,9 +84,9 @@ def test_published_files_are_as_published(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"out": ""}, "--out"),
+        ({"out": ""}, "--out, or --official"),
         ({"posts": 0}, "between 1 and"),
-        ({"posts": 300_000}, "48384 scenes"),
+        ({"posts": 40_000}, "36288 scenes for posts"),
         ({"val_fraction": 1.5}, "between 0 and 1"),
         ({"image_size": 8}, "between 32 and 1024"),
     ],
@@ -106,7 +106,7 @@ def test_existing_folders_are_kept(store):
 
 @pytest.mark.parametrize("layout", ["store", "raw", "published"])
 def test_a_failure_leaves_nothing(layout, tmp_path, monkeypatch):
-    from cromic_ds.data.world import sample as module
+    from cromic_ds.data.world import draw as module
 
     def break_down(scene, rng, size):
         raise RuntimeError("no ink")

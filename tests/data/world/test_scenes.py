@@ -5,11 +5,14 @@ import pytest
 from cromic_ds.data.world.scenes import (
     COLOURS,
     N_SCENES,
+    OFFICIAL_SCENES,
+    POST_SCENES,
     QUESTION_TYPES,
     SHAPES,
     SIZES,
     VALUES,
     nth_scene,
+    official_scene,
     questions,
     scene,
     scene_from_json,
@@ -37,6 +40,15 @@ def test_worlds_have_no_scene_twice_and_differ():
     assert len(set(first) & set(second)) < 650  # 517 expected
     counts = Counter(thing.colour for things in first for thing in things)
     assert min(counts[c] for c in COLOURS) > 1700 and max(counts.values()) < 2050  # 1875 expected
+
+
+def test_posts_and_official_files_of_a_world_share_no_scene():
+    assert POST_SCENES + OFFICIAL_SCENES == N_SCENES
+    assert official_scene(0, 5) == nth_scene(N_SCENES - 1, 5)
+    assert official_scene(OFFICIAL_SCENES - 1, 5) == nth_scene(POST_SCENES, 5)  # the last one meets no post
+    some = {official_scene(i, 5) for i in range(OFFICIAL_SCENES - 2000, OFFICIAL_SCENES)}
+    assert len(some) == 2000
+    assert not some & {nth_scene(i, 5) for i in range(POST_SCENES - 2000, POST_SCENES)}
 
 
 def test_no_value_is_part_of_another():

@@ -1,0 +1,119 @@
+"""One example as the store keeps it, and the bytes that it becomes.
+
+Little-endian: CRC32 of the rest; the header of `_HEADER`; a uint16 length per comment; the answers' ids (uint32) and
+soft scores (float32); the id and the image id (UTF-8); the tokens of the post and of each comment (uint16, or uint32
+for vocabularies of 65,536 and more); and to its end a JSON object with what only people read (post, comments, extras),
+which training never parses.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cromic_ds.data.dataset import Texts, Tokens
+
+MAX_KEY_BYTES = 511  # LMDB's limit, so ids and image ids cannot be longer
+
+_CRC = struct.Struct("<I")
+_HEADER = struct.Struct("<HHHIH")  # bytes of the id, bytes of the image id, post tokens, comments, answers
+
+NO_ANSWERS = (np.empty(0, np.int32), np.empty(0, np.float32))
+
+
+@dataclass(slots=True)
+class Record:
+    """One example to be stored. `image_id` None: it has no image."""
+
+    id: str
+    post: str = ""
+    comments: list[str] = field(default_factory=list)
+    post_tokens: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))  # [CLS] … [SEP], or empty
+    comment_tokens: list[np.ndarray] = field(default_factory=list)
+    extras: dict = field(default_factory=dict)
+    image_id: str | None = None
+    answers: tuple[np.ndarray, np.ndarray] = NO_ANSWERS  # (K,) ids into the store's answer vocabulary, (K,) soft scores
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    return np.dtype("<u2" if vocab_size < 65_536 else "<u4")
+
+
+def with_checksum(value: bytes) -> bytes:
+    return _CRC.pack(zlib.crc32(value)) + value
+
+
+def without_checksum(value: bytes) -> bytes | None:
+    """What `with_checksum` was given; None where the bytes have changed since."""
+    if len(value) < _CRC.size or zlib.crc32(memoryview(value)[_CRC.size :]) != _CRC.unpack_from(value)[0]:
+        return None
+    return value[_CRC.size :]
+
+
+def checksum(value: bytes) -> bytes:
+    """The first bytes of what `with_checksum` returns."""
+    return value[: _CRC.size]
+
+
+def pack(record: Record, dtype: np.dtype) -> bytes:
+    """The record's bytes, checksum first."""
+    id, image_id = record.id.encode(), (record.image_id or "").encode()
+    if max(len(id), len(image_id)) > MAX_KEY_BYTES:
+        raise ValueError(f"{record.id[:40]}…: ids may have at most {MAX_KEY_BYTES} bytes")
+    lengths = np.array([len(c) for c in record.comment_tokens], "<u2")
+    answer_ids, answer_scores = record.answers
+    sequences: Sequence[np.ndarray] = [record.post_tokens, *record.comment_tokens]
+    texts = {"post": record.post, "comments": record.comments, "extras": record.extras}
+    return with_checksum(
+        b"".join(
+            (
+                _HEADER.pack(len(id), len(image_id), len(record.post_tokens), len(lengths), len(answer_ids)),
+                lengths.tobytes(),
+                answer_ids.astype("<u4").tobytes(),
+                answer_scores.astype("<f4").tobytes(),
+                id,
+                image_id,
+                np.concatenate(sequences).astype(dtype).tobytes(),
+                json.dumps(texts, ensure_ascii=False, separators=(",", ":")).encode(),
+            )
+        )
+    )
+
+
+class Packed:
+    """A record's bytes without their checksum, taken apart only as far as they are asked for."""
+
+    def __init__(self, value: bytes, dtype: np.dtype):
+        id_bytes, image_bytes, self._post_length, comments, self._n_answers = _HEADER.unpack_from(value)
+        self._value, self._dtype = value, dtype
+        self._lengths = np.frombuffer(value, "<u2", comments, _HEADER.size)
+        self._answers_at = _HEADER.size + self._lengths.nbytes
+        at = self._answers_at + 8 * self._n_answers
+        self.id = value[at : at + id_bytes].decode()
+        self._tokens_at = at + id_bytes + image_bytes
+        self.image_id = value[at + id_bytes : self._tokens_at].decode()
+
+    def tokens(self, classified: bool) -> Tokens:
+        """`classified`: the store has an answer vocabulary."""
+        flat = np.frombuffer(self._value, self._dtype, self._n_tokens, self._tokens_at).astype(np.int32)
+        ends = np.cumsum(self._lengths, dtype=np.int64) + self._post_length
+        comments = [flat[e - n : e] for e, n in zip(ends, self._lengths)]
+        return Tokens(self.id, flat[: self._post_length], comments, *(self._answers() if classified else ()))
+
+    def texts(self) -> Texts:
+        texts = json.loads(self._value[self._tokens_at + self._n_tokens * self._dtype.itemsize :])
+        return Texts(self.id, texts["post"], texts["comments"], texts["extras"])
+
+    def _answers(self) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.frombuffer(self._value, "<u4", self._n_answers, self._answers_at).astype(np.int32)
+        scores = np.frombuffer(self._value, "<f4", self._n_answers, self._answers_at + ids.nbytes)
+        return ids, scores.astype(np.float32)
+
+    @property
+    def _n_tokens(self) -> int:
+        return self._post_length + int(self._lengths.sum(dtype=np.int64))

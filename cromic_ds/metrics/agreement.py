@@ -1,0 +1,43 @@
+"""How sure a share of judgements is, and how far two raters agree beyond chance."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from statistics import NormalDist
+
+
+def wilson(passed: float, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of the share passed / total (Wilson 1927); (0, 1) where nothing was judged.
+
+    Unlike the normal approximation it stays within 0 and 1 and holds for few judgements and for shares near 0 or 1.
+
+    Raises ValueError unless 0 ≤ passed ≤ total and 0 < confidence < 1.
+    """
+    if not 0 <= passed <= total or not 0 < confidence < 1:
+        raise ValueError(f"{passed} of {total} passed, confidence {confidence}")
+    if total == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, spread = passed / total, z * z / total
+    centre = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    # Exact at the ends, where rounding would leave a bound of 1e-17.
+    return 0.0 if passed == 0 else centre - half, 1.0 if passed == total else centre + half
+
+
+def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float:
+    """Cohen's κ (1960) of two raters' labels of the same items: 1 full agreement, 0 that of chance, below 0 less.
+
+    nan where it is not defined: without items, and where both raters gave one and the same label throughout.
+    """
+    total = len(pairs)
+    if total == 0:
+        return math.nan
+    agreed = sum(a == b for a, b in pairs)
+    first, second = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
+    by_chance = sum(count * second[label] for label, count in first.items())  # times total², in whole numbers
+    if by_chance == total * total:
+        return math.nan
+    return (agreed * total - by_chance) / (total * total - by_chance)

@@ -1,0 +1,75 @@
+"""All scores of generated texts: comments, captions and free answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cromic_ds.errors import UserError
+from cromic_ds.metrics.bootstrap import scores_of
+from cromic_ds.metrics.captions import score_segmented, segment_all
+from cromic_ds.metrics.diversity import distinct_n, entropy_n
+from cromic_ds.metrics.exact import exact_match
+from cromic_ds.metrics.grounded import add_grounded
+from cromic_ds.metrics.items import BLEU_COLUMNS, Items
+from cromic_ds.metrics.measured import Measured, Record, image_of, measured
+from cromic_ds.metrics.segment import segment
+
+
+def measure_texts(
+    predictions: Sequence[str],
+    records: Sequence[Record],
+    tokenisation: str,
+    meteor: bool,
+    resamples: int = 1000,
+    seed: int = 0,
+    exact: bool = False,
+) -> Measured:
+    """Scores of one text per record over the whole corpus; the records' comments are the references.
+
+    Scores: `bleu_1` … `bleu_4`, `rouge_l`, `cider`, on request `exact_match` and (where Java is) `meteor`; `grounded` and
+    its parts where records have an answer; `distinct_1`, `distinct_2`, `entropy_4` (nats). Records are told apart by
+    position: ids may repeat. Records without any reference text are left out of the scores against references and counted
+    in a note. METEOR and diversity have no intervals: they are no sums over records.
+
+    Raises UserError where nothing can be scored.
+    """
+    hypotheses = [segment(text, tokenisation) for text in predictions]
+    targets = [segment_all(record.comments, tokenisation) for record in records]
+    scored = np.array([bool(texts) for texts in targets], bool)
+    if len(predictions) and not scored.any():
+        raise UserError(f"nothing to score: none of the {len(predictions)} records has a reference text")
+    rows = np.flatnonzero(scored)
+    captions = score_segmented([hypotheses[k] for k in rows], [targets[k] for k in rows], meteor)
+
+    def spread(values: np.ndarray, *shape: int) -> np.ndarray:
+        """Values of the scored records among all, nan for the others."""
+        out = np.full((len(records), *shape), np.nan)
+        out[rows] = values
+        return out
+
+    means = {"rouge_l": spread(captions.rouge_l), "cider": spread(captions.cider)}
+    if exact:
+        matches = [exact_match(predictions[k], records[k].comments) for k in rows]
+        means["exact_match"] = spread(np.array(matches, float))
+    ids, images = [record.id for record in records], [image_of(record) for record in records]
+    items = Items(ids, images, means, bleu=spread(captions.bleu, BLEU_COLUMNS))
+    add_grounded(items, predictions, [record.extras for record in records])
+
+    # BLEU from both: the same numbers but for rounding in the last place, of which pycocoevalcap's are kept.
+    scores = scores_of(items) | captions.scores
+    scores |= {"distinct_1": distinct_n(hypotheses, 1), "distinct_2": distinct_n(hypotheses, 2)}
+    scores["entropy_4"] = entropy_n(hypotheses, 4)
+    notes = []
+    if len(rows) == 1:
+        notes.append("CIDEr of one image is 0 by its definition")
+    if len(rows) < len(records):
+        notes.append(
+            f"without reference text, so not in the scores against references: {len(records) - len(rows)} records"
+        )
+    if empty := sum(not text for text in hypotheses):
+        notes.append(f"empty predictions, scored as matching nothing: {empty}")
+    if meteor and "meteor" not in scores:
+        notes.append("METEOR is left out: no working Java was found")
+    return measured(scores, items, len(rows), tokenisation, notes, resamples, seed)

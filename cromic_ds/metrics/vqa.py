@@ -1,0 +1,83 @@
+"""The official accuracy of VQA v2.0."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from cromic_ds.answers import clean_answer, normalise_answer
+from cromic_ds.errors import UserError
+from cromic_ds.metrics.bootstrap import scores_of
+from cromic_ds.metrics.grounded import add_grounded
+from cromic_ds.metrics.items import Items, group
+from cromic_ds.metrics.measured import Measured, Record, image_of, measured
+
+WHOLE_ANSWERS = "vqa"  # stands where other results name their tokenisation: answers are compared whole, as normalised
+
+_normalise = functools.lru_cache(maxsize=1 << 16)(normalise_answer)  # a few thousand answers make up most of the data
+
+
+def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Accuracy, 0 to 1, of one prediction: the mean of min(1, matches / 3) over the leave-one-out subsets of the answers.
+
+    With ten answers that is 0.3, 0.6, 0.9 and 1 for one, two, three and more matches. (The official tool prints it per
+    question as a percentage rounded to two places, and sums the unrounded ones.) Its quirks, see cromic_ds/answers.py:
+
+    - Line ends and tabs within become blanks, and blanks around go, always; case and all else stay.
+    - Where that leaves all answers the same, nothing more is normalised: "Yes" misses ten times "yes", "two" ten times
+      "2", "yes." ten times "yes". Only where two answers differ are they and the prediction normalised fully.
+    - Full normalisation may leave nothing of an answer ("the"), which then matches an empty prediction.
+    """
+    given = [clean_answer(answer) for answer in answers]
+    said = clean_answer(prediction)
+    if len(set(given)) > 1:
+        given, said = [_normalise(answer) for answer in given], _normalise(said)
+    people, matches = len(given), given.count(said)
+    # Left out is one of those who agree with the prediction, or one of the others. In thirds, so that it is exact.
+    thirds = matches * min(3, matches - 1) + (people - matches) * min(3, matches)
+    return thirds / (3 * people)
+
+
+def measure_answers(
+    predictions: Sequence[str],
+    records: Sequence[Record],
+    resamples: int = 1000,
+    seed: int = 0,
+    by_question_type: bool = True,
+) -> Measured:
+    """Accuracy of one answer per record against the ten in its extras' `answers`.
+
+    Scores: `accuracy`, `accuracy_<answer type>` (`accuracy_yes_no`, `accuracy_number`, `accuracy_other`), on request
+    `accuracy_question_<question type>`, 0 to 1 each; `grounded` and its parts where records have an `answer` to state.
+    Records without answers are left out and counted in a note.
+
+    Raises UserError where nothing can be scored.
+    """
+    if not len(predictions):
+        raise UserError("nothing to score: there are no predictions; check the split and the limit of examples")
+    extras = [record.extras for record in records]
+    answers = [extra.get("answers") or () for extra in extras]
+    scored = sum(bool(given) for given in answers)
+    if not scored:
+        raise UserError(f"nothing to score: none of the {len(predictions)} questions has people's answers")
+    accuracy = [vqa_accuracy(text, given) if given else np.nan for text, given in zip(predictions, answers)]
+    groups = [group("accuracy", [_label(extra.get("answer_type")) for extra in extras])]
+    if by_question_type:
+        types = [_label(extra.get("question_type")) for extra in extras]
+        groups.append(group("accuracy_question", types, of="accuracy"))
+    ids, images = [record.id for record in records], [image_of(record) for record in records]
+    items = Items(ids, images, {"accuracy": np.array(accuracy, float)}, groups)
+    add_grounded(items, predictions, extras)
+    notes = []
+    if scored < len(records):
+        notes.append(f"without people's answers, so not scored: {len(records) - scored} questions")
+    if empty := sum(not text.strip() for text in predictions):
+        notes.append(f"empty predictions: {empty}")
+    return measured(scores_of(items), items, scored, WHOLE_ANSWERS, notes, resamples, seed)
+
+
+def _label(name: object) -> str | None:
+    """A type's name as the end of a score's: "yes/no" → "yes_no"; None where a question has no type."""
+    return "_".join(str(name).replace("/", " ").split()) if name else None

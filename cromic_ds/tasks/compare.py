@@ -1,0 +1,107 @@
+"""Two results side by side: differences, their intervals, and a paired bootstrap test over the images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cromic_ds.errors import UserError
+from cromic_ds.metrics.bootstrap import interval, p_value, resample
+from cromic_ds.tasks.results import read_result
+
+
+@dataclass
+class CompareSettings:
+    """Two result files of the same task, tokenisation and data."""
+
+    a: str = ""
+    """Result file of `cromic-ds evaluate` or `cromic-ds score`."""
+    b: str = ""
+    """Another one."""
+    resamples: int = 10_000
+    """Resamples of the images for the intervals and p-values."""
+    seed: int = 0
+    """Seed of the resamples."""
+
+    def check(self) -> None:
+        """Raise UserError for values that cannot work."""
+        if not self.a or not self.b:
+            raise UserError("give two result files of `cromic-ds evaluate` or `cromic-ds score`")
+        if self.resamples < 1:
+            raise UserError(f"--resamples {self.resamples} must be at least 1")
+
+
+@dataclass
+class Difference:
+    """A score of both results."""
+
+    name: str
+    a: float
+    b: float
+    interval: list[float] | None  # 95%, of b - a; None for scores that cannot be resampled, as diversity
+    p: float | None
+
+
+def compare(settings: CompareSettings) -> None:
+    """`cromic-ds compare`: prints the table. Raises UserError where the results cannot be compared."""
+    settings.check()
+    a, b = read_result(settings.a), read_result(settings.b)
+    check_comparable(a, b, f"{settings.a} and {settings.b}")
+    found = differences(a, b, settings.resamples, settings.seed)
+    print(f"A: {settings.a}\nB: {settings.b}")
+    print(f"{a['task']}, {a['data']['split']} of {a['data']['path']}, tokenisation {a['tokenisation']}")
+    print(comparison_table(found))
+    images = len(set(a["items"].images))
+    print(f"p: two-sided, paired bootstrap over {images:,} images, {settings.resamples:,} resamples")
+
+
+def check_comparable(a: dict, b: dict, names: str) -> None:
+    """Raises UserError, saying what differs, unless task, tokenisation, split, data and records are the same."""
+    differ = [
+        f"{what} ({x} and {y})"
+        for what, x, y in (
+            ("task", a["task"], b["task"]),
+            ("tokenisation", a["tokenisation"], b["tokenisation"]),
+            ("split", a["data"].get("split"), b["data"].get("split")),
+            ("data fingerprint", a["data"].get("fingerprint"), b["data"].get("fingerprint")),
+        )
+        if x != y
+    ]
+    first, second = a["items"], b["items"]
+    if not differ and (first.ids, first.images) != (second.ids, second.images):
+        only_a, only_b = set(first.ids) - set(second.ids), set(second.ids) - set(first.ids)
+        counts = f"{len(first.ids):,} and {len(second.ids):,}, {len(only_a):,} only in A, {len(only_b):,} only in B"
+        differ = [f"records ({counts})" if only_a or only_b else "the order, number or images of the records"]
+    if differ:
+        raise UserError(
+            f"{names} cannot be compared, they differ in {', '.join(differ)}: "
+            "score both on the same split of one store, with the same tokenisation"
+        )
+
+
+def differences(a: dict, b: dict, resamples: int, seed: int) -> list[Difference]:
+    """The scores that both results have, in their order."""
+    drawn: dict = {}
+    if len(set(a["items"].images)) > 1:  # a single image is always drawn
+        first, second = (resample(result["items"], resamples, seed) for result in (a, b))
+        drawn = {name: second[name] - first[name] for name in first if name in second}
+    return [
+        Difference(
+            name,
+            a["scores"][name],
+            b["scores"][name],
+            interval(drawn[name]) if name in drawn else None,
+            p_value(drawn[name]) if name in drawn else None,
+        )
+        for name in a["scores"]
+        if name in b["scores"]
+    ]
+
+
+def comparison_table(rows: list[Difference]) -> str:
+    width = max((len(row.name) for row in rows), default=0)
+    lines = [f"{'':{width}}  {'A':>8}  {'B':>8}  {'B - A':>8}  {'95% interval':>18}  {'p':>6}"]
+    for row in rows:
+        bounds = f"[{row.interval[0]:+.4f}, {row.interval[1]:+.4f}]" if row.interval else "-"
+        p = "-" if row.p is None else f"{row.p:.4f}"
+        lines.append(f"{row.name:{width}}  {row.a:8.4f}  {row.b:8.4f}  {row.b - row.a:+8.4f}  {bounds:>18}  {p:>6}")
+    return "\n".join(lines)

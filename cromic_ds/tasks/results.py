@@ -1,0 +1,105 @@
+"""Result files: what `cromic-ds evaluate` and `cromic-ds score` write and `cromic-ds compare` reads.
+
+One JSON object: `task`; `scores`; `intervals` (score → 95% [low, high], bootstrap over images); `counts` (`items` that were
+scored, `images`, …); `tokenisation`; `notes`; `data` (`path`, `split`, `fingerprint`); `decoding` and `model`, or null where
+a file of predictions was scored; `predictions`, that file, or null; `items`, the statistics of each record.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cromic_ds.data.dataset import Dataset
+from cromic_ds.errors import UserError
+from cromic_ds.metrics.items import Items
+from cromic_ds.metrics.measured import Measured
+from cromic_ds.tasks.base import Task
+
+_TYPES = {
+    "task": str,
+    "scores": dict,
+    "intervals": dict,
+    "counts": dict,
+    "tokenisation": str,
+    "data": dict,
+    "items": dict,
+}
+
+
+def result_json(
+    task: Task,
+    measured: Measured,
+    *,
+    data: dict,
+    decoding: dict | None = None,
+    model: dict | None = None,
+    predictions: str | None = None,
+) -> dict:
+    """The result as it is written. data: see `describe_data`; further scores and counts are put into `measured` before."""
+    return {
+        "task": task.name,
+        "scores": measured.scores,
+        "intervals": measured.intervals,
+        "counts": measured.counts,
+        "tokenisation": measured.tokenisation,
+        "notes": measured.notes,
+        "data": data,
+        "decoding": decoding,
+        "model": model,
+        "predictions": predictions,
+        "items": measured.items,
+    }
+
+
+def describe_data(path: str, dataset: Dataset) -> dict:
+    return {"path": path, "split": dataset.split, "fingerprint": dataset.fingerprint}
+
+
+def write_result(path: Path, result: dict) -> None:
+    """Written aside, then moved into place. A line for each entry, the long list of items on one of its own.
+
+    Raises UserError where the file cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.writing")
+    entries = (
+        f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False, indent=None if key == 'items' else 1)}"
+        for key, value in result.items()
+    )
+    try:
+        aside.write_text("{\n" + ",\n".join(entries) + "\n}\n", encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def read_result(path: str | Path) -> dict:
+    """A result file, checked; its `items` are an `Items`. Raises UserError where it is none."""
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); give a result of `cromic-ds evaluate` or `score`") from None
+    wrong = [k for k, kind in _TYPES.items() if not isinstance(result, dict) or not isinstance(result.get(k), kind)]
+    if wrong:
+        raise UserError(f"{path}: no result file, {wrong[0]!r} is missing; give one of `cromic-ds evaluate` or `score`")
+    if not all(isinstance(value, int | float) for value in result["scores"].values()):
+        raise UserError(f"{path}: its scores are not all numbers; make the result again")
+    try:
+        return result | {"items": Items.from_json(result["items"])}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: its items are damaged ({error!r}); make the result again") from None
+
+
+def result_table(result: dict) -> str:
+    """Scores with their intervals, counts and notes, as people read them."""
+    width = max(map(len, result["scores"]), default=0)
+    lines = [f"{result['task']}, {result['data']['split']} of {result['data']['path']}"]
+    for name, value in result["scores"].items():
+        low_high = result["intervals"].get(name)
+        lines.append(f"{name:{width}}  {value:.4f}" + (f"  [{low_high[0]:.4f}, {low_high[1]:.4f}]" if low_high else ""))
+    counts = ", ".join(f"{count:,} {what}" for what, count in result["counts"].items())
+    lines.append(f"{counts}; tokenisation {result['tokenisation']}")
+    return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])

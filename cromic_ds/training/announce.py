@@ -1,0 +1,56 @@
+"""What a run derived from its settings, told once before its first step."""
+
+from __future__ import annotations
+
+import logging
+
+from cromic_ds.training.ds_config import batch_arithmetic
+
+log = logging.getLogger(__name__)
+
+
+def announce(settings, ranks, device, ds_config, kernels, engine, memory, dataset, state, total_steps) -> None:
+    """What was derived, once, before the first step."""
+    model = engine.model
+    n_parameters = engine.n_parameters
+    zero = ds_config["zero_optimization"]
+    log.info(
+        "devices: %d × %s; %s", ranks.world_size, device_name(device), batch_arithmetic(ds_config, ranks.world_size)
+    )
+    log.info(
+        "model: %s %s, %.1f M parameters, vocabulary %d, batch norm %s",
+        *(
+            settings.model.name,
+            settings.model.preset,
+            n_parameters / 1e6,
+            model.config.vocab_size,
+            model.config.batch_norm,
+        ),
+    )
+    log.info(
+        "ZeRO stage %d (%s); autocast %s", zero["stage"], settings.ds_config, engine.autocast_dtype or "off (fp32)"
+    )
+    log.info(
+        "memory per rank: parameters %s, gradients %s, optimizer %s, buckets %s; %s sent per step (without activations)",
+        *map(megabytes, (memory.parameters + memory.gathered, memory.gradients, memory.optimizer, memory.buffers)),
+        megabytes(memory.sent),
+    )
+    log.info("kernels: %s", ", ".join(f"{what} {name}" for what, name in kernels.items()))
+    log.info("data: %s, %d posts in %r", settings.data.path, len(dataset), dataset.split)
+    if getattr(dataset, "single_file", False):
+        log.warning("%s holds one file: the evaluation is on the training posts", settings.data.path)
+    log.info(
+        "steps: %d of %d done (%.2f epochs in all)%s",
+        *(state.step, total_steps, total_steps * settings.loop.global_batch / len(dataset)),
+        "; going on from the newest checkpoint" if state.step else "",
+    )
+
+
+def megabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.0f} MB"
+
+
+def device_name(device) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads)"

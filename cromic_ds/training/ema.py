@@ -1,0 +1,93 @@
+"""An exponential moving average of the weights, for evaluation and export, at every ZeRO stage."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cromic_ds.errors import UserError
+from cromic_ds.training.engine import Engine
+
+EMA_FILE = "ema.safetensors"  # all averaged weights, whole: independent of the number of ranks
+
+
+class Ema:
+    """average ← decay · average + (1 − decay) · weights, after every step that changed the weights.
+
+    Each rank averages what it holds of the weights: its shards under ZeRO-3, all of them below.
+    """
+
+    def __init__(self, engine: Engine, decay: float):
+        self.engine, self.decay = engine, decay
+        for p in engine.model.parameters():
+            if getattr(getattr(p, "nvme_swapper", None), "swap_folder", None):
+                raise UserError("loop.ema_decay does not work with parameters offloaded to NVMe: set it to 0")
+        self.averages = [held(p).detach().clone() for p in engine.model.parameters()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        for average, p in zip(self.averages, self.engine.model.parameters()):
+            average.lerp_(held(p), 1 - self.decay)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """The averages in the model's place; its own weights come back at the end, bit for bit."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for average, p in zip(self.averages, self.engine.model.parameters()):
+            release(p)
+            weights = held(p)
+            kept = weights.clone()
+            weights.copy_(average)
+            average.copy_(kept)
+
+    def save(self, folder: Path) -> None:
+        """Called on all ranks; rank 0 writes."""
+        with self.applied(), self.engine.full_weights() as model:
+            if dist.get_rank() == 0:
+                weights = {name: p.detach().float().cpu().contiguous() for name, p in model.named_parameters()}
+                save_file(weights, folder / EMA_FILE)
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Raises UserError where the checkpoint was written without an average."""
+        if not (folder / EMA_FILE).exists():
+            raise UserError(
+                f"{folder} holds no averaged weights: resume with the loop.ema_decay the run was started with"
+            )
+        saved = load_file(folder / EMA_FILE)
+        for average, (name, p) in zip(self.averages, self.engine.model.named_parameters()):
+            average.copy_(shard_of(saved[name], p).view_as(average))
+
+
+def held(p: torch.nn.Parameter) -> Tensor:
+    """What this rank keeps of a parameter: its shard under ZeRO-3, else all of it."""
+    return p.ds_tensor.data if hasattr(p, "ds_tensor") else p.data
+
+
+def release(p: torch.nn.Parameter) -> None:
+    """Drop a gathered copy, so that the next forward pass gathers the shards anew."""
+    if hasattr(p, "ds_status") and p.ds_status == deepspeed.runtime.zero.partition_parameters.ZeroParamStatus.AVAILABLE:
+        p.partition()
+
+
+def shard_of(whole: Tensor, p: torch.nn.Parameter) -> Tensor:
+    """This rank's part of a parameter, cut as ZeRO-3 cuts it: the flattened, padded tensor in equal pieces."""
+    if not hasattr(p, "ds_tensor"):
+        return whole
+    size, rank = p.ds_tensor.numel(), dist.get_rank()
+    piece = whole.flatten()[rank * size : (rank + 1) * size]
+    return torch.nn.functional.pad(piece, (0, size - piece.numel()))
