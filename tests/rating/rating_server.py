@@ -39,6 +39,8 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
+            # A shell's background jobs, and all that they start, ignore Ctrl-C; here it is to be heard.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.greeting: list[str] = []
         while "rate at http" not in "".join(self.greeting[-1:]):
