@@ -87,7 +87,7 @@ def run_training(
     tokenizer = load_tokenizer(dataset.tokenizer_path)
     answers = dataset.answers if task.kind == "classify" else None
     n_answers = len(answers or [])
-    model, taken = setup.make_model(settings.model, tokenizer, settings.seed, answers)
+    model, taken, origin = setup.make_model(settings.model, tokenizer, settings.seed, answers)
     image_size = model.image_size
     facts = ResolveFacts(
         global_batch=settings.loop.global_batch,
@@ -115,6 +115,7 @@ def run_training(
     folder = Path(settings.out)
     setup.on_main(setup.open_folder, folder, setup.settings_dict(settings), fixed)
     setup_logging(folder, ranks.rank, ranks.world_size, socket.gethostname())
+    log.info("weights: %s", origin)
     if ranks.is_main:
         setup.write_model_folder(folder, model, tokenizer, settings.data, task.name, answers)
         checkpoint.write_atomically(folder / "ds_config.json", json.dumps(ds_config, indent=1))

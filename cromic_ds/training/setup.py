@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -25,8 +25,6 @@ from cromic_ds.tasks import Task
 from cromic_ds.training import distributed
 from cromic_ds.training.checkpoint import write_atomically
 from cromic_ds.training.export import ANSWERS, FACTS, MODEL_FOLDER, export_of, load_export
-
-log = logging.getLogger(__name__)
 
 # Settings that a resumed run may not change: its steps would no longer be those of the run it continues. The data may
 # move: its fingerprint is compared.
@@ -103,23 +101,29 @@ def check_task(task: Task, dataset: Dataset, path: str) -> None:
         raise UserError(f"{path} was prepared {was}, and this is task {task.name}: name a store of that task")
 
 
+class StartingModel(NamedTuple):
+    """A model before its first step."""
+
+    model: PreTrainedModel
+    taken: set[str]  # names of the parameters that came from the weights it was to start from
+    origin: str  # of its weights, for the log: what was taken, what is new and what was left
+
+
 def make_model(
     settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, seed: int, answers: list[str] | None = None
-) -> tuple[PreTrainedModel, set[str]]:
+) -> StartingModel:
     """The model with its starting weights: random from `seed`, or from an export or run as far as that fits.
 
     Args:
         answers: the vocabulary of an answer head, where answers are classified.
-
-    Returns:
-        the model, and the names of the parameters that were taken from the export.
 
     Raises:
         UserError: tokenizer or answers are not those of the weights.
     """
     torch.manual_seed(seed)
     needed = {**vocabulary_of(tokenizer), "n_answers": len(answers or [])}
-    report = LoadReport()
+    taken: set[str] = set()
+    origin = "random"
     if settings.init_from:
         if settings.image_encoder:
             raise UserError("model.image_encoder: the weights of model.init_from have one; leave one of the two out")
@@ -138,18 +142,19 @@ def make_model(
         report = load_matching(model, source.state_dict())
         if not report.taken:
             raise UserError(f"model.init_from: nothing of {settings.init_from} fits a model with these settings")
-        log.info("weights from %s: %s", settings.init_from, report)
+        taken, origin = set(report.taken), f"from {settings.init_from}: {report}"
     else:
         model = build_model(build_config(settings.name, settings.preset, **{**settings.overrides(), **needed}))
         if settings.image_encoder:
-            load_image_encoder(model, settings.image_encoder)
+            report = load_image_encoder(model, settings.image_encoder)
+            origin = f"random, image encoder from {settings.image_encoder}: {report}"
     if settings.freeze_image_encoder:
         model.config.batch_norm = "frozen"
         set_batch_norm(model.image_encoder, "frozen")
         model.image_encoder.requires_grad_(False)
     for module in model.unused():  # under AdamW weight decay would still move them
         module.requires_grad_(False)
-    return model, set(report.taken)
+    return StartingModel(model, taken, origin)
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
@@ -163,8 +168,8 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     }
 
 
-def load_image_encoder(model: PreTrainedModel, source: str) -> None:
-    """Copy a ResNetModel's weights (folder or hub name) into the model's image encoder, and log what did not fit."""
+def load_image_encoder(model: PreTrainedModel, source: str) -> LoadReport:
+    """Copy a ResNetModel's weights (folder or hub name) into the model's image encoder."""
     try:
         resnet, found = ResNetModel.from_pretrained(source, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -175,7 +180,7 @@ def load_image_encoder(model: PreTrainedModel, source: str) -> None:
     report = load_matching(model.image_encoder.backbone, weights)
     if not report.taken or report.mismatched:
         raise UserError(f"model.image_encoder: {source!r} does not fit the model's ResNet: {report.mismatched[0]}")
-    log.info("image encoder from %s: %s", source, report)
+    return report
 
 
 def calibrate_batch_norm(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -157,7 +156,7 @@ def test_the_models_special_tokens_are_the_tokenizers(tokenizer):
 
 
 def test_weights_of_an_export(tokenizer, export_folder, smallest):
-    model, _ = make_model(ModelSettings(init_from=str(export_folder)), tokenizer, 5)
+    model, *_ = make_model(ModelSettings(init_from=str(export_folder)), tokenizer, 5)
     assert all(torch.equal(value, smallest().state_dict()[name]) for name, value in model.state_dict().items())
 
 
@@ -167,17 +166,16 @@ def test_an_export_with_another_tokenizer_is_refused(export_folder):
         make_model(ModelSettings(init_from=str(export_folder)), other, 0)
 
 
-def test_a_backbone_gives_what_fits_and_the_rest_is_new_and_named(tokenizer, export_folder, smallest, caplog):
+def test_a_backbone_gives_what_fits_and_the_rest_is_new_and_named(tokenizer, export_folder, smallest):
     settings = ModelSettings(init_from=str(export_folder), dropout=0.1, d_model=None, decoder_layers=3)
-    with caplog.at_level(logging.INFO):
-        model, taken = make_model(settings, tokenizer, 5, answers=["红色", "左边"])
+    model, taken, origin = make_model(settings, tokenizer, 5, answers=["红色", "左边"])
     assert (model.config.dropout, model.config.n_answers, model.config.d_model) == (0.1, 2, 32)
     own, source = model.state_dict(), smallest().state_dict()
     assert all(torch.equal(own[name], source[name]) for name in source)
     assert taken == set(source)
     new = {name for name in own if name not in source}
     assert {name.split(".")[0] for name in new} == {"answer_head", "decoder_layers", "source_projections"}
-    assert "  answer_head.0.weight" in caplog.text
+    assert "  answer_head.0.weight" in origin
 
 
 def test_answers_of_another_vocabulary_are_refused(tokenizer, smallest, tmp_path):
@@ -192,7 +190,7 @@ def test_answers_of_another_vocabulary_are_refused(tokenizer, smallest, tmp_path
 
 
 def test_a_frozen_image_encoder_is_not_trained(tokenizer):
-    model, _ = make_model(smallest_settings(freeze_image_encoder=True, batch_norm="batch"), tokenizer, 0)
+    model, *_ = make_model(smallest_settings(freeze_image_encoder=True, batch_norm="batch"), tokenizer, 0)
     assert not any(p.requires_grad for p in model.image_encoder.parameters())
     before = {name: b.clone() for name, b in model.image_encoder.named_buffers()}
     model.train().image_encoder(torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8))
@@ -200,7 +198,7 @@ def test_a_frozen_image_encoder_is_not_trained(tokenizer):
 
 
 def test_where_answers_are_classified_the_decoder_is_not_trained(tokenizer):
-    model, _ = make_model(smallest_settings(), tokenizer, 0, answers=["红色", "左边"])
+    model, *_ = make_model(smallest_settings(), tokenizer, 0, answers=["红色", "左边"])
     trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {
         *("image_encoder", "token_embedding", "type_embedding", "encoder_layers", "encoder_norm", "answer_head")
@@ -237,27 +235,25 @@ def saved_resnet(folder: Path, **more) -> ResNetModel:
     return resnet
 
 
-def test_a_resnet_from_a_folder(tmp_path, tokenizer, caplog):
+def test_a_resnet_from_a_folder(tmp_path, tokenizer):
     resnet = saved_resnet(tmp_path / "resnet")
-    with caplog.at_level(logging.INFO):
-        model, _ = make_model(smallest_settings(image_encoder=str(tmp_path / "resnet")), tokenizer, 0)
+    model, _, origin = make_model(smallest_settings(image_encoder=str(tmp_path / "resnet")), tokenizer, 0)
     taken = model.image_encoder.backbone.state_dict()
     assert taken.keys() == resnet.state_dict().keys()
     assert all(torch.equal(taken[name], value) for name, value in resnet.state_dict().items())
-    assert f"{len(taken)} tensors taken" in caplog.text
+    assert f"{len(taken)} tensors taken" in origin
 
 
-def test_a_deeper_resnet_lists_what_has_no_place(tmp_path, tokenizer, caplog):
+def test_a_deeper_resnet_lists_what_has_no_place(tmp_path, tokenizer):
     saved_resnet(tmp_path / "resnet", depths=[1, 1, 1, 2])
-    model, _ = make_model(smallest_settings(), tokenizer, 0)
-    with caplog.at_level(logging.INFO):
-        load_image_encoder(model, str(tmp_path / "resnet"))
-    assert "12 extra:\n  encoder.stages.3.layers.1.layer.0.convolution.weight" in caplog.text
+    model, *_ = make_model(smallest_settings(), tokenizer, 0)
+    report = load_image_encoder(model, str(tmp_path / "resnet"))
+    assert "12 extra:\n  encoder.stages.3.layers.1.layer.0.convolution.weight" in str(report)
 
 
 def test_a_wider_resnet_is_refused(tmp_path, tokenizer):
     saved_resnet(tmp_path / "resnet", hidden_sizes=[16, 32, 64, 256])
-    model, _ = make_model(smallest_settings(), tokenizer, 0)
+    model, *_ = make_model(smallest_settings(), tokenizer, 0)
     with pytest.raises(
         UserError, match=r"does not fit the model's ResNet: .*: \(256, 64, .* there, \(128, 64, .* here"
     ):
@@ -265,7 +261,7 @@ def test_a_wider_resnet_is_refused(tmp_path, tokenizer):
 
 
 def test_a_folder_without_a_resnet_is_refused(tmp_path, tokenizer, export_folder):
-    model, _ = make_model(smallest_settings(), tokenizer, 0)
+    model, *_ = make_model(smallest_settings(), tokenizer, 0)
     for source in (tmp_path, tmp_path / "missing"):
         with pytest.raises(UserError, match=r"model.image_encoder: .* cannot be read"):
             load_image_encoder(model, str(source))
@@ -297,7 +293,7 @@ def test_frozen_statistics_are_those_of_the_first_pictures(store, tokenizer):
 @pytest.mark.parametrize("more", [{"batch_norm": "batch"}, {"batch_norm": "frozen", "image_encoder": "resnet"}])
 def test_other_statistics_stay_as_they_are(store, tokenizer, more):
     dataset, data = open_dataset(store, "train"), DataSettings(path=str(store), workers=0)
-    model, _ = make_model(smallest_settings(batch_norm=more["batch_norm"]), tokenizer, 0)
+    model, *_ = make_model(smallest_settings(batch_norm=more["batch_norm"]), tokenizer, 0)
     calibrate_batch_norm(model, smallest_settings(**more), dataset, data, 96)
     norm = model.image_encoder.backbone.embedder.embedder.normalization
     assert torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
