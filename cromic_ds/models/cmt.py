@@ -165,7 +165,9 @@ class CMTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
             pixel_values: (P, 3, H, W), uint8 RGB crops or floats that are already normalised; None for text alone.
         """
         parts, masks = [], []
-        if input_ids is not None and input_ids.shape[1] and "t" in self.config.mode:
+        if input_ids is not None and "t" in self.config.mode:
+            # Without a token as well: under ZeRO-3 all ranks must use the same weights in the same order, and a blank post
+            # has text where captions have none.
             mask = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
             text = self.embed(input_ids, torch.arange(input_ids.shape[1], device=input_ids.device))
             parts.append(text + self.type_embedding.weight[0])
@@ -174,7 +176,7 @@ class CMTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
             image = self.image_encoder(pixel_values) + self.type_embedding.weight[1]
             parts.append(image)
             masks.append(torch.ones(image.shape[:2], dtype=torch.bool, device=image.device))
-        if not parts:
+        if not sum(part.shape[1] for part in parts):
             raise ValueError(f"nothing to encode: mode {self.config.mode!r} needs {needed_inputs(self.config.mode)}")
         x, mask = torch.cat(parts, dim=1), torch.cat(masks, dim=1)[:, None, None]
         x = self.dropout(x)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel
 
+from cromic_ds.data.collate import LoadedExample, SpecialTokens, blank_batch, collate
 from cromic_ds.errors import UserError
 from cromic_ds.models import build_config, build_model
 from cromic_ds.models.cmt import PRESETS, CMTModel, Memory
@@ -197,3 +199,19 @@ def test_initial_embeddings(smallest):
 def test_wrong_settings_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         build_config(**{"name": "cmt", "preset": "tiny", **arguments})
+
+
+def test_a_batch_without_text_uses_the_same_modules_in_the_same_order(smallest):
+    # A rank whose micro-batch is blank has text where the others' captions have none: under ZeRO-3 both must gather alike.
+    special, picture = SpecialTokens(pad=0, cls=101, sep=102), np.zeros((96, 96, 3), np.uint8)
+    model = smallest()
+    caption = LoadedExample("a", 0, np.empty(0, np.int64), [np.array([101, 7, 102])], picture)
+    used: list[str] = []
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda _module, _inputs, name=name: used.append(name))
+    orders = []
+    for batch in (collate([caption], special=special, image_size=96), blank_batch(special, 96)):
+        used.clear()
+        model(batch)
+        orders.append(list(used))
+    assert orders[0] == orders[1]
