@@ -27,6 +27,7 @@ class Command(NamedTuple):
     positional: tuple[str, ...] = ()  # settings given without `--name`
     many: tuple[str, ...] = ()  # settings that take several values after one `--name`
     flags: tuple[str, ...] = ()  # settings that are true where `--name` stands alone
+    recipe: str = ""  # name of the option that takes a YAML file of settings
 
 
 COMMANDS: dict[str, Command] = {
@@ -73,6 +74,14 @@ COMMANDS: dict[str, Command] = {
         many=("predictions",),
         flags=("report",),
     ),
+    "table": Command(
+        "the results table: every model on every task",
+        "cromic_ds.table.command",
+        "TableSettings",
+        "table",
+        flags=("retry", "show"),
+        recipe="recipe",
+    ),
 }
 
 
@@ -102,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         positional=command.positional,
         many=command.many,
         flags=command.flags,
+        recipe=command.recipe,
     )
 
 
@@ -109,7 +119,7 @@ def script(prog: str, module: str, settings: str, function: str) -> None:
     """A script that a launcher starts (`pretrain.py`, `finetune.py`)."""
     # DeepSpeed's launcher adds --local_rank=N; the environment says the same.
     argv = [a for a in sys.argv[1:] if not a.startswith("--local_rank=")]
-    run_command(prog, module, settings, function, argv, config_file=True)
+    run_command(prog, module, settings, function, argv, recipe="config")
 
 
 def run_command(
@@ -121,13 +131,13 @@ def run_command(
     positional: tuple[str, ...] = (),
     many: tuple[str, ...] = (),
     flags: tuple[str, ...] = (),
-    config_file: bool = False,
+    recipe: str = "",
 ) -> None:
     """Parse `argv` into the settings dataclass and call the function with it."""
     try:
         implementation = importlib.import_module(module)
         kind = getattr(implementation, settings)
-        parser = make_parser(prog, kind, positional, many, flags, config_file, implementation.__doc__)
+        parser = make_parser(prog, kind, positional, many, flags, recipe, implementation.__doc__)
         values = parser.parse_args(argv)
         check_sections(values, kind)
         values = parser.instantiate(values)
@@ -153,7 +163,7 @@ def make_parser(
     positional: tuple[str, ...],
     many: tuple[str, ...],
     flags: tuple[str, ...],
-    config_file: bool,
+    recipe: str,
     about: str | None,
 ) -> Any:
     """A jsonargparse parser for a settings dataclass, nested dataclasses as `--section.key`."""
@@ -168,8 +178,10 @@ def make_parser(
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     # Without abbreviations: `--loop.step` would pass for `--loop.steps`.
     parser = Parser(prog=prog, description=(about or "").split("\n\n")[0], allow_abbrev=False)
-    if config_file:
-        parser.add_argument("--config", action=ActionConfigFile, help="YAML recipe; later options override its values.")
+    if recipe:
+        parser.add_argument(
+            f"--{recipe}", action=ActionConfigFile, help="YAML recipe; later options override its values."
+        )
     parser.add_class_arguments(kind, as_positional=False, skip={*positional, *many, *flags})
     help_of = attribute_docs(kind)
     for field in dataclasses.fields(kind):

@@ -18,7 +18,7 @@ from cromic_ds.training.pretrain import PretrainSettings
 from cromic_ds.training.run import RunSettings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
+RECIPES = sorted(p for p in (REPOSITORY / "recipes").glob("*.yaml") if not p.stem.startswith("table_"))
 SCRIPT = "pretrain.py"
 SCRIPTS = {
     "pretrain.py": ("cromic_ds.training.pretrain", "PretrainSettings", "pretrain"),
