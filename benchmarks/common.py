@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from cromic_ds.batch import Batch
 from cromic_ds.data.loader import DataSettings, eval_batches
@@ -15,6 +16,15 @@ from cromic_ds.data.opening import open_dataset
 from cromic_ds.errors import UserError
 
 SEED_DATA = Path(__file__).resolve().parents[2] / "shared" / "seed_data"
+
+
+def exit_with(main: Callable[[], int]) -> NoReturn:
+    """End the process with what `main` returns; a UserError is one line and exit code 2."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def seed_batch(folder: str | Path, most_comments: int = 0) -> Batch:

@@ -10,13 +10,11 @@ tokens is printed, because in bf16 an untrained model's near-ties can fall the o
 from __future__ import annotations
 
 import argparse
-import sys
 
 import torch
-from common import SEED_DATA, ratio, report, seed_batch, side_by_side
+from common import SEED_DATA, exit_with, ratio, report, seed_batch, side_by_side
 from published import Published, padded_inputs
 
-from cromic_ds.errors import UserError
 from cromic_ds.models import build_config, build_model
 from cromic_ds.models.kernels import KernelSettings, install, select
 from cromic_ds.models.published import load_published
@@ -73,8 +71,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    exit_with(main)

@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import shutil
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
+from common import exit_with
 
 from cromic_ds.data.dataset import Dataset
 from cromic_ds.data.opening import open_dataset
@@ -30,7 +30,6 @@ from cromic_ds.data.tokenizer import encode, load_tokenizer, train_tokenizer
 from cromic_ds.data.world import language
 from cromic_ds.data.world.draw import draw_jpeg
 from cromic_ds.data.world.scenes import nth_scene
-from cromic_ds.errors import UserError
 from cromic_ds.models import build_config, build_model
 from cromic_ds.tasks import TASKS
 from cromic_ds.tasks.results import describe_data, result_json, write_result
@@ -120,8 +119,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    exit_with(main)

@@ -10,18 +10,16 @@ clipping. The ten seed posts give the images, their first five comments the capt
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from common import SEED_DATA, ratio, report, seed_batch, side_by_side
+from common import SEED_DATA, exit_with, ratio, report, seed_batch, side_by_side
 from published import CAPTION_TOKENS, Published
 from published import train_step as published_step
 from train_step import Step, bare
 
 from cromic_ds.batch import Batch
-from cromic_ds.errors import UserError
 from cromic_ds.models.image_encoder import normalise
 from cromic_ds.training.precision import choose_precision
 
@@ -66,8 +64,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    exit_with(main)

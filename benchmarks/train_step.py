@@ -26,12 +26,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from common import SEED_DATA, peak_mb, ratio, report, seed_batch, side_by_side
+from common import SEED_DATA, exit_with, peak_mb, ratio, report, seed_batch, side_by_side
 from published import Published, padded_inputs
 from published import train_step as published_step
 
 from cromic_ds.batch import Batch
-from cromic_ds.errors import UserError
 from cromic_ds.models import build_config, build_model
 from cromic_ds.models.kernels import TABLES, KernelSettings, install, select
 from cromic_ds.training.optimizer import OptimizerSettings, build_optimizer
@@ -275,8 +274,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    exit_with(main)

@@ -33,9 +33,7 @@ class Batch:
     weights: Tensor  # (P,) float32: 1, or 0 for a blank or padding post whose losses do not count
     ids: list[str] = field(default_factory=list)  # (P,) example ids, for logs and for scoring
     indices: list[int] = field(default_factory=list)  # (P,) positions in the data set; -1 for a blank post
-    n_targets: int = (
-        0  # targets that count (tokens; posts with `answer_targets`), known without a device synchronisation
-    )
+    n_targets: int = 0  # tokens that count (or posts: `answer_targets`), known without a device synchronisation
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (id, reason) of records that could not be read
     answer_targets: Tensor | None = None  # (P, A) float32 soft targets of classified VQA: then a post is a target
     drawn: dict[str, Tensor] = field(default_factory=dict)  # what the model drew for this step (`model.prepare`)

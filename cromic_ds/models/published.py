@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from cromic_ds.errors import UserError
@@ -59,14 +61,21 @@ class LoadReport:
         return "\n".join(lines)
 
 
+def renamed(name: str, rules: list[tuple[str, str]]) -> str | None:
+    """The name by the first of the rules (pattern, template) whose pattern matches all of it, or None."""
+    for pattern, template in rules:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(template)
+    return None
+
+
 def our_name(published: str) -> str | None:
     """The name in `CMTModel` of a published parameter or buffer, or None where it has no place."""
-    for pattern, ours in RULES + RESNET_RULES:
-        if match := re.fullmatch(pattern, published):
-            name = match.expand(ours)
-            name = re.sub(r"stages\.(\d)", lambda m: f"stages.{int(m[1]) - 4}", name)  # backbone.4 is stage 0
-            return re.sub(r"#(\d)", lambda m: str(int(m[1]) - 1), name)  # conv1 is layer 0
-    return None
+    name = renamed(published, RULES + RESNET_RULES)
+    if name is None:
+        return None
+    name = re.sub(r"stages\.(\d)", lambda m: f"stages.{int(m[1]) - 4}", name)  # backbone.4 is stage 0
+    return re.sub(r"#(\d)", lambda m: str(int(m[1]) - 1), name)  # conv1 is layer 0
 
 
 def translate(published: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -120,3 +129,27 @@ def load_published(model: nn.Module, published: Mapping[str, Tensor]) -> LoadRep
         names = ", ".join(list(published)[:3])
         raise UserError(f"no tensor fits the published CroMIC-CMT model; the file holds: {names} …")
     return report
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .pt file, wherever in a dict of dicts they are.
+
+    Raises:
+        UserError: no such file, or not readable as plain tensors.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except Exception:  # bytes that are no pickle make the unpickler fail in every way, KeyError included
+        raise UserError(
+            f"{path}: not a file of plain tensors (no torch file, or one with other objects, which are never loaded)"
+        ) from None
+    while isinstance(content, dict) and not all(isinstance(v, Tensor) for v in content.values()):
+        inner = [v for v in content.values() if isinstance(v, dict)]
+        if not inner:
+            break
+        content = max(inner, key=len)
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"{path}: holds no state dict")
+    return content

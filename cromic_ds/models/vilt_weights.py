@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, ViltConfig, ViltForMaskedLM, ViltForQuestionAnswering, ViltModel
 
 from cromic_ds.errors import UserError
-from cromic_ds.models.published import LoadReport, load_matching
+from cromic_ds.models.published import LoadReport, load_matching, renamed
 
 CLASSES = {kind.__name__: kind for kind in (ViltModel, ViltForMaskedLM, ViltForQuestionAnswering)}
 
@@ -34,10 +33,7 @@ BY_ROWS = ("text_embeddings.position_embeddings.weight", "type_embedding.weight"
 
 def our_name(foreign: str) -> str | None:
     """The name in `ViLTModel` of a parameter of transformers' ViLT, or None where it has no place."""
-    for pattern, ours in RULES:
-        if match := re.fullmatch(pattern, foreign.removeprefix("vilt.")):
-            return match.expand(ours)
-    return None
+    return renamed(foreign.removeprefix("vilt."), RULES)
 
 
 def load_foreign(model: nn.Module, foreign: Mapping[str, Tensor]) -> LoadReport:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import BertForMaskedLM
 
 from cromic_ds.errors import UserError
-from cromic_ds.models.published import LoadReport, load_matching
+from cromic_ds.models.published import LoadReport, load_matching, read_state_dict, renamed
 
 LAYER = r"(?:bert\.)?encoder\.layer\.(\d+)\."
 # (foreign name, ours), tried in order, first match wins. `vis_pe_embed` has no place: a grid has no boxes.
@@ -46,10 +46,7 @@ SEQ2SEQ_TASK = (
 
 def our_name(foreign: str) -> str | None:
     """The name in `VLPModel` of a foreign parameter, or None where it has no place."""
-    for pattern, ours in RULES:
-        if match := re.fullmatch(pattern, foreign):
-            return match.expand(ours)
-    return None
+    return renamed(foreign, RULES)
 
 
 def translate(foreign: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -116,15 +113,7 @@ def read_foreign(source: str | Path) -> dict[str, Tensor]:
         UserError: not readable, or no BERT.
     """
     if Path(source).is_file():
-        try:
-            weights = torch.load(source, map_location="cpu", weights_only=True)
-        except Exception:  # bytes that are no pickle make the unpickler fail in every way, KeyError included
-            raise UserError(
-                f"{source}: not a file of plain tensors; give a state dict as the published code saves it"
-            ) from None
-        if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
-            raise UserError(f"{source}: holds no state dict")
-        return weights
+        return read_state_dict(Path(source))
     try:
         bert, found = BertForMaskedLM.from_pretrained(source, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -6,13 +6,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from cromic_ds.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from cromic_ds.errors import UserError
 from cromic_ds.models import build_config, build_model
-from cromic_ds.models.published import load_published
+from cromic_ds.models.published import load_published, read_state_dict
 from cromic_ds.training.export import write_export
 from cromic_ds.training.setup import vocabulary_of
 
@@ -65,27 +62,3 @@ def import_published(settings: ImportSettings) -> None:
     facts = {"max_post_tokens": 40, "max_comment_tokens": 25, "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}
     write_export(model, tokenizer, facts, out)
     print(f"written to {out}")
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .pt file, wherever in a dict of dicts they are.
-
-    Raises:
-        UserError: no such file, or not readable as plain tensors.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except Exception:  # bytes that are no pickle make the unpickler fail in every way, KeyError included
-        raise UserError(
-            f"{path}: not a file of plain tensors (no torch file, or one with other objects, which are never loaded)"
-        ) from None
-    while isinstance(content, dict) and not all(isinstance(v, Tensor) for v in content.values()):
-        inner = [v for v in content.values() if isinstance(v, dict)]
-        if not inner:
-            break
-        content = max(inner, key=len)
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"{path}: holds no state dict")
-    return content
