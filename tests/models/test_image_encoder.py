@@ -13,7 +13,7 @@ from torch import nn
 
 from cromic_ds.models.image_encoder import BatchNorm, ImageEncoder, grid_side, normalise, set_batch_norm
 
-RESNET = {"embedding_size": 4, "hidden_sizes": [4, 8, 8, 16], "depths": [1] * 4, "layer_type": "basic"}
+RESNET = {"embedding_size": 16, "hidden_sizes": [16] * 4, "depths": [1] * 4, "layer_type": "basic"}
 
 
 def encoder(batch_norm: str, norm: str = "l2", size: int = 96) -> ImageEncoder:

@@ -26,7 +26,7 @@ SMALLEST = {
     "vocab_size": 120,  # [CLS], [SEP] and [MASK] are 101 to 103
     **{"d_model": 32, "encoder_layers": 3, "n_heads": 4, "ffn": 48, "dropout": 0.0, "max_positions": 128},
     **{"image_size": 96, "image_ffn": 40},  # 3×3 image tokens
-    "resnet": {"embedding_size": 4, "hidden_sizes": [4, 8, 8, 16], "depths": [1] * 4, "layer_type": "basic"},
+    "resnet": {"embedding_size": 16, "hidden_sizes": [16] * 4, "depths": [1] * 4, "layer_type": "basic"},
     "initializer_range": 0.3,  # large enough for untrained logits to differ
     "batch_norm": "frozen",
 }

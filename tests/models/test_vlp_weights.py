@@ -11,7 +11,7 @@ from cromic_ds.models.vlp import VLPConfig, VLPModel
 from cromic_ds.models.vlp_weights import load_foreign, load_pretrained, our_name
 
 SIZES = {"vocab_size": 120, "d_model": 32, "encoder_layers": 2, "n_heads": 4, "ffn": 48, "max_positions": 40}
-RESNET = {"embedding_size": 4, "hidden_sizes": [4, 8, 8, 16], "depths": [1] * 4, "layer_type": "basic"}
+RESNET = {"embedding_size": 16, "hidden_sizes": [16] * 4, "depths": [1] * 4, "layer_type": "basic"}
 BERT = BertConfig(
     vocab_size=120,
     hidden_size=32,

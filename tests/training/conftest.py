@@ -16,7 +16,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALLEST = {
     **{"d_model": 32, "n_heads": 4, "ffn": 48, "image_size": 96},  # 2×2 image tokens
-    "resnet": {"embedding_size": 4, "hidden_sizes": [4, 8, 8, 16], "depths": [1] * 4, "layer_type": "basic"},
+    "resnet": {"embedding_size": 16, "hidden_sizes": [16] * 4, "depths": [1] * 4, "layer_type": "basic"},
     "embedding_std": 0.3,  # large enough for untrained logits to differ
 }
 

@@ -15,7 +15,7 @@ from cromic_ds.models import build_config, build_model
 
 SMALLEST = {
     **{"d_model": 32, "n_heads": 4, "ffn": 48, "image_size": 96, "embedding_std": 0.3, "mode": "v"},
-    "resnet": {"embedding_size": 4, "hidden_sizes": [4, 8, 8, 16], "depths": [1] * 4, "layer_type": "basic"},
+    "resnet": {"embedding_size": 16, "hidden_sizes": [16] * 4, "depths": [1] * 4, "layer_type": "basic"},
 }
 
 CAPTIONS = [
