@@ -31,6 +31,7 @@ from cromic_ds.data.world import language
 from cromic_ds.data.world.draw import draw_jpeg
 from cromic_ds.data.world.scenes import nth_scene
 from cromic_ds.models import build_config, build_model
+from cromic_ds.models.cmt import CMTConfig
 from cromic_ds.tasks import TASKS
 from cromic_ds.tasks.results import describe_data, result_json, write_result
 from cromic_ds.training.evaluate import EvaluateSettings
@@ -58,7 +59,7 @@ def write_store(out: Path, task: str, images: int) -> None:
 def write_model(out: Path, preset: str, tokenizer_path: Path) -> None:
     tokenizer = load_tokenizer(tokenizer_path)
     torch.manual_seed(0)
-    write_export(build_model(build_config("cmt", preset, **vocabulary_of(tokenizer))), tokenizer, {}, out)
+    write_export(build_model(build_config("cmt", preset, **vocabulary_of(tokenizer, CMTConfig))), tokenizer, {}, out)
 
 
 def mean_length(dataset: Dataset) -> int:

@@ -213,13 +213,12 @@ def on_gpu_seconds(batch: Batch, settings: KernelSettings, steps: int) -> float:
 
 
 def on_gpu(args: argparse.Namespace) -> int:
-    from cromic_ds.training.flops import flops_formula
     from cromic_ds.training.usage import peak_tflops
 
     device, name = torch.device("cuda"), torch.cuda.get_device_name()
     batch = repeated(seed_batch(args.seed_data), GPU_COPIES)
     with torch.device("meta"):
-        flops = 3 * flops_formula(build_model(build_config("cmt", "paper")))(batch)
+        flops = 3 * build_model(build_config("cmt", "paper")).flops_formula()(batch)
     peak, results = peak_tflops(device), {}
     for label, settings in variants(device).items():
         try:

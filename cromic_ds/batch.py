@@ -45,13 +45,13 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy with every tensor on `device`; copies from pinned memory do not wait."""
-        return self._map(lambda t: t.to(device, non_blocking=True))
+        return self.map(lambda t: t.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Called by torch's DataLoader, so that copies to a GPU overlap with computing."""
-        return self._map(lambda t: t.pin_memory())
+        return self.map(lambda t: t.pin_memory())
 
-    def _map(self, change) -> Batch:
+    def map(self, change) -> Batch:
         tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         changed = {k: change(v) for k, v in tensors.items() if isinstance(v, Tensor)}
         return dataclasses.replace(self, **changed, drawn={k: change(v) for k, v in self.drawn.items()})

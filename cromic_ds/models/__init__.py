@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
@@ -10,73 +11,39 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from cromic_ds.errors import UserError, nearest
 from cromic_ds.models.cmt import PRESETS as CMT_PRESETS
 from cromic_ds.models.cmt import CMTConfig, CMTModel
-from cromic_ds.models.image_encoder import BATCH_NORM_MODES, grid_side
+from cromic_ds.models.image_encoder import grid_side
+from cromic_ds.models.published import LoadReport, load_published, read_state_dict
+from cromic_ds.models.settings import AT_LEAST_ONE, BELOW_ONE, CHOICES, UP_TO_ONE, ModelSettings
+from cromic_ds.models.vilt import PRESETS as VILT_PRESETS
+from cromic_ds.models.vilt import ViLTConfig, ViLTModel
+from cromic_ds.models.vilt_weights import load_pretrained as load_vilt
+from cromic_ds.models.vlp import PRESETS as VLP_PRESETS
+from cromic_ds.models.vlp import VLPConfig, VLPModel
+from cromic_ds.models.vlp_weights import load_pretrained as load_vlp
+
+__all__ = ["MODELS", "ModelKind", "ModelSettings", "build_config", "build_model", "changed_config"]
 
 
 class ModelKind(NamedTuple):
     config: type[PreTrainedConfig]
     model: type[PreTrainedModel]
     presets: dict[str, dict]
+    load: Callable[[PreTrainedModel, str], LoadReport] | None = None  # published weights of this architecture
 
 
-MODELS: dict[str, ModelKind] = {"cmt": ModelKind(CMTConfig, CMTModel, CMT_PRESETS)}
+def load_cmt(model: CMTModel, source: str) -> LoadReport:
+    return load_published(model, read_state_dict(Path(source)))
+
+
+MODELS: dict[str, ModelKind] = {
+    "cmt": ModelKind(CMTConfig, CMTModel, CMT_PRESETS, load_cmt),
+    "vlp": ModelKind(VLPConfig, VLPModel, VLP_PRESETS, load_vlp),
+    "vilt": ModelKind(ViLTConfig, ViLTModel, VILT_PRESETS, load_vilt),
+}
 
 for kind in MODELS.values():  # so that AutoModel.from_pretrained knows our exports
     AutoConfig.register(kind.config.model_type, kind.config)
     AutoModel.register(kind.config, kind.model)
-
-
-@dataclass
-class ModelSettings:
-    """What is trained, and from which weights."""
-
-    name: str = "cmt"
-    """Model: cmt (CroMIC-CMT)."""
-    preset: str = "small"
-    """Sizes to start from: tiny, small, paper (the published 119 M parameters), large or xl (1.2 G). The settings below
-    override single fields of the preset where they are given."""
-    init_from: str | None = None
-    """Start from the weights of this export or run folder, as far as they fit, instead of random ones; its sizes replace
-    the preset's."""
-    image_encoder: str | None = None
-    """Start the ResNet from this ResNetModel folder or hub name (ImageNet weights, say)."""
-    mode: str | None = None
-    """What the encoder reads: t+v (text and image), v or t."""
-    batch_norm: str | None = None
-    """Batch norm of the image encoder: frozen (statistics never change; independent of how the batch is split), batch
-    (each micro-batch's own, the published way) or sync (each micro-batch's over all ranks)."""
-    image_size: int | None = None
-    """Side of the square image crops in pixels."""
-    image_norm: str | None = None
-    """Image tokens: layer (layer norm, balanced with the text) or l2 (unit length, the published way)."""
-    image_positions: bool | None = None
-    """Learned positions on the image tokens (the published model has none)."""
-    embedding_std: float | None = None
-    """Standard deviation of the initial token embeddings: 0.02 balanced, 1 published."""
-    d_model: int | None = None
-    """Width of the transformer."""
-    encoder_layers: int | None = None
-    """Encoder layers."""
-    decoder_layers: int | None = None
-    """Decoder layers."""
-    n_heads: int | None = None
-    """Attention heads."""
-    ffn: int | None = None
-    """Inner width of the feed-forward blocks."""
-    dropout: float | None = None
-    """Dropout probability (0 as published)."""
-    label_smoothing: float | None = None
-    """Share of each target's probability spread over all tokens, in training only (0 as published)."""
-    freeze_image_encoder: bool = False
-    """Leave the image encoder as it is, its batch norm statistics included."""
-
-    def overrides(self) -> dict:
-        chosen = {k: v for k, v in vars(self).items() if v is not None}
-        return {k: v for k, v in chosen.items() if k not in NO_OVERRIDES}
-
-
-NO_OVERRIDES = ("name", "preset", "init_from", "image_encoder", "freeze_image_encoder")
-CHOICES = {"mode": ("t+v", "v", "t"), "batch_norm": BATCH_NORM_MODES, "image_norm": ("layer", "l2")}
 
 
 def build_config(name: str, preset: str, **overrides) -> PreTrainedConfig:
@@ -108,14 +75,17 @@ def changed_config(config: PreTrainedConfig, overrides: dict) -> PreTrainedConfi
                 f"model.{key}: {value!r}{nearest(str(value), CHOICES[key])}; one of {', '.join(CHOICES[key])}"
             )
     config = type(config)(**{**config.to_dict(), **overrides})
-    for key in ("d_model", "n_heads", "ffn", "encoder_layers", "decoder_layers"):
-        if getattr(config, key) < 1:
-            raise UserError(f"model.{key} is {getattr(config, key)}: give at least 1")
-    if not 0 <= config.dropout < 1:
-        raise UserError(f"model.dropout is {config.dropout}: give a probability below 1")
-    if not 0 <= config.label_smoothing < 1:
-        raise UserError(f"model.label_smoothing is {config.label_smoothing}: give a share below 1")
-    if grid_side(config.image_size) < 1:
+    given = config.to_dict()
+    for key in AT_LEAST_ONE:
+        if given.get(key, 1) < 1:
+            raise UserError(f"model.{key} is {given[key]}: give at least 1")
+    for key in BELOW_ONE:
+        if not 0 <= given.get(key, 0) < 1:
+            raise UserError(f"model.{key} is {given[key]}: give 0 or more, below 1")
+    for key in UP_TO_ONE:
+        if not 0 <= given.get(key, 0) <= 1:
+            raise UserError(f"model.{key} is {given[key]}: give a share from 0 to 1")
+    if "resnet" in given and grid_side(config.image_size) < 1:
         raise UserError(f"model.image_size is {config.image_size}: too small for one image token; give at least 33")
     if config.d_model % config.n_heads:
         raise UserError(f"model: d_model {config.d_model} is not divisible by n_heads {config.n_heads}")

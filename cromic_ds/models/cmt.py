@@ -5,6 +5,8 @@ Legend: P posts, L post tokens, K image tokens, S = L + K source tokens, D width
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
@@ -13,6 +15,7 @@ from transformers.models.resnet.modeling_resnet import ResNetStage
 
 from cromic_ds.batch import Batch
 from cromic_ds.models.decoder import CommentDecoder, Memory, answer_head, needed_inputs
+from cromic_ds.models.flops import attention_flops, image_flops, load_of, weights_of
 from cromic_ds.models.image_encoder import ImageEncoder
 from cromic_ds.models.kernels import LayerNorm
 from cromic_ds.models.transformer import DecoderLayer, EncoderLayer
@@ -194,3 +197,17 @@ class CMTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         if self.answer_head is None:
             return []
         return self.decoder_modules()
+
+    def flops_formula(self) -> Callable[[Batch], float]:
+        """From a batch to the FLOPs of its forward pass."""
+        config, image, decoder = self.config, image_flops(self), self.decoder_flops()
+        encoder, answers = 2 * weights_of(self.encoder_layers), 2 * weights_of(self.answer_head)
+        image_tokens, width, layers = self.image_encoder.n_tokens if image else 0, config.d_model, config.encoder_layers
+
+        def flops(batch: Batch) -> float:
+            load = load_of(batch, "t" in config.mode, image_tokens)
+            attention = attention_flops(width, layers, load.source * load.mean_source)
+            source = load.posts * image + encoder * load.source + attention
+            return source + (decoder(load) if batch.answer_targets is None else answers * load.posts)
+
+        return flops

@@ -6,14 +6,17 @@ Legend: P posts, N comments, S source tokens, T comment tokens, M target tokens,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput, Seq2SeqLMOutput
 
 from cromic_ds.batch import Batch
+from cromic_ds.models.flops import Load, attention_flops, weights_of
 from cromic_ds.models.kernels import DEFAULT, IGNORE, Kernels, LayerNorm
 from cromic_ds.models.transformer import (
     DecoderLayer,
@@ -37,7 +40,7 @@ class CommentDecoder:
     """What a model of posts and comments shares with the others; stands in front of `PreTrainedModel` and `GenerationMixin`.
 
     The model has two entrances, a `Batch` (training, scoring) and transformers' keyword arguments (generation), and
-    brings `encode` (posts to `Memory`) and `answer_logits`.
+    brings `encode` (posts to `Memory`), `answer_logits`, `unused` and `flops_formula`.
     """
 
     main_input_name = "input_ids"
@@ -61,6 +64,18 @@ class CommentDecoder:
 
     def decoder_modules(self) -> list[nn.Module]:
         return [self.decoder_layers, self.source_projections, self.decoder_norm, self.generator]
+
+    def decoder_flops(self) -> Callable[[Load], float]:
+        """From a batch's load to the FLOPs of the decoder's forward pass, the posts' keys and values included."""
+        width, layers = self.config.d_model, len(self.decoder_layers)
+        of_source = 2 * weights_of(self.source_projections)
+        of_target = 2 * weights_of(self.decoder_layers, self.generator)
+
+        def flops(load: Load) -> float:
+            pairs = load.targets * (load.mean_source + load.mean_own)
+            return of_source * load.source + of_target * load.targets + attention_flops(width, layers, pairs)
+
+        return flops
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Token ids and their positions, same shape (…,) -> (…, D)"""
@@ -86,6 +101,9 @@ class CommentDecoder:
         return layer(*args)
 
     # ---- training and scoring
+
+    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Learn of the tokens what the draws of training need; by default nothing."""
 
     def prepare(self, batch: Batch, seed: int) -> Batch:
         """What is drawn for a training step, before it; by default nothing is."""

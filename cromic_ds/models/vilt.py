@@ -10,6 +10,8 @@ Legend: P posts, Q posts under a wrong image, L post tokens, K image tokens, S =
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,8 +22,9 @@ from transformers import initialization as init
 from transformers.models.vilt.modeling_vilt import ViltPooler
 
 from cromic_ds.batch import Batch
-from cromic_ds.errors import UserError, nearest
+from cromic_ds.errors import UserError
 from cromic_ds.models.decoder import CommentDecoder, Memory, answer_head, needed_inputs
+from cromic_ds.models.flops import attention_flops, image_flops, load_of, weights_of
 from cromic_ds.models.kernels import IGNORE, LayerNorm
 from cromic_ds.models.transformer import DecoderLayer, DenseLayout, RaggedLayout
 from cromic_ds.models.vilt_draws import continuations, generators, masked_words, swapped_images
@@ -34,13 +37,12 @@ from cromic_ds.models.vilt_layers import (
     use_own_norms,
 )
 
-DECODERS = ("cmt", "prefix")
-
 
 class ViLTConfig(PreTrainedConfig):
     """Every choice of the model. The defaults are preset `paper`: ViLT-B/32 with CroMIC-CMT's decoder."""
 
     model_type = "cromic_vilt"
+    fine_tuned: ClassVar = {"mlm_weight": 0.0, "itm_weight": 0.0}  # in fine-tuning, unless told otherwise
 
     vocab_size: int = 21128
     d_model: int = 768
@@ -75,9 +77,6 @@ class ViLTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         """Raises UserError for values that do not go together."""
         super().__post_init__(**kwargs)
-        if self.decoder not in DECODERS:
-            hint = nearest(str(self.decoder), DECODERS)
-            raise UserError(f"model.decoder: {self.decoder!r}{hint}; one of {', '.join(DECODERS)}")
         if self.image_size % self.patch_size or self.image_size < self.patch_size:
             raise UserError(f"model.image_size is {self.image_size}: give a multiple of {self.patch_size} (patch_size)")
         if self.decoder == "cmt" and self.d_model % self.decoder_heads:
@@ -132,8 +131,8 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
 
     The loss of a training batch is Σ NLL of the comments' target tokens + mlm_weight · Σ NLL of the posts' masked tokens
     + itm_weight · Σ over posts of the cross-entropy of whether image and text belong together; the caller divides all of it
-    by the comments' target tokens of the global batch. So it does not depend on how that batch is split, but for whose image
-    a post gets, which is drawn within its micro-batch. In evaluation it is the comments' NLL alone.
+    by the comments' target tokens of the global batch. So it does not depend on how that batch is split into micro-batches of
+    even size (`swapped_images`). In evaluation it is the comments' NLL alone.
     """
 
     config_class = ViLTConfig
@@ -371,3 +370,37 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
             **({} if self.is_prefix else dict.fromkeys(self.decoder_modules(), classifies)),
         }
         return [module for module, out_of_use in unused.items() if out_of_use]
+
+    def flops_formula(self) -> Callable[[Batch], float]:
+        """From a batch to the FLOPs of its forward pass, the passes of the drawn losses included."""
+        config, image = self.config, image_flops(self)
+        width, layers, text = config.d_model, config.encoder_layers, "t" in config.mode
+        image_tokens = self.image_encoder.n_tokens if image else 0
+        encoder, pooler = 2 * weights_of(self.encoder_layers), 2 * weights_of(self.pooler)
+        match, answers = 2 * weights_of(self.match_head), 2 * weights_of(self.answer_head)
+        word = 2 * weights_of(self.masked_word_head, self.text_embeddings.word_embeddings)
+        decoder = None if self.is_prefix else self.decoder_flops()
+
+        def flops(batch: Batch) -> float:
+            load, drawn = load_of(batch, text, image_tokens), batch.drawn
+            lengths = (batch.post_lengths * text + image_tokens) * batch.weights
+            passes = [lengths] + [lengths] * ("masked_ids" in drawn)
+            n_matches = 0.0
+            if "swapped" in drawn:
+                passes.append(lengths[drawn["swapped"]])
+                n_matches = load.posts + float(batch.weights[drawn["swapped"]].sum())
+            lengths = torch.cat(passes)
+            tokens, pairs = float(lengths.sum()), float(lengths.square().sum())
+            total = load.posts * image + (pooler + match) * n_matches
+            if "masked_rows" in drawn:
+                total += word * float((drawn["masked_targets"] != IGNORE).sum())
+            if batch.answer_targets is not None:
+                total += (pooler + answers) * load.posts
+            elif decoder is not None:
+                total += decoder(load)
+            else:
+                tokens, total = tokens + load.targets, total + word * load.targets
+                pairs += load.targets * (load.mean_source + load.mean_own)
+            return total + encoder * tokens + attention_flops(width, layers, pairs)
+
+        return flops

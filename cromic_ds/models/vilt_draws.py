@@ -1,7 +1,8 @@
 """What ViLT's pretraining losses draw before a step, on the host: masked words, and posts under a wrong image.
 
 A post's draws follow from the seed and its place in the data set, so that they are the same whatever micro-batch it is
-in. Only whose image it gets is a choice among the posts beside it.
+in. The other image is that of its neighbour: a micro-batch is a piece of the step's posts, which stand in an order of their
+own in each epoch, and pieces of even size never part neighbours.
 """
 
 from __future__ import annotations
@@ -59,24 +60,24 @@ def masked_words(
 
 
 def swapped_images(batch: Batch, draws: list[np.random.Generator], *, rate: float) -> dict[str, Tensor]:
-    """Posts that are shown under another post's image, each with probability `rate`.
+    """Posts that are shown under their neighbour's image, each with probability `rate`; neighbours are the posts 0 and 1, 2
+    and 3, ….
 
     Returns:
         swapped: (Q,) the posts; partners: (Q,) whose image each gets; match_rows: (P,) into the P posts as they are
         followed by the Q swapped ones, one of the two for each post; match_targets: (P,) 1 where post and image belong
-        together, 0 where not, ignored for a post without text or of weight 0. A post alone in its micro-batch keeps its image.
+        together, 0 where not, ignored for a post without text or of weight 0. A post without a neighbour keeps its image.
     """
     counts = batch.weights > 0
     has_text = counts & (batch.post_lengths > 2)  # more than [CLS] [SEP]
-    sources = np.flatnonzero(counts.numpy())
     swapped, partners = [], []
     rows, targets = np.arange(batch.n_posts), np.where(has_text.numpy(), 1, IGNORE)
     for post, draw in enumerate(draws):
-        wanted, others = draw.random() < rate, sources[sources != post]
-        if wanted and has_text[post] and len(others):
+        neighbour = post ^ 1
+        if draw.random() < rate and has_text[post] and neighbour < batch.n_posts and counts[neighbour]:
             rows[post], targets[post] = batch.n_posts + len(swapped), 0
             swapped.append(post)
-            partners.append(int(draw.choice(others)))
+            partners.append(neighbour)
     drawn = {"swapped": swapped, "partners": partners, "match_rows": rows, "match_targets": targets}
     return {name: torch.as_tensor(values, dtype=torch.int64) for name, values in drawn.items()}
 

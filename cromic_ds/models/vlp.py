@@ -10,6 +10,7 @@ Legend: P posts, N comments, L post tokens, K image tokens, S source tokens, M t
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -23,6 +24,7 @@ from cromic_ds.batch import Batch
 from cromic_ds.models.cmt import PRESETS as CMT_PRESETS
 from cromic_ds.models.cmt import RESNET50
 from cromic_ds.models.decoder import CommentDecoder, Memory, needed_inputs
+from cromic_ds.models.flops import attention_flops, image_flops, weights_of
 from cromic_ds.models.kernels import IGNORE, LayerNorm
 from cromic_ds.models.vlp_layers import BertLayer, Continuation, GridEncoder, Packed, PredictionHead
 from cromic_ds.models.vlp_packing import (
@@ -267,6 +269,38 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         """What takes no part in the training of this configuration."""
         images = [] if "v" in self.config.mode else [self.image_encoder]
         return images + ([] if self.answer_head is None else [self.head])
+
+    def flops_formula(self) -> Callable[[Batch], float]:
+        """From a batch to the FLOPs of its forward pass; what was drawn for it decides how much that is."""
+        image, width = image_flops(self), self.config.d_model
+        layer, below_last = self.encoder_layers[0], self.config.encoder_layers - 1
+        of_all, of_wanted = (
+            2 * weights_of(layer),
+            2 * weights_of(layer.attention.q, layer.attention.out, layer.feed_forward),
+        )
+        of_keys = 2 * weights_of(layer.attention.kv)
+        of_output, of_answer = 2 * weights_of(self.head, self.token_embedding), 2 * weights_of(self.answer_head)
+
+        def flops(batch: Batch) -> float:
+            packed = whole(batch, batch.drawn or self.pack(batch))
+            counts = batch.weights > 0
+            lengths = packed.mask.sum(1) * counts[packed.row_posts]  # (R,)
+            owner = packed.posts // max(packed.post_length, 1)
+            in_rows = lengths.repeat_interleave(packed.mask.sum(1))  # (F,) what each token of a row reads
+            own = packed.own_mask.sum(1)[packed.rows % max(packed.own_mask.shape[0], 1)]
+            behind = (lengths[: batch.n_posts][owner] + own) * counts[owner]  # (O,) what each other target reads
+            reads = torch.cat([in_rows, behind])
+            tokens, wanted = float((reads > 0).sum()), packed.queries(reads)
+            n_wanted = float((wanted > 0).sum())
+            stack = below_last * of_all * tokens + of_keys * tokens + of_wanted * n_wanted
+            pairs = below_last * float(reads.sum()) + float(wanted.sum())
+            if batch.answer_targets is not None:
+                out = of_answer * float(counts.sum())
+            else:
+                out = of_output * float((wanted[packed.outputs] > 0).sum())
+            return float(counts.sum()) * image + stack + attention_flops(width, 1, pairs) + out
+
+        return flops
 
     # ---- generation (transformers)
 

@@ -18,14 +18,11 @@ def announce(settings, ranks, device, ds_config, kernels, engine, memory, datase
         "devices: %d × %s; %s", ranks.world_size, device_name(device), batch_arithmetic(ds_config, ranks.world_size)
     )
     log.info(
-        "model: %s %s, %.1f M parameters, vocabulary %d, batch norm %s",
-        *(
-            settings.model.name,
-            settings.model.preset,
-            n_parameters / 1e6,
-            model.config.vocab_size,
-            model.config.batch_norm,
-        ),
+        "model: %s%s, %.1f M parameters, vocabulary %d%s",
+        model.config.model_type.removeprefix("cromic_"),
+        "" if settings.model.init_from else f" {settings.model.preset}",
+        *(n_parameters / 1e6, model.config.vocab_size),
+        f", batch norm {model.config.batch_norm}" if hasattr(model.config, "batch_norm") else "",
     )
     log.info(
         "ZeRO stage %d (%s); autocast %s", zero["stage"], settings.ds_config, engine.autocast_dtype or "off (fp32)"

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 
 from cromic_ds.batch import Batch
 from cromic_ds.training.distributed import device, sum_over_ranks
-from cromic_ds.training.flops import flops_formula
 from cromic_ds.training.loss_scale import LossScaler
 
 
@@ -34,7 +33,7 @@ class Engine:
 
     def __init__(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, config: dict, compile: bool = False):
         self.n_parameters = sum(p.numel() for p in model.parameters())
-        self.forward_flops = flops_formula(model)
+        self.forward_flops = model.flops_formula()
         self.stage = config.get("zero_optimization", {}).get("stage", 0)
         # DeepSpeed clips at stage 0 without telling the norm, so there we do it ourselves.
         self.clip = config["gradient_clipping"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from cromic_ds.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from cromic_ds.errors import UserError
 from cromic_ds.models import build_config, build_model
+from cromic_ds.models.cmt import CMTConfig
 from cromic_ds.models.published import load_published, read_state_dict
 from cromic_ds.training.export import write_export
 from cromic_ds.training.setup import vocabulary_of
@@ -53,7 +54,9 @@ def import_published(settings: ImportSettings) -> None:
             f"{settings.tokenizer} has {len(tokenizer)} tokens and the checkpoint {vocab_size}: name the tokenizer it was "
             "trained with (bert-base-chinese has 21128)"
         )
-    config = build_config("cmt", "paper", mode=settings.mode, n_answers=n_answers, **vocabulary_of(tokenizer))
+    config = build_config(
+        "cmt", "paper", mode=settings.mode, n_answers=n_answers, **vocabulary_of(tokenizer, CMTConfig)
+    )
     model = build_model(config)
     report = load_published(model, weights)
     print(report)

@@ -113,7 +113,9 @@ def train(run: Run) -> None:
         batches, waited = next_batches(run)
         batches, values = run.objective(run, batches) if run.objective else (batches, {})
         drawn = seeds(run, step, len(batches))
-        batches = [run.engine.model.prepare(batch, seed) for batch, seed in zip(batches, drawn)]
+        # What is drawn for an example follows from the step and the example, however the global batch is split.
+        drawn_in_step = example_seed(run.seed, step, -1)
+        batches = [run.engine.model.prepare(batch, drawn_in_step) for batch in batches]
         n_targets, stopping = agree(run, batches)
         lr = learning_rate(run.optim, step, run.total_steps)
         result = run.engine.train_step(batches, lr, n_targets, drawn)

@@ -28,7 +28,7 @@ class PlanSettings:
     """A model and the machines to train it on."""
 
     model: str = "paper"
-    """Preset: tiny, small, paper, large or xl; or KIND/PRESET for another model than cmt."""
+    """Preset of cmt: tiny, small, paper, large or xl; or another model and its preset, as vlp/paper, vilt/small."""
     ds_config: str = ""
     """DeepSpeed JSON of your own to plan for, beside the shipped ones; empty = the shipped ones alone."""
     gpus: int = 8
@@ -79,20 +79,21 @@ def measure(settings: PlanSettings) -> ModelFacts:
     pass on a CPU; on a GPU other kernels save slightly other tensors, and temporaries come on top: take it as ±20%.
     """
     from torch._subclasses import FakeTensorMode
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     from cromic_ds.models import build_config, build_model
 
     kind, _, preset = settings.model.rpartition("/")
     config = build_config(kind or "cmt", preset)
-    with FakeTensorMode():
+    with FakeTensorMode() as sizes_only:
         model = build_model(config).train()
-        one, two = (
-            saved_bytes(model, fake_batch(posts, settings, config.image_size), settings.precision) for posts in (1, 2)
-        )
+        with unset_fake_temporarily():  # draws need values
+            batches = [model.prepare(full_batch(posts, settings, config.image_size), seed=0) for posts in (1, 2)]
+        one, two = (saved_bytes(model, batch.map(sizes_only.from_tensor), settings.precision) for batch in batches)
         return model_facts(model, max(0, 2 * one - two), two - one)
 
 
-def fake_batch(n_posts: int, settings: PlanSettings, image_size: int) -> Batch:
+def full_batch(n_posts: int, settings: PlanSettings, image_size: int) -> Batch:
     """Posts, comments and images at their full lengths."""
     n_comments, n_targets = n_posts * settings.comments, settings.comment_tokens - 1
     rows = torch.arange(n_comments * n_targets)
@@ -106,6 +107,7 @@ def fake_batch(n_posts: int, settings: PlanSettings, image_size: int) -> Batch:
         post_rows=rows,
         tokens_per_post=settings.comments * n_targets,
         weights=torch.ones(n_posts),
+        indices=list(range(n_posts)),
         n_targets=len(rows),
     )
 

@@ -87,7 +87,9 @@ def run_training(
     tokenizer = load_tokenizer(dataset.tokenizer_path)
     answers = dataset.answers if task.kind == "classify" else None
     n_answers = len(answers or [])
-    model, taken, origin = setup.make_model(settings.model, tokenizer, settings.seed, answers)
+    model, taken, origin = setup.make_model(
+        settings.model, tokenizer, settings.seed, answers, fine_tuning=task.kind != "comments"
+    )
     image_size = model.image_size
     facts = ResolveFacts(
         global_batch=settings.loop.global_batch,
@@ -122,7 +124,7 @@ def run_training(
 
     resume = checkpoint.newest_good(folder / "checkpoints")
     if resume is None:
-        setup.calibrate_batch_norm(model, settings.model, dataset, settings.data, image_size)
+        setup.calibrate_batch_norm(model, taken, dataset, settings.data, image_size)
     install(model, kernels)
     if settings.loop.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

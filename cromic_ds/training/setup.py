@@ -11,14 +11,14 @@ from typing import NamedTuple
 import torch
 import yaml
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ResNetModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ResNetModel
 
 from cromic_ds.answers import answers_fingerprint
 from cromic_ds.data.dataset import Dataset
 from cromic_ds.data.loader import DataSettings, eval_batches
 from cromic_ds.data.tokenizer import tokenizer_fingerprint
 from cromic_ds.errors import UserError
-from cromic_ds.models import ModelSettings, build_config, build_model, changed_config
+from cromic_ds.models import MODELS, ModelSettings, build_config, build_model, changed_config
 from cromic_ds.models.image_encoder import set_batch_norm
 from cromic_ds.models.published import LoadReport, load_matching
 from cromic_ds.tasks import Task
@@ -110,23 +110,28 @@ class StartingModel(NamedTuple):
 
 
 def make_model(
-    settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, seed: int, answers: list[str] | None = None
+    settings: ModelSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    answers: list[str] | None = None,
+    fine_tuning: bool = False,
 ) -> StartingModel:
     """The model with its starting weights: random from `seed`, or from an export or run as far as that fits.
 
     Args:
         answers: the vocabulary of an answer head, where answers are classified.
+        fine_tuning: leave out what a model learns beside the comments in pretraining, unless the settings ask for it.
 
     Raises:
         UserError: tokenizer or answers are not those of the weights.
     """
     torch.manual_seed(seed)
-    needed = {**vocabulary_of(tokenizer), "n_answers": len(answers or [])}
+    if settings.init_from and (other := settings.image_encoder or settings.published):
+        which = "model.image_encoder" if settings.image_encoder else "model.published"
+        raise UserError(f"{which}: {other} and model.init_from both bring weights; leave one of the two out")
     taken: set[str] = set()
     origin = "random"
     if settings.init_from:
-        if settings.image_encoder:
-            raise UserError("model.image_encoder: the weights of model.init_from have one; leave one of the two out")
         source, other, facts = load_export(export_of(settings.init_from))
         if tokenizer_fingerprint(other) != tokenizer_fingerprint(tokenizer):
             raise UserError(
@@ -138,38 +143,64 @@ def make_model(
                 f"model.init_from: {settings.init_from} was trained with another answer vocabulary than the data's: "
                 f"prepare the data again with --answers {Path(settings.init_from) / ANSWERS}"
             )
-        model = build_model(changed_config(source.config, {**settings.overrides(), **needed}))
+        model = build_model(config_for(source.config, settings, tokenizer, answers, fine_tuning))
         report = load_matching(model, source.state_dict())
         if not report.taken:
             raise UserError(f"model.init_from: nothing of {settings.init_from} fits a model with these settings")
         taken, origin = set(report.taken), f"from {settings.init_from}: {report}"
     else:
-        model = build_model(build_config(settings.name, settings.preset, **{**settings.overrides(), **needed}))
+        preset = build_config(settings.name, settings.preset)
+        model = build_model(config_for(preset, settings, tokenizer, answers, fine_tuning))
+        if settings.published:
+            report = MODELS[settings.name].load(model, settings.published)
+            taken, origin = set(report.taken), f"from {settings.published}: {report}"
         if settings.image_encoder:
             report = load_image_encoder(model, settings.image_encoder)
-            origin = f"random, image encoder from {settings.image_encoder}: {report}"
+            taken |= {f"image_encoder.backbone.{name}" for name in report.taken}
+            origin += f"; image encoder from {settings.image_encoder}: {report}"
     if settings.freeze_image_encoder:
-        model.config.batch_norm = "frozen"
+        if hasattr(model.config, "batch_norm"):
+            model.config.batch_norm = "frozen"
         set_batch_norm(model.image_encoder, "frozen")
         model.image_encoder.requires_grad_(False)
+    model.use_tokenizer(tokenizer)
     for module in model.unused():  # under AdamW weight decay would still move them
         module.requires_grad_(False)
     return StartingModel(model, taken, origin)
 
 
-def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+def config_for(
+    config: PreTrainedConfig,
+    settings: ModelSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    answers: list[str] | None,
+    fine_tuning: bool,
+) -> PreTrainedConfig:
+    """A starting config with what the settings say and what follows from the data."""
+    before = getattr(config, "fine_tuned", {}) if fine_tuning else {}
+    derived = {**vocabulary_of(tokenizer, config), "n_answers": len(answers or [])}
+    return changed_config(config, {**before, **settings.overrides(), **derived})
+
+
+def vocabulary_of(
+    tokenizer: PreTrainedTokenizerBase, config: type[PreTrainedConfig] | PreTrainedConfig
+) -> dict[str, int]:
     """The fields of a model's config that follow from its tokenizer."""
-    return {
+    fields = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.cls_token_id,
         "eos_token_id": tokenizer.sep_token_id,
         "decoder_start_token_id": tokenizer.cls_token_id,
+        "mask_token_id": tokenizer.mask_token_id,
     }
+    return {name: value for name, value in fields.items() if hasattr(config, name)}
 
 
 def load_image_encoder(model: PreTrainedModel, source: str) -> LoadReport:
     """Copy a ResNetModel's weights (folder or hub name) into the model's image encoder."""
+    if not hasattr(model.image_encoder, "backbone"):
+        raise UserError("model.image_encoder: this model has no ResNet; leave it out")
     try:
         resnet, found = ResNetModel.from_pretrained(source, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -184,13 +215,14 @@ def load_image_encoder(model: PreTrainedModel, source: str) -> LoadReport:
 
 
 def calibrate_batch_norm(
-    model: PreTrainedModel, settings: ModelSettings, dataset: Dataset, data: DataSettings, image_size: int
+    model: PreTrainedModel, taken: set[str], dataset: Dataset, data: DataSettings, image_size: int
 ) -> None:
     """Frozen statistics need values: those of the first 64 training images, the same on every rank.
 
     Only where the ResNet starts from random weights; pretrained ones bring their statistics.
     """
-    if settings.init_from or settings.image_encoder or model.config.batch_norm != "frozen" or not image_size:
+    pretrained = any(name.startswith("image_encoder.") for name in taken)
+    if pretrained or getattr(model.config, "batch_norm", None) != "frozen" or not image_size:
         return
     first = eval_batches(dataset, data, image_size=image_size, micro_batch=64, rank=0, world_size=1, limit=64)
     model.image_encoder.calibrate(next(first).images)

@@ -86,8 +86,7 @@ def test_half_of_the_posts_get_another_image():
     drawn = swapped_images(batch, generators(batch, 0), rate=0.5)
     swapped, partners, targets = drawn["swapped"], drawn["partners"], drawn["match_targets"]
     assert len(swapped) / 1000 == pytest.approx(0.5, abs=0.05)
-    assert not (swapped == partners).any()
-    assert len(partners.unique()) > 350
+    assert torch.equal(swapped // 2, partners // 2) and not (swapped == partners).any()
     assert torch.equal(torch.where(targets == 0)[0], swapped)
     assert torch.equal(drawn["match_rows"][swapped], 1000 + torch.arange(len(swapped)))
     assert torch.equal(drawn["match_rows"][targets == 1], torch.where(targets == 1)[0])

@@ -11,7 +11,7 @@ import torch
 
 from cromic_ds.errors import UserError
 from cromic_ds.training.memory import ModelFacts, memory_plan, model_facts
-from cromic_ds.training.plan import PlanSettings, fake_batch, measure, plan_rows, render, saved_bytes
+from cromic_ds.training.plan import PlanSettings, full_batch, measure, plan_rows, render, saved_bytes
 
 MILLION = 1_000_000
 FACTS = ModelFacts(
@@ -117,7 +117,7 @@ def test_the_activation_count_equals_that_of_a_real_forward_pass(precision: str)
     settings = PlanSettings(model="tiny", precision=precision)
     facts = measure(settings)
     model_config = build_config("cmt", "tiny")
-    real = saved_bytes(build_model(model_config).train(), fake_batch(3, settings, model_config.image_size), precision)
+    real = saved_bytes(build_model(model_config).train(), full_batch(3, settings, model_config.image_size), precision)
     assert facts.activation_bytes + 3 * facts.activation_bytes_per_post == pytest.approx(real, rel=0.01)
 
 

@@ -92,7 +92,7 @@ def test_posts(run, talkative, store, capsys):
     job = Job(load(str(talkative), "fp32"), dataset, PredictSettings(data=str(store), **{**QUICK, "batch": 10}))
     texts = [record.text for answered in job.run() for record in answered]
     assert lines == [{"id": dataset.texts(i).id, "comment": text} for i, text in enumerate(texts)]
-    assert len(set(texts)) > 5
+    assert len(set(texts)) > 2
     assert "predictions.jsonl: 10 predictions for comments, split val" in capsys.readouterr().out
 
 

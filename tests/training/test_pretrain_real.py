@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from launching import QUIET, Job, losses, records, run_to_end
+
+from cromic_ds.models import MODELS
 
 pytestmark = pytest.mark.slow
 
@@ -48,20 +52,38 @@ def relative_difference(a: dict, b: dict) -> float:
     return float((sum(d for d, _ in squares) / sum(n for _, n in squares)).sqrt())
 
 
+SIXTEEN = ["--loop.steps", "16", "--loop.save_every", "4"]  # 2.4 epochs
+every_model = pytest.mark.parametrize("model", MODELS)
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(store, tmp_path_factory) -> Path:
-    """16 steps (2.4 epochs) on two ranks under ZeRO-3, with a checkpoint every 4."""
-    out = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    run_to_end(out.parent, arguments(store, out, *["--loop.steps", "16", "--loop.save_every", "4"]), ranks=2)
-    return out
+def runs(store, tmp_path_factory) -> Callable[[str], Path]:
+    """runs("cmt"): `SIXTEEN` steps without an interruption, on two ranks under ZeRO-3."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    @functools.cache
+    def run(model: str) -> Path:
+        run_to_end(folder / model, arguments(store, folder / model / "run", "--model.name", model, *SIXTEEN), ranks=2)
+        return folder / model / "run"
+
+    return run
 
 
-@pytest.mark.parametrize("ds_config", ["zero0", "zero2", "zero3"])
-def test_the_split_of_the_global_batch_changes_neither_loss_nor_weights(store, tmp_path, ds_config):
+@pytest.fixture(scope="module")
+def uninterrupted(runs) -> Path:
+    return runs("cmt")
+
+
+@pytest.mark.parametrize(
+    ("ds_config", "model"),
+    [("zero0", "cmt"), ("zero2", "cmt"), *(("zero3", model) for model in MODELS)],
+)
+def test_the_split_of_the_global_batch_changes_neither_loss_nor_weights(store, tmp_path, ds_config, model):
     splits = {"1x8": (1, 8), "2x4": (2, 4), "2x2x2": (2, 2)}
     for name, (ranks, micro) in splits.items():
         # A small rate: Adam's first steps turn the last digits of near-zero gradients into whole steps of single weights.
         more = ["--loop.steps", "3", "--loop.micro_batch", str(micro), "--ds_config", ds_config, "--optim.lr", "1e-5"]
+        more += ["--model.name", model]
         run_to_end(tmp_path / name, arguments(store, tmp_path / name / "run", *more), ranks)
     reference = tmp_path / "1x8" / "run"
     for name in ("2x4", "2x2x2"):
@@ -72,17 +94,18 @@ def test_the_split_of_the_global_batch_changes_neither_loss_nor_weights(store, t
         assert relative_difference(weights(run), weights(reference)) < 1e-4
 
 
-def test_a_run_killed_twice_repeats_the_uninterrupted_one_bit_for_bit(store, tmp_path, uninterrupted):
+@every_model
+def test_a_run_killed_twice_repeats_the_uninterrupted_one_bit_for_bit(store, tmp_path, runs, model):
     out = tmp_path / "run"
-    command = arguments(store, out, *["--loop.steps", "16", "--loop.save_every", "4"])
+    command = arguments(store, out, "--model.name", model, *SIXTEEN)
     for step in (9, 14):  # both beyond the first epoch, and between two checkpoints
         job = Job(tmp_path, command, ranks=2)
         job.wait_for_step(out, step)
         job.kill()
     run_to_end(tmp_path, command, ranks=2)
     assert [r["step"] for r in records(out)] == list(range(1, 17))
-    assert losses(out) == losses(uninterrupted)
-    assert all(torch.equal(value, weights(uninterrupted)[name]) for name, value in weights(out).items())
+    assert losses(out) == losses(runs(model))
+    assert all(torch.equal(value, weights(runs(model))[name]) for name, value in weights(out).items())
 
 
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(store, tmp_path, uninterrupted):
@@ -92,7 +115,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(store, 
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1  # one bit
     shard.write_bytes(content)
-    command = arguments(store, out, *["--loop.steps", "16", "--loop.save_every", "4"])
+    command = arguments(store, out, *SIXTEEN)
     run_to_end(tmp_path, command, ranks=2)
     log = (out / "log.txt").read_text()
     assert f"{shard.name} does not match its checksum" in log
@@ -124,14 +147,16 @@ def test_a_second_sigint_exits_at_once(store, tmp_path):
     assert job.wait(30)[0] in (130, 0)
 
 
-def test_the_export_gives_the_evaluation_of_the_training_engine(store, uninterrupted, tmp_path):
+@every_model
+def test_the_export_gives_the_evaluation_of_the_training_engine(store, runs, tmp_path, model):
     from cromic_ds.cli import main
 
+    run = runs(model)
     result = tmp_path / "result.json"
     how = ["--precision", "fp32", "--beams", "1", "--meteor", "false", "--batch", "4"]
-    main(["evaluate", str(uninterrupted / "export"), "--data", str(store), "--out", str(result), *how])
+    main(["evaluate", str(run / "export"), "--data", str(store), "--out", str(result), *how])
     scores = json.loads(result.read_text())["scores"]
-    engine = records(uninterrupted, "eval")[-1]
+    engine = records(run, "eval")[-1]
     assert scores["loss"] == pytest.approx(engine["loss"], rel=1e-5)
     assert json.loads(result.read_text())["counts"]["targets"] == engine["targets"]
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from transformers import ResNetConfig, ResNetModel
+from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel, ViltModel
 
 from cromic_ds.answers import answers_fingerprint
 from cromic_ds.data.loader import DataSettings
 from cromic_ds.data.opening import open_dataset
 from cromic_ds.data.tokenizer import train_tokenizer
 from cromic_ds.errors import UserError
-from cromic_ds.models import ModelSettings
+from cromic_ds.models import MODELS, ModelSettings
 from cromic_ds.tasks import TASKS
 from cromic_ds.training.export import write_export
 from cromic_ds.training.pretrain import PretrainSettings
@@ -220,6 +220,71 @@ def test_an_unknown_preset_is_refused(tokenizer):
         make_model(ModelSettings(preset="smal"), tokenizer, 0)
 
 
+# ---- three models
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_starts_from_its_preset_with_the_tokenizers_vocabulary(tokenizer, name):
+    model, taken, origin = make_model(ModelSettings(name=name, preset="tiny"), tokenizer, 0)
+    assert model.config.model_type == f"cromic_{name}"
+    assert model.config.vocab_size == len(tokenizer)
+    assert getattr(model.config, "mask_token_id", tokenizer.mask_token_id) == tokenizer.mask_token_id
+    assert (taken, origin) == (set(), "random")
+
+
+def test_vilt_masks_the_words_of_the_tokenizer(tokenizer):
+    model, *_ = make_model(ModelSettings(name="vilt", preset="tiny"), tokenizer, 0)
+    assert model.continues.tolist() == [
+        t.startswith("##") for t in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    ]
+
+
+def test_vilt_is_fine_tuned_without_the_losses_of_pretraining_unless_told_otherwise(tokenizer):
+    settings = ModelSettings(name="vilt", preset="tiny")
+    weights = lambda config: (config.mlm_weight, config.itm_weight)  # noqa: E731
+    assert weights(make_model(settings, tokenizer, 0).model.config) == (1, 1)
+    assert weights(make_model(settings, tokenizer, 0, fine_tuning=True).model.config) == (0, 0)
+    settings.itm_weight = 0.5
+    assert weights(make_model(settings, tokenizer, 0, fine_tuning=True).model.config) == (0, 0.5)
+
+
+@pytest.mark.parametrize("name", ["vlp", "vilt"])
+def test_published_weights(tokenizer, tmp_path, name):
+    kind = ModelSettings(name=name, preset="tiny", dropout=0.25)
+    config = make_model(kind, tokenizer, 0).model.config
+    if name == "vlp":
+        sizes = {"vocab_size": len(tokenizer), "hidden_size": config.d_model, "intermediate_size": config.ffn}
+        heads = {"num_attention_heads": config.n_heads, "num_hidden_layers": config.encoder_layers}
+        foreign = BertModel(BertConfig(**sizes, **heads))
+        words = foreign.embeddings.word_embeddings.weight
+    else:
+        foreign = ViltModel(config.library())
+        words = foreign.embeddings.text_embeddings.word_embeddings.weight
+    foreign.save_pretrained(tmp_path)
+    kind.published = str(tmp_path)
+    model, taken, origin = make_model(kind, tokenizer, 0)
+    assert torch.equal(model.get_input_embeddings().weight, words)
+    assert model.config.dropout == 0.25
+    assert f"from {tmp_path}: {len(taken)} tensors taken" in origin
+    assert "encoder_layers.0.feed_forward.up.weight" in taken or "encoder_layers.0.output.dense.weight" in taken
+    kind.init_from = "somewhere"
+    with pytest.raises(UserError, match=r"model.published: .* leave one of the two out"):
+        make_model(kind, tokenizer, 0)
+
+
+def test_settings_of_another_model_are_refused(tokenizer):
+    with pytest.raises(UserError, match=r"model.patch_size: cromic_vlp has no such setting"):
+        make_model(ModelSettings(name="vlp", preset="tiny", patch_size=16), tokenizer, 0)
+    with pytest.raises(
+        UserError, match=r"model.objective: 'casual' \(did you mean 'causal'\?\); one of masked, causal"
+    ):
+        make_model(ModelSettings(name="vlp", preset="tiny", objective="casual"), tokenizer, 0)
+    with pytest.raises(UserError, match=r"model.mask_rate is 1.5: give a share from 0 to 1"):
+        make_model(ModelSettings(name="vlp", preset="tiny", mask_rate=1.5), tokenizer, 0)
+    with pytest.raises(UserError, match=r"model.image_encoder: this model has no ResNet"):
+        make_model(ModelSettings(name="vilt", preset="tiny", image_encoder="resnet"), tokenizer, 0)
+
+
 # ---- the ResNet's starting weights
 
 TINY_RESNET = {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1] * 4, "layer_type": "basic"}
@@ -284,16 +349,19 @@ def test_frozen_statistics_are_those_of_the_first_pictures(store, tokenizer):
     dataset, data = open_dataset(store, "train"), DataSettings(path=str(store), workers=0)
     a, b = (make_model(smallest_settings(batch_norm="frozen"), tokenizer, 0)[0] for _ in range(2))
     for model in (a, b):
-        calibrate_batch_norm(model, smallest_settings(batch_norm="frozen"), dataset, data, 96)
+        calibrate_batch_norm(model, set(), dataset, data, 96)
     norm = a.image_encoder.backbone.embedder.embedder.normalization
     assert not torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
     assert np.array_equal(norm.running_mean, b.image_encoder.backbone.embedder.embedder.normalization.running_mean)
 
 
-@pytest.mark.parametrize("more", [{"batch_norm": "batch"}, {"batch_norm": "frozen", "image_encoder": "resnet"}])
-def test_other_statistics_stay_as_they_are(store, tokenizer, more):
+@pytest.mark.parametrize(
+    ("batch_norm", "taken"),
+    [("batch", set()), ("frozen", {"image_encoder.backbone.embedder.embedder.convolution.weight"})],
+)
+def test_other_statistics_stay_as_they_are(store, tokenizer, batch_norm, taken):
     dataset, data = open_dataset(store, "train"), DataSettings(path=str(store), workers=0)
-    model, *_ = make_model(smallest_settings(batch_norm=more["batch_norm"]), tokenizer, 0)
-    calibrate_batch_norm(model, smallest_settings(**more), dataset, data, 96)
+    model, *_ = make_model(smallest_settings(batch_norm=batch_norm), tokenizer, 0)
+    calibrate_batch_norm(model, taken, dataset, data, 96)
     norm = model.image_encoder.backbone.embedder.embedder.normalization
     assert torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))

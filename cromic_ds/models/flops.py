@@ -1,0 +1,59 @@
+"""Counting the FLOPs of a forward pass, for TFLOP/s and MFU: matrix products and convolutions, two per multiply-add.
+
+Each model says what it computes (`model.flops_formula()`); here is what the formulas are made of. Padding does not count.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from cromic_ds.batch import Batch
+
+
+class Load(NamedTuple):
+    """What a batch brings, blank posts apart."""
+
+    posts: float
+    source: float  # text and image tokens of all posts
+    targets: float  # target tokens of all comments
+
+    mean_source: float  # tokens of a post
+    mean_own: float  # tokens of its own comment that a target reads, itself included
+
+
+def load_of(batch: Batch, text: bool, image_tokens: int) -> Load:
+    """The load of a batch for a model that reads `text` and `image_tokens` tokens of each image."""
+    posts = float(batch.weights.sum())
+    source = int(batch.post_lengths.sum()) * text + posts * image_tokens
+    if batch.answer_targets is not None:
+        return Load(posts, source, 0, source / max(posts, 1), 0)
+    targets = float((batch.weights[batch.owner[batch.rows // (batch.comment_ids.shape[1] - 1)]] > 0).sum())
+    comments = max(int((batch.weights[batch.owner] > 0).sum()), 1)
+    return Load(posts, source, targets, source / max(posts, 1), targets / comments / 2)
+
+
+def weights_of(*modules: nn.Module | None) -> int:
+    """Elements of the matrices and kernels in the modules: half the FLOPs of a token that goes through all of them."""
+    return sum(p.numel() for module in modules if module is not None for p in module.parameters() if p.dim() > 1)
+
+
+def attention_flops(width: int, layers: int, pairs: float) -> float:
+    """Of the scores of `pairs` query-key pairs and of the sums they weigh."""
+    return 4 * width * layers * pairs
+
+
+def image_flops(model: PreTrainedModel) -> int:
+    """Of one image in the image encoder, as torch counts them on a copy without storage; 0 where no images are read."""
+    if not model.image_size:
+        return 0
+    with torch.device("meta"):
+        encoder = type(model)(model.config).image_encoder
+        images = torch.empty(1, 3, model.image_size, model.image_size)
+    with FlopCounterMode(display=False) as counter:
+        encoder(images)
+    return counter.get_total_flops()
