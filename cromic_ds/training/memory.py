@@ -40,6 +40,8 @@ class ModelFacts:
     """Saved for the backward pass whatever the number of posts (autocast's copies of the weights)."""
     activation_bytes_per_post: int = 0
     """Saved for the backward pass for each post of the micro-batch, its image and comments included."""
+    flops_per_post: float = 0
+    """Of the forward pass of a post with its image and comments."""
 
     @property
     def n_parameters(self) -> int:
@@ -74,16 +76,15 @@ class MemoryPlan:
         return round(share * sum(size * (2 if name == "all_reduce" else 1) for name, size in self.messages.items()))
 
 
-def model_facts(model: nn.Module, activation_bytes: int = 0, activation_bytes_per_post: int = 0) -> ModelFacts:
-    """Facts of a model, on any device (the meta device included)."""
+def model_facts(model: nn.Module, **more: float) -> ModelFacts:
+    """Facts of a model, on any device (the meta device included); `more` are those that its modules do not tell."""
     low = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # deepspeed.runtime.torch_autocast compares classes exactly
     return ModelFacts(
         tensors=tuple(p.numel() for p in model.parameters()),
         n_frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad),
         n_low_precision=sum(p.numel() for m in model.modules() if type(m) in low for p in m.parameters(recurse=False)),
         largest_layer=max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules()),
-        activation_bytes=activation_bytes,
-        activation_bytes_per_post=activation_bytes_per_post,
+        **more,
     )
 
 

@@ -49,6 +49,12 @@ class PlanSettings:
     """Comments of a post that a step trains on."""
     comment_tokens: int = 25
     """Length of a comment in tokens, [CLS] and [SEP] included."""
+    posts: int = 1_000_000
+    """Posts of a whole run, all epochs together, for its GPU hours."""
+    gpu_tflops: float = 989.0
+    """Peak of a GPU in TFLOP/s, dense, 16 bit: H100 989, A100 312."""
+    mfu: float = 0.3
+    """Share of that peak that is reached: an assumption; a run's log says what it is."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,12 @@ def measure(settings: PlanSettings) -> ModelFacts:
         with unset_fake_temporarily():  # draws need values
             batches = [model.prepare(full_batch(posts, settings, config.image_size), seed=0) for posts in (1, 2)]
         one, two = (saved_bytes(model, batch.map(sizes_only.from_tensor), settings.precision) for batch in batches)
-        return model_facts(model, max(0, 2 * one - two), two - one)
+    return model_facts(
+        model,
+        activation_bytes=max(0, 2 * one - two),
+        activation_bytes_per_post=two - one,
+        flops_per_post=model.flops_formula()(batches[0]),
+    )
 
 
 def full_batch(n_posts: int, settings: PlanSettings, image_size: int) -> Batch:
@@ -137,9 +148,19 @@ def _autocast(precision: str) -> Iterator[None]:
 
 def plan_rows(settings: PlanSettings, facts: ModelFacts) -> Iterator[Row]:
     """A row for the given config and for each shipped one."""
-    for name, minimum in {"gpus": 1, "nodes": 1, "gpu_memory": 0.1, "comments": 1, "comment_tokens": 2}.items():
+    for name, minimum in {
+        "gpus": 1,
+        "nodes": 1,
+        "gpu_memory": 0.1,
+        "comments": 1,
+        "comment_tokens": 2,
+        "posts": 1,
+    }.items():
         if getattr(settings, name) < minimum:
             raise UserError(f"{name} is {getattr(settings, name)}: must be at least {minimum}")
+    for name in ("gpu_tflops", "mfu"):
+        if getattr(settings, name) <= 0:
+            raise UserError(f"{name} is {getattr(settings, name)}: must be above 0")
     paths = [find_ds_config(settings.ds_config)] if settings.ds_config else []
     paths += [p for p in sorted(SHIPPED.glob("*.json")) if p.resolve() not in [q.resolve() for q in paths]]
     if not paths:
@@ -177,6 +198,11 @@ def render(settings: PlanSettings, facts: ModelFacts, rows: list[Row], console) 
         f"[bold]{settings.model}[/]: {facts.n_parameters:,} parameters ({gib(4 * facts.n_parameters)} GiB in fp32), "
         f"{world_size} × GPU of {settings.gpu_memory:g} GiB on {settings.nodes} × node, {settings.precision}; activations "
         f"{facts.activation_bytes_per_post / 2**20:.0f} MiB a post + {facts.activation_bytes / 2**20:.0f} MiB, about ±20%"
+    )
+    per_second = settings.mfu * settings.gpu_tflops * 1e12 / (3 * facts.flops_per_post)  # backward is twice forward
+    console.print(
+        f"{3 * facts.flops_per_post / 1e12:.3g} TFLOP a post; at {settings.mfu:.0%} of {settings.gpu_tflops:g} TFLOP/s that is "
+        f"{per_second:,.0f} posts/s a GPU, and {settings.posts / per_second / 3600:,.1f} GPU hours for {settings.posts:,} posts"
     )
     memory = Table("", title="GiB per GPU (state within 10%; the total is an upper bound)", box=None, pad_edge=False)
     sent = Table("", title="GiB per optimizer step", box=None, pad_edge=False)
