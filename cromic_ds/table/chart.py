@@ -17,7 +17,7 @@ def draw(result: dict, path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from cromic_ds.table.report import TASK_NAMES
+    from cromic_ds.table.columns import TASK_NAMES
 
     models = list(dict.fromkeys(row["model"] for row in result["rows"]))
     labels = {

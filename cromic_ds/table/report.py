@@ -7,6 +7,7 @@ import statistics
 from collections import defaultdict
 from typing import Any
 
+from cromic_ds.table.columns import SCORES, TASK_NAMES
 from cromic_ds.table.folder import Folder, State, write_aside
 from cromic_ds.table.progress import count, duration
 from cromic_ds.table.settings import TableSettings
@@ -14,19 +15,6 @@ from cromic_ds.table.settings import TableSettings
 LABELS = {"cmt": "CroMIC-CMT", "vlp": "Unified VLP", "vilt": "ViLT"}
 INTERPRETED = ("vlp", "vilt")
 STARTS = {"pretrained": "with comments", "scratch": "without"}
-TASK_NAMES = {
-    "muge": "MUGE",
-    "aic_icc": "AIC-ICC",
-    "flickr30k_cn": "Flickr30k-CN",
-    "fmiqa": "FM-IQA",
-    "vqa2": "VQA v2.0",
-}
-CAPTION_SCORES = {"cider": "C", "bleu_4": "B@4", "rouge_l": "R"}
-SCORES = {  # the published columns; FM-IQA's there is the human PassRate, which no automatic score is
-    **dict.fromkeys(("muge", "aic_icc", "flickr30k_cn"), CAPTION_SCORES),
-    "fmiqa": {"cider": "C", "bleu_4": "B@4", "exact_match": "EM"},
-    "vqa2": {"accuracy": "Acc"},
-}
 GROUNDED = {task: {"grounded": ""} for task in TASK_NAMES}
 MISSING = "–"
 
@@ -76,6 +64,7 @@ def summarise(folder: Folder, settings: TableSettings) -> dict:
             "evaluated": sum(count({job.id: states[job.id]}, "done") for job in evaluations),
             "seconds": sum(state.seconds for state in states.values() if state),
         },
+        "published": settings.published,
         "failed": {id: state.reason for id, state in states.items() if state and state.state == "failed"},
         "recipe": settings.recipe(),
     }
@@ -132,19 +121,34 @@ def markdown(result: dict) -> str:
     over = "one seed" if n_seeds == 1 else f"mean ± standard deviation over {n_seeds} seeds"
     lines = ["# Results", ""]
     lines += [f"Scores × 100, {over}; {jobs['evaluated']} of {jobs['evaluations']} evaluations done.", ""]
-    lines += _table(result, SCORES)
+    lines += [*_table(result, SCORES), *_published(result)]
     if any("grounded" in cell["scores"] for row in result["rows"] for cell in row["cells"].values()):
         lines += ["", "Answers and captions that name what the picture shows (grounded accuracy):", ""]
         lines += _table(result, GROUNDED)
     return "\n".join([*lines, "", *(f"- {note}" for note in _notes(result)), ""])
 
 
-def _table(result: dict, scores: dict[str, dict[str, str]]) -> list[str]:
-    columns = [
+def _columns(result: dict, scores: dict[str, dict[str, str]]) -> list[tuple[str, str, str]]:
+    """Task, score and title of each."""
+    return [
         (task, score, f"{TASK_NAMES[task]} {short}".strip())
         for task in result["tasks"]
         for score, short in scores[task].items()
     ]
+
+
+def _published(result: dict) -> list[str]:
+    """Rows of the same columns, with the numbers that others published."""
+    lines = []
+    for name, of_task in result["published"].items():
+        values = [of_task.get(task, {}).get(score) for task, score, _ in _columns(result, SCORES)]
+        cells = [MISSING if value is None else f"{value:.1f}" for value in values]
+        lines.append("| " + " | ".join([f"*{name}*", "*published*", *cells]) + " |")
+    return lines
+
+
+def _table(result: dict, scores: dict[str, dict[str, str]]) -> list[str]:
+    columns = _columns(result, scores)
     lines = ["| Model | Comments | " + " | ".join(title for _, _, title in columns) + " |"]
     lines.append("|---|---|" + "---:|" * len(columns))
     for row in result["rows"]:
@@ -179,6 +183,8 @@ def _notes(result: dict) -> list[str]:
         notes.append(
             f"What the paper changed in {' and '.join(names)} is not public: their rows are our interpretation."
         )
+    if result["published"]:
+        notes.append("Published: as given in the recipe, measured by others on their own data and models.")
     ways = [f"{TASK_NAMES[task]} {_way(way)}" for task in tasks for way in result["evaluated"][task]]
     if ways:
         notes.append(f"Scored on: {'; '.join(ways)}.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cromic_ds.errors import UserError, nearest
+from cromic_ds.table.columns import SCORES
 from cromic_ds.tasks import TASKS
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -75,6 +76,9 @@ class TableSettings:
     `+` (vlp, vqa2, vlp+vqa2, scratch); what stands later overrides."""
     evaluate: Layers = field(default_factory=dict)
     """Settings of `cromic-ds evaluate`, by what they apply to, as for `finetune`."""
+    published: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    """Numbers that others published, to stand beside ours and marked as published: {row: {task: {score: value}}}, such as
+    {CroMIC-CMT: {muge: {cider: 51.2}}}, × 100 as the table prints them."""
     processes: int = 1
     """Processes of a training, each on a GPU of its own (on a CPU: side by side). More than 1 are started by deepspeed."""
     jobs: int = 0
@@ -104,6 +108,7 @@ class TableSettings:
         for stage in TAKEN:
             self._check_layers(stage)
         self._check_data()
+        self._check_published()
 
     def _check_layers(self, stage: str) -> None:
         models = {*self.models, *map(self.kind_of, self.models)}
@@ -135,6 +140,17 @@ class TableSettings:
             raise UserError(
                 f"these are no folders: {', '.join(missing)}; name your store of posts and the official files"
             )
+
+    def _check_published(self) -> None:
+        for row, tasks in self.published.items():
+            for task, scores in tasks.items():
+                if task not in SCORES:
+                    raise UserError(f"published.{row}: no task {task!r}{nearest(task, SCORES)}")
+                if wrong := [score for score in scores if score not in SCORES[task]]:
+                    raise UserError(
+                        f"published.{row}.{task}: the table has no column {wrong[0]!r}; its columns are "
+                        f"{', '.join(SCORES[task])} (a human PassRate stands beside none of them)"
+                    )
 
     def kind_of(self, row: str) -> str:
         """The name of a row's model."""

@@ -165,6 +165,8 @@ def test_layers():
         ({"prepare": {"vlp": {}}}, "prepare.vlp: 'vlp' is not in this table"),
         ({"finetune": {"all": {"data": {"path": "x"}}}}, "finetune.all: data.path follows from the table"),
         ({"evaluate": {"all": {"out": "x"}}}, "evaluate.all: out follows from the table"),
+        ({"published": {"X": {"vqa": {}}}}, r"published.X: no task 'vqa' \(did you mean 'vqa2'\?\)"),
+        ({"published": {"X": {"fmiqa": {"pass_rate": 1}}}}, "published.X.fmiqa: the table has no column 'pass_rate'"),
         ({"data": DataSource(sample_pictures=0)}, "must be at least 1"),
         ({"data": DataSource("real", official={"vqa": "."})}, r"data.official: no task 'vqa' \(did you mean"),
         ({"data": DataSource("real", posts=".")}, r"no folders: data.official.vqa2 \(not given\); name"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,15 @@ def test_no_automatic_score_is_called_passrate(folder):
     names = {name for row in summarise(folder, SETTINGS)["rows"] for c in row["cells"].values() for name in c["scores"]}
     assert not any("pass" in name.lower() for name in names)
     assert set(STARTS) == set(SETTINGS.starts)
+
+
+def test_published_numbers_are_marked_as_such(folder):
+    settings = replace(SETTINGS, published={"CroMIC-CMT": {"muge": {"cider": 51.25}, "vqa2": {"accuracy": 60.0}}})
+    settings._check_published()
+    write_report(folder, settings)
+    text = (folder.path / "results.md").read_text(encoding="utf-8")
+    assert "| *CroMIC-CMT* | *published* | 51.2 | – | – | – | – | – | 60.0 |" in text
+    assert "- Published: as given in the recipe, measured by others on their own data and models." in text
 
 
 def test_grounded_accuracy_has_a_table_of_its_own(folder):
