@@ -107,7 +107,8 @@ def peak_of(command: list[str]) -> tuple[float, float]:
     process = psutil.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None:
         try:
-            held = sum(p.memory_info().rss for p in [process, *process.children(recursive=True)])
+            # pss: what processes share is counted once; at a fork, rss would count the parent twice
+            held = sum(p.memory_full_info().pss for p in [process, *process.children(recursive=True)])
         except psutil.NoSuchProcess:  # ended while we looked
             continue
         peak = max(peak, held)
