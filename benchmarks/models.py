@@ -2,7 +2,8 @@
 and decoding Unified VLP with what it keeps against computing the whole sequence again for each token.
 
 The plain way makes every comment a full sequence of its own, with its image and its post, padded to 40 and 25 tokens:
-transformers' BERT, transformers' ViLT with torch's decoder, and the published CroMIC-CMT code (which encodes a post once).
+transformers' BERT (on grid features computed once a post, as the published code reads them from disk), transformers' ViLT with
+torch's decoder, and the published CroMIC-CMT code (which encodes a post once).
 Both sides compute the same loss of the same draws in the same precision with the same optimizer. Peak memory is that of a
 process that takes two steps and does nothing else.
 
@@ -75,7 +76,7 @@ def plain(name: str, batch: Batch) -> Step:
     if name == "vlp":
         model = PlainVLP(config)
         given = sequences(batch, draw_masks(batch, SEED, config), config, len(model.vis_positions))
-        loss_of = lambda: model.loss(given, batch.images, batch.owner, image_per_comment=True)  # noqa: E731
+        loss_of = lambda: model.loss(given, batch.images, batch.owner)  # noqa: E731
     else:
         model = PlainViLT(config)
         loss_of = lambda: model.loss(prepared)  # noqa: E731

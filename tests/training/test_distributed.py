@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from launching import environment, free_port
+
 from cromic_ds.errors import UserError
 from cromic_ds.training import distributed
 from cromic_ds.training.distributed import Ranks, first_host, processes_per_host, ranks_from
@@ -135,3 +138,25 @@ def test_the_helpers_in_two_processes(tmp_path):
         assert answer["sum"] == pytest.approx([3, 0.2], abs=1e-15)
         assert answer["gathered"] == [{"rank": 0}, {"rank": 1}]
         assert answer["from_main"] == "said by 0"
+
+
+@pytest.mark.slow
+def test_killed_ranks_leave_no_shared_memory(tmp_path):
+    code = "from cromic_ds.training import distributed as d; d.start(); print(d.sum_over_ranks([1.0]), flush=True); input()"
+    port = str(free_port())
+    processes = []
+    for rank in range(2):
+        about = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+        env = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **{k: str(v) for k, v in about.items()})
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen([sys.executable, "-c", code], env=env, **pipes))
+    try:
+        for process in processes:  # DeepSpeed prints before
+            assert any("[2.0]" in line for line in iter(process.stdout.readline, ""))
+            mapped = Path(f"/proc/{process.pid}/maps").read_text()
+            assert f"_{port}_0 (deleted)" in mapped and f"_{port}_1 (deleted)" in mapped
+        assert not list(Path("/dev/shm").glob(f"*_{port}_*"))
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
