@@ -140,9 +140,10 @@ def main() -> int:
         f"{batch.n_posts} posts, {batch.comment_ids.shape[0]} comments, {batch.n_targets} target tokens, {args.threads} "
         f"threads, {choose_precision('auto', 'cpu')}; seconds a step"
     )
+    # Before anything large is in this process: a child's peak begins with what its parent holds.
+    memory_of = {name: {side: peak_of(name, side, args) for side in SIDES} for name in args.models}
     lines, passed = [], True
-    for name in args.models:
-        memory = {side: peak_of(name, side, args) for side in SIDES}
+    for name, memory in memory_of.items():
         print(f"{name}:")
         seconds, _ = side_by_side({side: make(name, batch) for side, make in SIDES.items()}, args.rounds)
         medians, faster = report(seconds), ratio(seconds, "plain", "ours")
