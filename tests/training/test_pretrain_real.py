@@ -76,7 +76,11 @@ def uninterrupted(runs) -> Path:
 
 @pytest.mark.parametrize(
     ("ds_config", "model"),
-    [("zero0", "cmt"), ("zero2", "cmt"), *(("zero3", model) for model in MODELS)],
+    [
+        pytest.param("zero0", "cmt", marks=pytest.mark.long),
+        pytest.param("zero2", "cmt", marks=pytest.mark.long),
+        *(("zero3", model) for model in MODELS),
+    ],
 )
 def test_the_split_of_the_global_batch_changes_neither_loss_nor_weights(store, tmp_path, ds_config, model):
     splits = {"1x8": (1, 8), "2x4": (2, 4), "2x2x2": (2, 2)}

@@ -22,6 +22,7 @@ def deepspeed(out: Path, seed_data: Path, *more: str) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
+@pytest.mark.long
 def test_small_learns_the_ten_posts_by_heart(shared, tmp_path):
     out = tmp_path / "run"
     how = [

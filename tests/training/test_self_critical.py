@@ -313,7 +313,7 @@ def test_the_gradient_is_the_policy_gradient(tmp_path, model):
     assert max(g.abs().max() for g in gradient.values()) > 1e-2
 
 
-@pytest.mark.parametrize("baseline", ["greedy", "mean"])
+@pytest.mark.parametrize("baseline", ["greedy", pytest.param("mean", marks=pytest.mark.long)])
 def test_training_raises_the_expected_reward(tmp_path, model, baseline):
     """From 2.4 to 3.4 (greedy) or 3.8 (mean). Sampling without tokens that are no text takes `greedy` down to 0.8."""
     run = make_run(tmp_path, model=model)
