@@ -5,6 +5,7 @@ Modules are imported by the command that needs them, so that `cromic-ds --help` 
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import importlib
 import os
@@ -119,7 +120,21 @@ def script(prog: str, module: str, settings: str, function: str) -> None:
     """A script that a launcher starts (`pretrain.py`, `finetune.py`)."""
     # DeepSpeed's launcher adds --local_rank=N; the environment says the same.
     argv = [a for a in sys.argv[1:] if not a.startswith("--local_rank=")]
-    run_command(prog, module, settings, function, argv, recipe="config")
+    code = 0
+    try:
+        run_command(prog, module, settings, function, argv, recipe="config")
+    except SystemExit as end:
+        code = end.code or 0
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process after its exit handlers, but without shutting the interpreter down: a thread of gloo that still holds
+    a tensor of the last collective would ask a vanishing interpreter for its lock, and abort (pytorch issue 190489)."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run_command(

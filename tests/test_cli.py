@@ -30,6 +30,8 @@ SCRIPTS = {
 def command(capsys, monkeypatch):
     """command("inspect", "STORE"): (exit code, standard output, standard error); a script by its file name."""
 
+    monkeypatch.setattr(cli, "leave", sys.exit)
+
     def run(name: str, *arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()
         code = 0
@@ -306,6 +308,38 @@ def test_the_settings_of_a_run_folder_can_be_fed_back(parsed, tmp_path):
     settings = parsed("--model.preset", "tiny", "--optim.lr", "3e-4", "--model.image_positions", "false")
     open_folder(tmp_path / "run", settings_dict(settings))
     assert parsed("--config", str(tmp_path / "run" / "config.yaml")) == settings
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "said"),
+    [
+        ("print('trained')", 0, "trained\nexit handler\n"),
+        ("raise UserError('no store')", 2, "exit handler\n"),
+        ("1 / 0", 1, "exit handler\ninterpreter ends\n"),  # with its traceback
+    ],
+)
+def test_a_script_ends_after_its_exit_handlers_and_before_the_interpreter(function, code, said):
+    program = f"""if True:
+        import atexit, types, sys, dataclasses
+        from cromic_ds.cli import script
+        from cromic_ds.errors import UserError
+        class Ends:
+            def __del__(self, write=sys.stdout.write):
+                write("interpreter ends\\n")
+        @dataclasses.dataclass
+        class Settings:
+            '''Nothing to set.'''
+        def function(settings):
+            {function}
+        ends = Ends()
+        atexit.register(print, "exit handler")
+        sys.argv = ["script.py"]
+        sys.modules["a_script"] = types.ModuleType("a_script")
+        vars(sys.modules["a_script"]).update(Settings=Settings, function=function, ends=ends)
+        script("script.py", "a_script", "Settings", "function")
+    """
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
+    assert (ended.returncode, ended.stdout) == (code, said), ended.stderr
 
 
 def test_deepspeeds_local_rank_is_passed_over(parsed):
