@@ -65,6 +65,8 @@ class ModelSettings:
     """vlp: share of the tokens to predict that become a random one; the rest stay."""
     image_ffn: int | None = None
     """vlp: inner width of the MLP on the image grid."""
+    image_layer_norm: bool | None = None
+    """vlp: layer norm on the image tokens before their positions are added (the published Unified VLP has none)."""
     initializer_range: float | None = None
     """vlp: standard deviation of the initial weights."""
     layer_norm_eps: float | None = None

@@ -62,6 +62,7 @@ class VLPConfig(PreTrainedConfig):
     resnet: dict | None = None
     image_ffn: int = 1536  # inner width of the MLP on the image grid
     image_positions: bool = True  # learned ones of the image's own; else the sequence's
+    image_layer_norm: bool = False  # and positions that start as large as it makes the tokens
     batch_norm: str = "batch"
     max_positions: int = 512
     type_vocab_size: int = 6
@@ -91,7 +92,7 @@ class VLPConfig(PreTrainedConfig):
 PRESETS: dict[str, dict] = {
     "tiny": {
         **{"d_model": 128, "encoder_layers": 4, "n_heads": 4, "ffn": 512, "image_size": 112, "image_ffn": 256},
-        **{"dropout": 0.0, "initializer_range": 0.05, "batch_norm": "frozen"},
+        **{"dropout": 0.0, "initializer_range": 0.09, "image_layer_norm": True, "batch_norm": "frozen"},
         "resnet": CMT_PRESETS["tiny"]["resnet"],
     },
     "small": {
@@ -122,6 +123,7 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
             width,
             config.image_size,
             config.image_positions,
+            config.image_layer_norm,
             config.batch_norm,
             config.dropout,
         )
@@ -153,7 +155,7 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
             init.zeros_(module.bias)
         elif isinstance(module, GridEncoder):
             if module.positions is not None:
-                init.normal_(module.positions, std=self.config.initializer_range)
+                init.normal_(module.positions, std=self.config.initializer_range if module.norm is None else 1.0)
         else:
             super()._init_weights(module)
 

@@ -182,10 +182,19 @@ class PredictionHead(nn.Module):
 
 
 class GridEncoder(ImageEncoder):
-    """(P, 3, H, W) -> (P, K, D): every cell of the ResNet's last grid through an MLP, with a learned position if asked for."""
+    """(P, 3, H, W) -> (P, K, D): every cell of the ResNet's last grid through an MLP, with a layer norm and a learned position
+    if asked for."""
 
     def __init__(
-        self, resnet: dict, inner: int, width: int, image_size: int, positions: bool, batch_norm: str, dropout: float
+        self,
+        resnet: dict,
+        inner: int,
+        width: int,
+        image_size: int,
+        positions: bool,
+        norm: bool,
+        batch_norm: str,
+        dropout: float,
     ):
         nn.Module.__init__(self)
         self.backbone = ResNetModel(ResNetConfig(**resnet))
@@ -197,6 +206,7 @@ class GridEncoder(ImageEncoder):
             nn.Dropout(dropout),
         )
         self.n_tokens = (grid_side(image_size) + 1) ** 2  # no pool here
+        self.norm = LayerNorm(width) if norm else None
         self.positions = nn.Parameter(torch.zeros(self.n_tokens, width)) if positions else None
         for module in self.backbone.modules():  # saves one copy of every activation map
             if isinstance(module, nn.ReLU):
@@ -206,4 +216,5 @@ class GridEncoder(ImageEncoder):
     def forward(self, images: Tensor) -> Tensor:
         pixels = normalise(images).contiguous(memory_format=self.kernels.memory_format)
         tokens = self.mlp(self.backbone(pixels).last_hidden_state.flatten(2).transpose(1, 2))
+        tokens = tokens if self.norm is None else self.norm(tokens)
         return tokens if self.positions is None else tokens + self.positions

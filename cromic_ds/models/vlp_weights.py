@@ -39,9 +39,8 @@ RULES: list[tuple[str, str]] = [
     (r"ans_classifier\.([02])\.(\w+)", r"answer_head.\1.\2"),
 ]
 KEY_OR_VALUE = re.compile(LAYER + r"attention\.self\.(key|value)\.(\w+)")
-SEQ2SEQ_TASK = (
-    3  # the published code's optional projection for each task: two directions, left to right, right to left, seq2seq
-)
+# Of the published code's optional projections, one for each task: two directions, left to right, right to left, seq2seq.
+SEQ2SEQ_TASK = 3
 
 
 def our_name(foreign: str) -> str | None:

@@ -77,6 +77,14 @@ def without_images(batch: Batch) -> Batch:
     return dataclasses.replace(batch, images=None)
 
 
+def test_layer_normed_image_tokens_and_their_positions_start_as_large_as_each_other():
+    encoder = vlp(image_layer_norm=True).image_encoder
+    images = torch.randint(0, 256, (4, 3, 96, 96), dtype=torch.uint8)
+    content = encoder(images) - encoder.positions
+    torch.testing.assert_close(content.std(-1), torch.ones(4, 9), rtol=0.05, atol=0)
+    assert 0.8 < float(encoder.positions.detach().std()) < 1.2
+
+
 # ---- against transformers' BertModel, each comment a sequence of its own
 
 

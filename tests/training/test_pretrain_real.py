@@ -79,7 +79,7 @@ def uninterrupted(runs) -> Path:
     [
         pytest.param("zero0", "cmt", marks=pytest.mark.long),
         pytest.param("zero2", "cmt", marks=pytest.mark.long),
-        *(("zero3", model) for model in MODELS),
+        *(("zero3", model) for model in [*MODELS, "vilt --model.decoder prefix"]),
     ],
 )
 def test_the_split_of_the_global_batch_changes_neither_loss_nor_weights(store, tmp_path, ds_config, model):
@@ -87,7 +87,7 @@ def test_the_split_of_the_global_batch_changes_neither_loss_nor_weights(store, t
     for name, (ranks, micro) in splits.items():
         # A small rate: Adam's first steps turn the last digits of near-zero gradients into whole steps of single weights.
         more = ["--loop.steps", "3", "--loop.micro_batch", str(micro), "--ds_config", ds_config, "--optim.lr", "1e-5"]
-        more += ["--model.name", model]
+        more += ["--model.name", *model.split()]
         run_to_end(tmp_path / name, arguments(store, tmp_path / name / "run", *more), ranks)
     reference = tmp_path / "1x8" / "run"
     for name in ("2x4", "2x2x2"):
