@@ -56,6 +56,7 @@ class Engine:
         self.autocast_dtype = getattr(torch, autocast["dtype"]) if autocast.get("enabled") else None
         self.scaler = LossScaler(self.engine) if self.autocast_dtype is torch.float16 else None
         self.device = device()
+        self.watch_forward = contextlib.nullcontext  # around each forward pass of training; the profiler sets it
 
     @property
     def model(self) -> PreTrainedModel:
@@ -79,7 +80,8 @@ class Engine:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch, seed in zip(batches, seeds):
             torch.manual_seed(seed)
-            loss = self.engine(batch.to(self.device)).float()
+            with self.watch_forward():
+                loss = self.engine(batch.to(self.device)).float()
             total += loss.detach()
             # An infinite loss can have finite gradients; as NaN they cannot pass the check before the update.
             poison = torch.where(loss.detach().isfinite(), 1.0, math.nan)
