@@ -12,7 +12,7 @@ export PATH := $(BIN):$(PATH)
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup sample pretrain test test-fast test-long lint bench clean
+.PHONY: help setup sample pretrain test test-fast test-long test-cluster lint bench clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,14 +37,17 @@ sample: $(STORE)/store.json ## write the sample world
 pretrain: sample ## pretrain a small model on the sample world and show what it says (MODEL=cmt RUN=folder)
 	@$(BIN)/python launch/local.py --config recipes/sample_$(MODEL).yaml --data.path $(STORE) $(if $(RUN),--out $(RUN))
 
-test: setup lint ## all tests but the long ones
-	$(BIN)/python -m pytest -m "not long"
+test: setup lint ## all tests but the long ones and those on a cluster
+	$(BIN)/python -m pytest -m "not long and not cluster"
 
 test-fast: setup lint ## the tests that take no training run
-	$(BIN)/python -m pytest -m "not slow and not long"
+	$(BIN)/python -m pytest -m "not slow and not long and not cluster"
 
 test-long: setup ## the tests that train models to a score (half an hour)
 	$(BIN)/python -m pytest -m long
+
+test-cluster: setup ## the tests on a Slurm and ssh cluster of its own (root; Debian's slurm-wlm munge pdsh openssh-server)
+	$(BIN)/python -m pytest -m cluster
 
 lint: setup
 	$(BIN)/ruff check .
