@@ -14,10 +14,10 @@ import torch
 
 
 def run_folder(recipe: str) -> Path:
-    """The first of runs/NAME, runs/NAME-2, … that holds no finished run (a finished one has an export)."""
+    """The first of runs/NAME, runs/NAME-2, … that holds no finished run."""
     base = Path("runs") / f"pretrain_{Path(recipe).stem}"
     folder, number = base, 1
-    while (folder / "export").exists():
+    while (folder / "finished.json").exists():
         number += 1
         folder = base.with_name(f"{base.name}-{number}")
     return folder

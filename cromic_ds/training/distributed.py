@@ -77,6 +77,9 @@ def start(environ: Mapping[str, str] = os.environ) -> Ranks:
     """Join the process group through DeepSpeed, and choose this process's device.
 
     nccl on GPUs, gloo elsewhere. Variables that a launcher left out are set before DeepSpeed reads them.
+
+    Raises:
+        UserError: more processes on this host than GPUs, or the rendezvous port is taken.
     """
     ranks = ranks_from(environ)
     os.environ.update(
@@ -92,12 +95,29 @@ def start(environ: Mapping[str, str] = os.environ) -> Ranks:
     import deepspeed
 
     if torch.cuda.is_available():
+        check_devices(ranks, torch.cuda.device_count(), os.environ)
         torch.cuda.set_device(device())
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timedelta(minutes=30))
+    try:
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timedelta(minutes=30))
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        where = f"port {os.environ['MASTER_PORT']} of {ranks.master_addr}"
+        raise UserError(f"{where} is in use: choose another (deepspeed --master_port, or MASTER_PORT)") from None
     barrier()
     free_with_process(ranks)
     return ranks
+
+
+def check_devices(ranks: Ranks, count: int, environ: Mapping[str, str]) -> None:
+    """Raises UserError where processes of this host would have to share its `count` GPUs. Under Slurm a task may be shown one
+    GPU of its own (--gpus-per-task=1); then it cannot see those of the others."""
+    if ranks.local_world_size > count and not (count == 1 and "SLURM_STEP_ID" in environ):
+        raise UserError(
+            f"host {socket.gethostname()} has {count} GPUs for {ranks.local_world_size} processes, and each drives one: start "
+            f"{count} there (slots={count} in the hostfile, deepspeed --num_gpus, srun --ntasks-per-node)"
+        )
 
 
 def free_with_process(ranks: Ranks) -> None:

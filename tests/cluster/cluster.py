@@ -73,7 +73,7 @@ PermitRootLogin prohibit-password
 PasswordAuthentication no
 UsePAM no
 StrictModes no
-PidFile none
+PidFile {home}/sshd-{name}.pid
 ListenAddress {address}
 """
 HEAD_UP = """
@@ -180,7 +180,10 @@ class Cluster:
             "slurm/slurm.conf": SLURM_CONF.format(home=HOME, head=head, nodes="\n".join(lines)),
             "slurm/gres.conf": f"Name=gpu File={HOME}/gpus/nvidia[0-{self.gpus - 1}] Flags=nvidia_gpu_env\n",
             "ssh/ssh_config": SSH_CONFIG,
-            **{f"ssh/sshd_config.node{i}": SSHD_CONFIG.format(address=ADDRESS.format(i)) for i in nodes},
+            **{
+                f"ssh/sshd_config.node{i}": SSHD_CONFIG.format(home=HOME, name=f"node{i}", address=ADDRESS.format(i))
+                for i in nodes
+            },
         }
         home = self._home
         for folder in ("state", "log", "gpus", "../sshd", *(f"spool-node{i}" for i in nodes)):
@@ -255,6 +258,16 @@ class Cluster:
             yield
         finally:
             self.output("umount", "--lazy", folder, node=node)
+
+    @contextlib.contextmanager
+    def without_ssh(self, node: int):
+        """Within the block a node refuses connections by ssh."""
+        pid = (self._home / f"sshd-node{node}.pid").read_text()
+        self.output("kill", pid)
+        try:
+            yield
+        finally:
+            self.output("/usr/sbin/sshd", "-f", f"/etc/ssh/sshd_config.node{node}", node=node)
 
     # Jobs.
 

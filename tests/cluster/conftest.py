@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import launching
 from cluster import REPOSITORY, Cluster, missing
 
 
@@ -27,6 +29,16 @@ def cluster(session_cluster: Cluster) -> Cluster:
     session_cluster.output("scancel", "--user=root")
     session_cluster.wait_until_idle()
     return session_cluster
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """For each of the processes, which share this machine's cores; and what they compile is compiled once."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in launching.environment().items():
+            patch.setenv(name, value)
+        patch.delenv("GLOO_SOCKET_IFNAME")  # there is a network between the hosts
+        yield
 
 
 @pytest.fixture

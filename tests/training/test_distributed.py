@@ -21,6 +21,7 @@ from cromic_ds.training.distributed import Ranks, first_host, processes_per_host
 REPOSITORY = Path(__file__).resolve().parents[2]
 SRUN = {
     **{"SLURM_PROCID": "9", "SLURM_STEP_NUM_TASKS": "16", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456"},
+    "SLURM_STEP_ID": "0",
     **{"SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"},
 }
 
@@ -37,6 +38,15 @@ def test_torchrun_and_deepspeed():
 def test_srun():
     assert ranks_from(SRUN) == Ranks(9, 16, 1, 8, "gpu07", 20000 + 123456 % 20000)
     assert ranks_from({**SRUN, "MASTER_ADDR": "head", "MASTER_PORT": "5000"}) == Ranks(9, 16, 1, 8, "head", 5000)
+
+
+def test_each_process_drives_a_gpu():
+    four = ranks_from({"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"})
+    distributed.check_devices(four, 4, {})
+    distributed.check_devices(four, 1, SRUN)  # --gpus-per-task=1
+    for count, environ in ((2, {}), (2, SRUN), (1, {})):
+        with pytest.raises(UserError, match=rf"has {count} GPUs for 4 processes.*slots={count}"):
+            distributed.check_devices(four, count, environ)
 
 
 def test_torchrun_below_srun_counts_torchruns_processes():
