@@ -41,6 +41,12 @@ COMMANDS: dict[str, Command] = {
         many=("text", "split"),
     ),
     "inspect": Command("what a store holds", "cromic_ds.data.inspect", "InspectSettings", "inspect", ("store",)),
+    "doctor": Command(
+        "whether a run would start here, and on the hosts of a hostfile",
+        "cromic_ds.doctor.command",
+        "DoctorSettings",
+        "doctor",
+    ),
     "plan": Command("memory and communication before a run", "cromic_ds.training.plan", "PlanSettings", "plan"),
     "export": Command(
         "a run's checkpoint to an export", "cromic_ds.training.export", "ExportSettings", "export", ("run",)

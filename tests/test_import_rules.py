@@ -19,6 +19,7 @@ ALLOWED = {
     "tracking": LEAVES | {"tracking"},
     "tasks": LEAVES | {"tasks", "data", "metrics"},
     "rating": LEAVES | {"rating", "data", "metrics", "tasks"},
+    "doctor": LEAVES | {"doctor", "data", "models", "tracking", "training"},
     "table": LEAVES | {"table", "data", "models", "tasks"},
     "training": LEAVES | {"training", "data", "models", "metrics", "tracking", "tasks"},
     "cli": LEAVES | {"cli", "training", "data", "models", "metrics", "tracking", "tasks", "rating"},
