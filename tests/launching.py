@@ -28,9 +28,10 @@ def free_port() -> int:
 
 
 class Job:
-    """`script` in `ranks` processes, as a launcher would start them, each with its output in a file."""
+    """`script` in `ranks` processes, as a launcher would start them, each with its output in a file; `more` goes into
+    their environment."""
 
-    def __init__(self, folder: Path, arguments: list[str], ranks: int = 1, script: str = "pretrain.py"):
+    def __init__(self, folder: Path, arguments: list[str], ranks: int = 1, script: str = "pretrain.py", **more: str):
         folder.mkdir(parents=True, exist_ok=True)
         self.logs = [folder / f"rank{r}.log" for r in range(ranks)]
         port = str(free_port())
@@ -43,6 +44,7 @@ class Job:
                 LOCAL_WORLD_SIZE=str(ranks),
                 MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=port,
+                **more,
             )
             command = [sys.executable, str(REPOSITORY / script), *arguments]
             with log.open("a") as f:

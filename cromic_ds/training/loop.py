@@ -25,7 +25,9 @@ from cromic_ds.training.distributed import Ranks, average_buffers, gather_object
 from cromic_ds.training.ema import Ema
 from cromic_ds.training.engine import Engine, StepResult
 from cromic_ds.training.evaluation import EvalSettings, predict, sample_rows, score, teacher_forced
+from cromic_ds.training.guard import Guard
 from cromic_ds.training.optimizer import OptimizerSettings, learning_rate
+from cromic_ds.training.profile import Profiler
 from cromic_ds.training.signals import StopRequest
 from cromic_ds.training.state import TrainState
 from cromic_ds.training.usage import Usage
@@ -59,9 +61,14 @@ class LoopSettings:
     """Evaluate and export an exponential moving average of the weights with this decay (0.999, say); 0 = none."""
     patience: int = 0
     """Stop after this many evaluations in a row without a better score of the task; 0 = never."""
+    hang_timeout: float = 900.0
+    """Seconds without progress (a step, a batch of an evaluation, a checkpoint) after which a rank counts as hanging and the
+    run is ended on all hosts; before the first step at least 600."""
 
     def check(self) -> None:
         """Raise UserError for values that cannot work."""
+        if self.hang_timeout <= 0:
+            raise UserError(f"loop.hang_timeout is {self.hang_timeout}: give seconds above 0 (a day is 86400)")
         if not 0 < self.epochs < math.inf or self.steps < 0:
             raise UserError("loop.epochs must be above 0, loop.steps 0 (from the epochs) or more")
         if not 0 <= self.ema_decay < 1:
@@ -99,7 +106,9 @@ class Run:
     image_size: int  # side of the crops in pixels; 0 = the model reads no images
     tracker: Tracker
     usage: Usage
+    profiler: Profiler
     stop: StopRequest
+    guard: Guard
 
     @property
     def finished(self) -> bool:
@@ -110,17 +119,21 @@ def train(run: Run) -> None:
     """Train from the state's step to the last one, to a stop request, or until the score no longer rises."""
     while not run.finished:
         step = run.state.step
+        run.guard.at("reading data", step)
+        run.profiler.begin(step + 1)
         batches, waited = next_batches(run)
         batches, values = run.objective(run, batches) if run.objective else (batches, {})
         drawn = seeds(run, step, len(batches))
         # What is drawn for an example follows from the step and the example, however the global batch is split.
         drawn_in_step = example_seed(run.seed, step, -1)
         batches = [run.engine.model.prepare(batch, drawn_in_step) for batch in batches]
+        run.guard.at("in a step")
         n_targets, stopping = agree(run, batches)
         lr = learning_rate(run.optim, step, run.total_steps)
         result = run.engine.train_step(batches, lr, n_targets, drawn)
         advance(run, result, batches)
         log_step(run, result, values, lr, waited, batches)
+        run.profiler.end(step + 1)
 
         last = run.state.step == run.total_steps
         if last or due(run.eval.every, run.state.step):
@@ -230,13 +243,16 @@ def evaluate(run: Run) -> None:
     average_buffers(run.engine.model)
     with run.ema.applied() if run.ema else nullcontext():
         values = teacher_forced(
-            run.engine.loss_sum, eval_batches(run.eval_dataset, run.data, limit=settings.examples, **shard)
+            run.engine.loss_sum,
+            run.guard.each(eval_batches(run.eval_dataset, run.data, limit=settings.examples, **shard), "evaluating"),
         )
         predictions = {}
         if settings.generate:
             with run.engine.full_weights() as model:
                 batches = eval_batches(run.eval_dataset, run.data, limit=settings.generate, **shard)
+                batches = run.guard.each(batches, "generating")
                 predictions = predict(model, run.tokenizer, batches, settings.decoding, run.answers)
+    run.guard.at("scoring")
     if predictions and run.ranks.is_main:
         values |= score(run.task, run.eval_dataset, predictions, settings.tokenisation)
         run.tracker.samples(run.state.step, sample_rows(run.eval_dataset, predictions, settings.pictures))
@@ -260,6 +276,7 @@ def remember_best(run: Run, values: dict) -> None:
 
 def save(run: Run) -> None:
     start = time.perf_counter()
+    run.guard.at("saving", run.state.step)
     path = checkpoint.save(run.engine, run.state, run.folder / "checkpoints", run.loop.keep_last, run.ema)
     log.info("saved %s in %.1f s", path, time.perf_counter() - start)
     run.usage.restart()

@@ -7,8 +7,14 @@ import logging
 import math
 import os
 import socket
+import time
+import uuid
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedTokenizerBase
 
 from cromic_ds.data.dataset import Dataset
 from cromic_ds.data.loader import DataSettings, steps
@@ -16,26 +22,30 @@ from cromic_ds.data.opening import open_dataset
 from cromic_ds.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from cromic_ds.errors import UserError
 from cromic_ds.models import ModelSettings
-from cromic_ds.models.kernels import KernelSettings, install, select
+from cromic_ds.models.kernels import Kernels, KernelSettings, install, select
 from cromic_ds.tasks import Task
 from cromic_ds.tracking import TrackingSettings, open_trackers, setup_logging
-from cromic_ds.training import checkpoint, distributed, setup
+from cromic_ds.training import checkpoint, distributed, lock, setup
 from cromic_ds.training.announce import announce
 from cromic_ds.training.ds_config import ResolveFacts, load_ds_config, resolve
 from cromic_ds.training.ema import Ema
 from cromic_ds.training.engine import Engine
 from cromic_ds.training.evaluation import EvalSettings
 from cromic_ds.training.export import export_checkpoint
-from cromic_ds.training.loop import LoopSettings, Run, train
+from cromic_ds.training.guard import Guard, clear
+from cromic_ds.training.loop import LoopSettings, Objective, Run, train
 from cromic_ds.training.memory import memory_plan, model_facts
 from cromic_ds.training.optimizer import OptimizerSettings, build_optimizer, choose_kernel, lr_scales
 from cromic_ds.training.precision import choose_precision
+from cromic_ds.training.preflight import preflight
+from cromic_ds.training.profile import Profiler, ProfileSettings
 from cromic_ds.training.signals import StopRequest
 from cromic_ds.training.state import TrainState
 from cromic_ds.training.summary import print_summary
 from cromic_ds.training.usage import Usage
 
 log = logging.getLogger(__name__)
+FINISHED = "finished.json"  # in the run folder exactly while the run in it is complete and exported
 
 
 @dataclass
@@ -57,6 +67,24 @@ class RunSettings:
     eval: EvalSettings = field(default_factory=EvalSettings)
     kernels: KernelSettings = field(default_factory=KernelSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    profile: ProfileSettings = field(default_factory=ProfileSettings)
+
+
+class Prepared(NamedTuple):
+    """What each process makes of the settings by itself, before the first word to another one."""
+
+    dataset: Dataset
+    eval_dataset: Dataset
+    tokenizer: PreTrainedTokenizerBase
+    answers: list[str] | None  # where answers are classified
+    start: setup.StartingModel
+    device: torch.device
+    ds_config: dict
+    kernels: Kernels
+    adam: str
+    offload: bool  # the optimizer's states are not on the device
+    scales: dict[str, float]
+    total_steps: int
 
 
 def run_training(
@@ -73,6 +101,48 @@ def run_training(
     Raises:
         UserError: settings, data or run folder that cannot work, before any training step.
     """
+    ranks = distributed.ranks_from(os.environ)
+    prepared = problem = None
+    try:
+        prepared = prepare(settings, task, ranks)
+    except UserError as error:
+        if ranks.local_world_size == ranks.world_size:
+            raise  # on one host every rank has the same error
+        problem = f"host {socket.gethostname()}: {error}"
+
+    # Nothing was started or written up to here.
+    stop = StopRequest().install()
+    with Guard(ranks, settings.loop.hang_timeout) as guard:
+        ranks = distributed.start()
+        if problems := sorted({p for p in distributed.gather_objects(problem) if p}):
+            raise UserError("; ".join(problems))
+        folder, attempt = Path(settings.out), distributed.from_main(uuid.uuid4().hex)
+        setup.on_main(setup.open_folder, folder, setup.settings_dict(settings), fixed)
+        setup.on_main(lock.acquire, folder, attempt)
+        setup.on_main(clear, folder)
+        guard.publish(folder, attempt)
+        setup_logging(folder, ranks.rank, ranks.world_size, socket.gethostname())
+        run = start_run(settings, task, prepared, ranks, guard, stop, objective)
+        try:
+            train(run)
+            run.profiler.finish()
+        finally:
+            run.tracker.finish()
+        guard.at("exporting")
+        if run.finished and ranks.is_main:
+            exported = export_checkpoint(folder, export, folder / "export")
+            log.info("finished after %d steps; exported to %s", run.state.step, exported)
+            checkpoint.write_atomically(folder / FINISHED, json.dumps({"step": run.state.step, "time": time.time()}))
+            print_summary(folder)
+        distributed.barrier()
+        if ranks.is_main:
+            lock.release(folder, attempt)
+        guard.end("finished" if run.finished else "stopped")
+        distributed.stop()
+
+
+def prepare(settings: RunSettings, task: Task, ranks: distributed.Ranks) -> Prepared:
+    """Raises UserError for all that can be known to be wrong without starting anything."""
     if not settings.data.path:
         raise UserError("data.path is missing: name a store (make one with `cromic-ds prepare` or `cromic-ds sample`)")
     for section in (settings.data, settings.loop, settings.eval, settings.tracking):
@@ -82,15 +152,10 @@ def run_training(
     setup.check_task(task, dataset, settings.data.path)
     source = setup.find_ds_config(settings.ds_config)
     ds_config = load_ds_config(source)
-    ranks = distributed.ranks_from(os.environ)
     device = distributed.device()
     tokenizer = load_tokenizer(dataset.tokenizer_path)
     answers = dataset.answers if task.kind == "classify" else None
-    n_answers = len(answers or [])
-    model, taken, origin = setup.make_model(
-        settings.model, tokenizer, settings.seed, answers, fine_tuning=task.kind != "comments"
-    )
-    image_size = model.image_size
+    start = setup.make_model(settings.model, tokenizer, settings.seed, answers, fine_tuning=task.kind != "comments")
     facts = ResolveFacts(
         global_batch=settings.loop.global_batch,
         micro_batch=settings.loop.micro_batch,
@@ -99,49 +164,76 @@ def run_training(
         device=device.type,
         precision=choose_precision(settings.precision, device),
         clip=settings.optim.clip,
-        hidden_size=model.config.d_model,
+        hidden_size=start.model.config.d_model,
         source=str(source),
     )
-    ds_config = resolve(ds_config, facts)
+    ds_config = settings.profile.applied_to(resolve(ds_config, facts))
     kernels = select(settings.kernels, device)
     offload = (ds_config["zero_optimization"].get("offload_optimizer") or {}).get("device", "none") != "none"
     adam = choose_kernel(settings.kernels.optimizer, device, offload)
     if settings.loop.compile and ds_config["zero_optimization"]["stage"] == 3:
         raise UserError("loop.compile does not work under ZeRO-3 (hooks break the graph): use zero0, zero1 or zero2")
-    scales = lr_scales(model, settings.optim, taken)
-    eval_settings = for_task(settings.eval, task)
+    scales = lr_scales(start.model, settings.optim, start.taken)
+    total_steps = settings.loop.steps or max(
+        1, math.floor(settings.loop.epochs * len(dataset) / settings.loop.global_batch)
+    )
+    settings.profile.check(total_steps)
+    return Prepared(
+        dataset=dataset,
+        eval_dataset=eval_dataset,
+        tokenizer=tokenizer,
+        answers=answers,
+        start=start,
+        device=device,
+        ds_config=ds_config,
+        kernels=kernels,
+        adam=adam,
+        offload=offload,
+        scales=scales,
+        total_steps=total_steps,
+    )
 
-    # Nothing was started or written up to here.
-    stop = StopRequest().install()
-    ranks = distributed.start()
-    folder = Path(settings.out)
-    setup.on_main(setup.open_folder, folder, setup.settings_dict(settings), fixed)
-    setup_logging(folder, ranks.rank, ranks.world_size, socket.gethostname())
+
+def start_run(
+    settings: RunSettings,
+    task: Task,
+    prepared: Prepared,
+    ranks: distributed.Ranks,
+    guard: Guard,
+    stop: StopRequest,
+    objective: Objective | None,
+) -> Run:
+    """All ranks together: folder, engine, the newest checkpoint's state, and the batches from there on."""
+    dataset, tokenizer, answers, ds_config = prepared.dataset, prepared.tokenizer, prepared.answers, prepared.ds_config
+    model, taken, origin = prepared.start
+    folder, image_size = Path(settings.out), model.image_size
+    guard.at("preflight")
+    stored = model_facts(model).n_parameters * (2 if settings.loop.ema_decay else 1)
+    every = setup.settings_dict(settings)
+    preflight(folder, guard.attempt, every, dataset.fingerprint, stored, settings.loop.keep_last + 2, ranks)
     log.info("weights: %s", origin)
     if ranks.is_main:
         setup.write_model_folder(folder, model, tokenizer, settings.data, task.name, answers)
         checkpoint.write_atomically(folder / "ds_config.json", json.dumps(ds_config, indent=1))
 
+    guard.at("loading")
     resume = checkpoint.newest_good(folder / "checkpoints")
     if resume is None:
         setup.calibrate_batch_norm(model, taken, dataset, settings.data, image_size)
-    install(model, kernels)
+    install(model, prepared.kernels)
     if settings.loop.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     memory = memory_plan(model_facts(model), ds_config, ranks.world_size)
-    model.to(device)
-    optimizer, _ = build_optimizer(model, settings.optim, adam, offload, scales)
+    model.to(prepared.device)
+    optimizer, _ = build_optimizer(model, settings.optim, prepared.adam, prepared.offload, prepared.scales)
     engine = Engine(model, optimizer, ds_config, settings.loop.compile)
     state = TrainState(data_fingerprint=dataset.fingerprint, tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
     ema = Ema(engine, settings.loop.ema_decay) if settings.loop.ema_decay else None
     if resume is not None:
         state = resumed(checkpoint.load(engine, resume, ema), dataset)
-    total_steps = settings.loop.steps or max(
-        1, math.floor(settings.loop.epochs * len(dataset) / settings.loop.global_batch)
-    )
-    names = {**kernels.names, "optimizer": adam}
-    announce(settings, ranks, device, ds_config, names, engine, memory, dataset, state, total_steps)
-
+    total_steps = prepared.total_steps
+    names = {**prepared.kernels.names, "optimizer": prepared.adam}
+    announce(settings, ranks, prepared.device, ds_config, names, engine, memory, dataset, state, total_steps)
     run = Run(
         folder=folder,
         ranks=ranks,
@@ -149,7 +241,7 @@ def run_training(
         total_steps=total_steps,
         loop=settings.loop,
         optim=settings.optim,
-        eval=eval_settings,
+        eval=for_task(settings.eval, task),
         data=settings.data,
         task=task,
         objective=objective,
@@ -167,29 +259,22 @@ def run_training(
             seed=settings.seed,
             first_step=state.step,
             last_step=total_steps,
-            n_answers=n_answers,
+            n_answers=len(answers or []),
         ),
         answers=answers,
         dataset=dataset,
-        eval_dataset=eval_dataset,
+        eval_dataset=prepared.eval_dataset,
         tokenizer=tokenizer,
         image_size=image_size,
-        tracker=open_trackers(
-            settings.tracking, folder, setup.settings_dict(settings), state.step or None, total_steps, ranks.rank
-        ),
-        usage=Usage(engine.forward_flops, device, ranks.world_size),
+        tracker=open_trackers(settings.tracking, folder, every, state.step or None, total_steps, ranks.rank),
+        usage=Usage(engine.forward_flops, prepared.device, ranks.world_size),
+        profiler=Profiler(settings.profile, folder, engine, ranks.rank, ranks.world_size),
         stop=stop,
+        guard=guard,
     )
-    try:
-        train(run)
-    finally:
-        run.tracker.finish()
-    if run.finished and ranks.is_main:
-        exported = export_checkpoint(folder, export, folder / "export")
-        log.info("finished after %d steps; exported to %s", state.step, exported)
-        print_summary(folder)
-    distributed.barrier()
-    distributed.stop()
+    if not run.finished and ranks.is_main:
+        (folder / FINISHED).unlink(missing_ok=True)
+    return run
 
 
 def for_task(settings: EvalSettings, task: Task) -> EvalSettings:
