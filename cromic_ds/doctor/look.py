@@ -38,6 +38,7 @@ USED_FOR = {
     "pdsh": "--hostfile",
     "java": "METEOR",
 }
+OPERATION = "deepspeed_shm_comm"  # ShareMemCommBuilder of deepspeed.ops.op_builder.cpu
 REDUCE_BUFFER = 66 * 2**20  # bytes of /dev/shm that DeepSpeed takes for each CPU rank
 MEGA, GIGA = 1e6, 1e9
 
@@ -185,16 +186,14 @@ def check_torch(report: Report) -> Iterator[Check]:
 
 def check_operation(tools: dict[str, str]) -> Check:
     """DeepSpeed's operation for CPU ranks, compiled at the first start into torch's folder of extensions."""
-    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
     from torch.utils.cpp_extension import get_default_build_root
 
-    name = ShareMemCommBuilder.NAME
     given = os.environ.get("TORCH_EXTENSIONS_DIR")
     # Without the variable torch adds a folder for the Python and CUDA versions.
     folders = [Path(given)] if given else [*Path(get_default_build_root()).glob("py*"), Path(get_default_build_root())]
-    built = next((f / name for f in folders if (f / name / f"{name}.so").exists()), None)
+    built = next((f / OPERATION for f in folders if (f / OPERATION / f"{OPERATION}.so").exists()), None)
     about = {"section": "DeepSpeed", "name": "its CPU operation", "needed": "compiled once"}
-    for lock in (f / name / "lock" for f in folders):
+    for lock in (f / OPERATION / "lock" for f in folders):
         if lock.exists() and (age := time.time() - lock.stat().st_mtime) > 600:
             problem = f"{lock} is {age / 60:.0f} minutes old, of a killed compilation, and every start waits for it: remove it"
             return Check(**about, found="locked", stops=problem)
