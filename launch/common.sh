@@ -110,9 +110,11 @@ value_of() { # OPTION ARGUMENTS…: the option's last value, empty without one
 
 newest_checkpoint() { cat "$1/checkpoints/latest" 2>/dev/null; }
 
-job_field() { scontrol show job --oneliner "$SLURM_JOB_ID" | grep -oE "(^| )$1=[^ ]*" | cut -d= -f2-; }
+job_field() { # NAME: what Slurm knows of this job, to the end of the line that NAME is in
+    scontrol show job "$SLURM_JOB_ID" | sed -nE "s/^(.* )?$1=(.*)/\2/p"
+}
 
-still_ours() { [ "$(job_field JobState)" = RUNNING ]; }
+still_ours() { [[ $(job_field JobState) == RUNNING* ]]; }
 
 being_preempted() { [[ $(job_field PreemptTime) == [0-9]* ]]; }
 

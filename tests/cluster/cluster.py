@@ -262,7 +262,7 @@ class Cluster:
     @contextlib.contextmanager
     def without_ssh(self, node: int):
         """Within the block a node refuses connections by ssh."""
-        pid = (self._home / f"sshd-node{node}.pid").read_text()
+        pid = (self._home / f"sshd-node{node}.pid").read_text().strip()
         self.output("kill", pid)
         try:
             yield

@@ -48,7 +48,7 @@ def test_slurm_names_the_port_in_use(cluster, checkout, store, monkeypatch):
     [
         (["--gpus-per-node=2"], [RECIPE], "1 tasks for 2 GPUs on node1, and each task drives one"),
         ([], ["recipes/none.yaml"], "there is no recipe recipes/none.yaml"),
-        ([], [RECIPE, "--loop.step", "3"], "unknown setting 'loop.step'; did you mean 'loop.steps'?"),
+        ([], [RECIPE, "--loop.step", "3"], "unknown setting 'loop.step' (did you mean 'loop.steps'?)"),
     ],
     ids=["gpus", "recipe", "setting"],
 )
@@ -84,7 +84,7 @@ def test_check_hosts_says_what_is_wrong_with_each(cluster, checkout, own_store):
         "node1: ok",
         f"node2: has no store {own_store}: copy it there, or put it on a shared file system",
     ]
-    with cluster.hidden(checkout, node=1):
+    with cluster.hidden(checkout.parent, node=1):
         assert check_hosts(cluster, checkout)[1][0].startswith(f"node1: has no folder {checkout}: ")
     with cluster.without_ssh(node=2):
         assert check_hosts(cluster, checkout)[1][1].endswith("connect to host node2 port 22: Connection refused")

@@ -117,10 +117,8 @@ def muge(local, tmp_path_factory) -> Path:
 
 def test_sbatch_finetune_and_evaluate(cluster, checkout, local, muge):
     small = ["--loop.steps", 2, "--loop.global_batch", 4, "--eval.generate", 4, "--tracking.wandb", "off"]
-    job = cluster.sbatch(
-        *["--ntasks-per-node=2", "launch/finetune.sh", "muge", local / "export", "--data.path", muge, *small],
-        cwd=checkout,
-    )
+    command = ["launch/finetune.sh", "muge", local / "export", "--data.path", muge, *small]
+    job = cluster.sbatch("--ntasks-per-node=2", "--cpus-per-task=2", *command, cwd=checkout)
     state = cluster.wait_for_end(job)["JobState"]
     output = (checkout / f"slurm-finetune-{job}.out").read_text()
     assert state == "COMPLETED" and "finished: runs/finetune_muge" in output, output
