@@ -26,7 +26,7 @@ class Command(NamedTuple):
     settings: str
     function: str
     positional: tuple[str, ...] = ()  # settings given without `--name`
-    many: tuple[str, ...] = ()  # settings that take several values after one `--name`
+    many: tuple[str, ...] = ()  # settings that take several values, after one `--name` or positional
     flags: tuple[str, ...] = ()  # settings that are true where `--name` stands alone
     recipe: str = ""  # name of the option that takes a YAML file of settings
 
@@ -48,6 +48,14 @@ COMMANDS: dict[str, Command] = {
         "doctor",
     ),
     "plan": Command("memory and communication before a run", "cromic_ds.training.plan", "PlanSettings", "plan"),
+    "status": Command(
+        "how runs are, from their folders",
+        "cromic_ds.tracking.status",
+        "StatusSettings",
+        "status",
+        ("runs",),
+        ("runs",),
+    ),
     "export": Command(
         "a run's checkpoint to an export", "cromic_ds.training.export", "ExportSettings", "export", ("run",)
     ),
@@ -207,7 +215,8 @@ def make_parser(
     help_of = attribute_docs(kind)
     for field in dataclasses.fields(kind):
         if field.name in positional:
-            parser.add_argument(field.name, help=help_of.get(field.name))
+            several = {"nargs": "+"} if field.name in many else {}
+            parser.add_argument(field.name, help=help_of.get(field.name), **several)
         elif field.name in many:
             parser.add_argument(f"--{field.name}", nargs="+", default=[], help=help_of.get(field.name))
         elif field.name in flags:

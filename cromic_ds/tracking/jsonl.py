@@ -56,6 +56,18 @@ def read_metrics(run_folder: Path, kind: str | None = None) -> Iterator[dict]:
                 yield record
 
 
+def newest_metrics(run_folder: Path, n_bytes: int = 1 << 16) -> list[dict]:
+    """The records in the last `n_bytes` of the file, in order; none where there is no file."""
+    try:
+        with (run_folder / FILE_NAME).open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - n_bytes)
+            file.seek(start)
+            lines = file.readlines()
+    except FileNotFoundError:
+        return []
+    return [record for line in lines if (record := _parse(line)) is not None]  # the first one may be a half
+
+
 def plain(value: object) -> float | int | str | None:
     """A number of numpy or torch (a 0-d tensor) as Python's own; everything else as it is."""
     return value.item() if hasattr(value, "item") else value
