@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from launching import QUIET
+from launching import QUIET, last_step
 
 RECIPE = "recipes/sample_cmt.yaml"
 RUN = "runs/sample_cmt"  # where launch/pretrain.sh puts it
@@ -30,3 +32,11 @@ def write_hostfile(checkout: Path, *lines: str) -> None:
     names = ("PATH", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", "DS_ACCELERATOR")
     variables = [f"{name}={shlex.quote(os.environ[name])}\n" for name in names]
     (checkout / ".deepspeed_env").write_text("".join(variables))
+
+
+def wait_for_step(run: Path, step: int, what_else: Callable[[], str], timeout: float = 300) -> None:
+    """Return once `metrics.jsonl` holds training step `step`; what_else: the output to show where it does not come."""
+    end = time.monotonic() + timeout
+    while last_step(run) < step:
+        assert time.monotonic() < end, f"step {step} was not reached in {timeout} s\n{what_else()[-6000:]}"
+        time.sleep(0.1)

@@ -69,36 +69,31 @@ def test_more_nodes_than_there_are_is_refused_by_sbatch(cluster, checkout):
     assert "Node count specification invalid" in done.stdout or "More processors requested" in done.stdout
 
 
-def check_hosts(cluster, checkout, *more: object) -> tuple[int, list[str]]:
-    done = cluster.run(["launch/check_hosts.sh", "hosts", *map(str, more)], cwd=checkout)
-    return done.returncode, done.stdout.splitlines()
+def doctor(cluster, checkout, *more: object) -> tuple[int, list[str]]:
+    """`cromic-ds doctor`: its exit code, and what it says would stop a run."""
+    done = cluster.run(["cromic-ds", "doctor", "--hostfile", "hosts", *map(str, more)], cwd=checkout, timeout=200)
+    found = [line.removeprefix("stops a run: ") for line in done.stdout.splitlines() if line.startswith("stops a run")]
+    return done.returncode, found
 
 
-def test_check_hosts_says_what_is_wrong_with_each(cluster, checkout, own_store):
+def test_the_doctor_finds_what_is_wrong_with_each_host(cluster, checkout, own_store):
     write_hostfile(checkout, "# the cluster", "node1 slots=2", "node2 slots=2")
-    assert check_hosts(cluster, checkout, own_store) == (0, ["node1: ok", "node2: ok"])
-    with cluster.hidden(own_store.parent, node=2):
-        code, lines = check_hosts(cluster, checkout, own_store)
+    assert doctor(cluster, checkout, "--data", own_store) == (0, [])
+    write_hostfile(checkout, "node1 slots=2", "node2 slots=2", "node3 slots=2")
+    with cluster.hidden(own_store.parent, node=2), cluster.without_ssh(node=1):
+        code, found = doctor(cluster, checkout, "--data", own_store)
     assert code == 1
-    assert lines == [
-        "node1: ok",
-        f"node2: has no store {own_store}: copy it there, or put it on a shared file system",
-    ]
-    with cluster.hidden(checkout.parent, node=1):
-        assert check_hosts(cluster, checkout)[1][0].startswith(f"node1: has no folder {checkout}: ")
-    with cluster.without_ssh(node=2):
-        assert check_hosts(cluster, checkout)[1][1].endswith("connect to host node2 port 22: Connection refused")
+    refused, unknown, without_store = found
+    assert refused.startswith("node1: cannot be reached by ssh") and "Connection refused" in refused
+    assert unknown.startswith("node3: cannot be reached by ssh") and "Could not resolve hostname" in unknown
+    assert without_store.startswith("node2: ") and str(own_store) in without_store
+    write_hostfile(checkout, "node2 slots=2")
     cluster.cut(2)
     try:
-        assert check_hosts(cluster, checkout)[1][1].endswith(("No route to host", "Connection timed out"))
+        code, found = doctor(cluster, checkout)
     finally:
         cluster.mend(2)
-    write_hostfile(checkout, "node1 slots=2", "node2 slots=two", "node3 slots=1")
-    lines = check_hosts(cluster, checkout)[1]
-    assert lines[1] == "node2: the line is not HOST slots=NUMBER"
-    assert lines[2].startswith("node3: ssh: Could not resolve hostname node3")
-    done = cluster.run(["env", "PORT=22", "launch/check_hosts.sh", "hosts"], cwd=checkout)
-    assert done.stdout.splitlines()[0] == "node1: port 22 is in use: give deepspeed another --master_port"
+    assert code == 1 and found[0].startswith("node2: cannot be reached by ssh")
 
 
 def deepspeed(cluster, checkout, store):
@@ -116,7 +111,7 @@ def test_deepspeed_names_a_first_host_that_does_not_answer(cluster, checkout, st
 @contextlib.contextmanager
 def hanging(cluster, checkout, *command: object):
     """DeepSpeed's launcher waits for the other hosts after one has failed: yields a function that waits until a text is in its
-    output, and returns that. docs/clusters.md says so; launch/check_hosts.sh finds the reason before."""
+    output, and returns that. docs/clusters.md says so; the doctor finds the reason before."""
     log = checkout / "log"
     with log.open("w") as out:
         process = cluster.start(command, cwd=checkout, stdout=out, stderr=out)

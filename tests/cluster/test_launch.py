@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
-from launching import cromic_ds, losses, records, run_to_end
-from runs import RECIPE, RUN, arguments, write_hostfile
+from launching import cromic_ds, last_step, losses, records, run_to_end
+from runs import RECIPE, RUN, arguments, wait_for_step, write_hostfile
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 PROBE = str(Path(__file__).parent / "ranks_probe.py")
@@ -85,6 +88,43 @@ def test_a_hostfile_trains_as_one_host_does(cluster, checkout, store, local, slo
     assert f"[rank 0/{2 * slots} node1]" in (run / "log.txt").read_text()
     assert losses(run) == (losses(local) if slots == 1 else pytest.approx(losses(local), rel=1e-5))
     assert (run / "finished.json").exists()
+
+
+def test_a_launcher_on_each_host_without_ssh(cluster, checkout, store, local):
+    write_hostfile(checkout, "node1 slots=1", "node2 slots=1")
+    launcher = ["deepspeed", "--hostfile", "hosts", "--no_ssh", "--master_addr", "node1"]
+    script = ["pretrain.py", "--config", RECIPE, *arguments(store)]
+    with (checkout / "log").open("w") as log, cluster.without_ssh(1), cluster.without_ssh(2):
+        commands = [[*launcher, "--node_rank", str(rank), *script] for rank in (0, 1)]
+        processes = [cluster.start(c, node, cwd=checkout, stdout=log, stderr=log) for node, c in enumerate(commands, 1)]
+        codes = [process.wait(300) for process in processes]
+    assert codes == [0, 0], (checkout / "log").read_text()[-4000:]
+    assert losses(checkout / "runs" / "pretrain") == losses(local)
+
+
+def test_a_signal_to_one_rank_saves_and_ctrl_c_ends_the_training_on_all_hosts(cluster, checkout, store):
+    write_hostfile(checkout, "node1 slots=1", "node2 slots=1")
+    command = ["deepspeed", "--hostfile", "hosts", "pretrain.py", "--config", RECIPE]
+    command += arguments(store, "--loop.steps", 100_000, "--out", "runs/first")
+    run, log = checkout / "runs" / "first", checkout / "log"
+    with log.open("w") as out:
+        process = cluster.start(command, cwd=checkout, stdout=out, stderr=out)
+        wait_for_step(run, 3, log.read_text)
+        # As docs/clusters.md has it.
+        cluster.output("ssh", "node1", "pkill -USR1 -f '[p]retrain.py --local_rank=0 .*--out runs/first'")
+        assert process.wait(120) == 0, log.read_text()[-4000:]
+        stopped = last_step(run)
+        assert (run / "checkpoints" / "latest").read_text() == f"step-{stopped:08d}"
+
+        process = cluster.start(command, cwd=checkout, stdout=out, stderr=out)
+        wait_for_step(run, stopped + 2, log.read_text)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(60)
+    end = time.monotonic() + 60
+    while left := cluster.run(["pgrep", "--list-full", "--full", "runs/first"]).stdout:
+        assert time.monotonic() < end, left
+        time.sleep(0.5)
+    assert [record["step"] for record in records(run)] == list(range(1, last_step(run) + 1))
 
 
 def test_sbatch_pretrain_trains_as_one_host_does(cluster, checkout, store, local):

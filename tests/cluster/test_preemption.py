@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from launching import last_step, losses, records, run_to_end
-from runs import RECIPE, RUN, arguments
+from launching import losses, records, run_to_end
+from runs import RECIPE, RUN, arguments, wait_for_step
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 SOME = ["--loop.steps", 120]
@@ -32,17 +32,14 @@ class Training:
         self.output = checkout / f"slurm-pretrain-{self.job}.out"
 
     def wait_for_step(self, step: int) -> None:
-        end = time.monotonic() + 240
-        while last_step(self.run) < step:
-            assert time.monotonic() < end, self.text()
-            time.sleep(0.1)
+        wait_for_step(self.run, step, self.text)
 
-    def wait_for_restart(self) -> int:
+    def wait_for_restart(self, restart: int = 1) -> int:
         """Wait until the requeued job runs again; returns the step that it stopped after."""
         end = time.monotonic() + 240
-        while (job := self.cluster.job(self.job))["Restarts"] == "0" or job["JobState"] != "RUNNING":
+        while (job := self.cluster.job(self.job))["Restarts"] != str(restart) or job["JobState"] != "RUNNING":
             assert time.monotonic() < end and job["JobState"] not in ("FAILED", "TIMEOUT", "COMPLETED"), self.text()
-            if job["Restarts"] != "0" and job["JobState"] == "PENDING":
+            if job["Restarts"] == str(restart) and job["JobState"] == "PENDING":
                 self.cluster.start_now(self.job)
             time.sleep(0.2)
         return int(self.stops()[-1])
@@ -96,18 +93,22 @@ def test_the_time_limit(cluster, checkout, store):
     training.check_whole()
 
 
-def test_requeue_by_hand_and_cancel(cluster, checkout, store):
+def test_requeue_signal_and_cancel_by_hand(cluster, checkout, store):
     training = Training(cluster, checkout, store, ENDLESS)
     training.wait_for_step(3)
     cluster.output("scontrol", "requeue", training.job)
     stopped = training.wait_for_restart()
     training.wait_for_step(stopped + 3)
     assert training.starts() == ["0", str(stopped)]
-    training.check_whole()
+
+    cluster.output("scancel", "--signal=USR1", training.job)
+    again = training.wait_for_restart(2)
+    training.wait_for_step(again + 3)
+    assert training.starts() == ["0", str(stopped), str(again)]
 
     cluster.output("scancel", training.job)
     ended = cluster.wait_for_end(training.job)
-    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "1")
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "2")
     assert (training.run / "checkpoints" / "latest").read_text() == f"step-{int(training.stops()[-1]):08d}"
     training.check_whole()
 
