@@ -132,13 +132,12 @@ def read_ranks(folder: Path, now: float) -> list[dict]:
     doubtful = {path for path, found in verdicts.items() if found == "doubtful"}
     dead = {path for path, found in verdicts.items() if found == "dead"}
     dead |= unchanged({path: ranks[path] for path in doubtful})
-    for path in dead:
-        if (values := read_json(path)) and values["state"] not in ALIVE:  # its guard had the last word meanwhile
-            ranks[path] = values
-            continue
-        silent = ago(now - ranks[path]["time"])
-        error = f"no sign of life for {silent}, after step {ranks[path]['step']}, while {ranks[path]['phase']}"
-        ranks[path] = {**ranks[path], "state": "dead", "error": error}
+    for path in dead | doubtful:
+        ranks[path] = rank = read_json(path) or ranks[path]  # its guard may have had the last word meanwhile
+        if path in dead and rank["state"] in ALIVE:
+            silent = ago(now - rank["time"])
+            error = f"no sign of life for {silent}, after step {rank['step']}, while {rank['phase']}"
+            ranks[path] = {**rank, "state": "dead", "error": error}
     return list(ranks.values())
 
 
