@@ -169,6 +169,14 @@ def test_help_and_version_start_without_torch():
         ("pretrain.py", ["--data.path", "STORE", "--loop.global_batch", "0"], "global batch 0"),
         ("pretrain.py", ["--data.path", "STORE", "--loop.epochs", "0"], "loop.epochs must be above 0"),
         ("pretrain.py", ["--data.path", "STORE", "--eval.decoding.beams", "0"], "beams, num and max_new_tokens"),
+        ("pretrain.py", ["--data.path", "STORE", "--profile.trace", "12-10"], "profile.trace is '12-10'"),
+        (
+            "pretrain.py",
+            ["--data.path", "STORE", "--loop.steps", "5", "--profile.flops_step", "7"],
+            "profile.flops_step is 7, and the run ends with step 5",
+        ),
+        ("status", ["missing"], "missing: no run folder"),
+        ("doctor", ["--hostfile", "missing"], "--hostfile missing: No such file"),
         ("genrate", [], "unknown command 'genrate' (did you mean 'generate'?)"),
     ],
 )

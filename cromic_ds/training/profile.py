@@ -34,7 +34,7 @@ class ProfileSettings:
     flops_step: int = 0
     """Step, from 1, whose first forward pass is counted module by module (parameters, FLOPs, time) by DeepSpeed's FLOPs
     profiler, to RUN/flops_profile.txt; 0 = none."""
-    trace: str = ""
+    trace: int | str = ""
     """Steps, from 1, that torch's profiler records, such as 10 or 10-12, to RUN/profile/rank-0.trace.json and so on for
     every rank, to be opened at https://ui.perfetto.dev; empty = none."""
 
@@ -54,7 +54,7 @@ class ProfileSettings:
     @property
     def traced(self) -> tuple[int, int]:
         """First and last step of `trace`; (0, 0) where it names none."""
-        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", self.trace)
+        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", str(self.trace))
         return (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
 
     def applied_to(self, ds_config: dict) -> dict:

@@ -131,6 +131,12 @@ def test_steps_that_cannot_be_measured_are_refused(settings, message):
     assert message in str(error.value)
 
 
+def test_one_step_or_a_range():
+    assert [ProfileSettings(trace=t).traced for t in ("10-12", "10", 10, " 3 - 4 ", "")] == [
+        *((10, 12), (10, 10), (10, 10), (3, 4), (0, 0))
+    ]
+
+
 def test_the_deepspeed_config_keeps_what_it_says_about_the_log():
     settings = ProfileSettings(comms=True)
     assert settings.applied_to({"comms_logger": {"prof_all": False, "prof_ops": ["all_reduce"], "enabled": False}}) == {
