@@ -20,10 +20,12 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from cromic_ds.errors import UserError
+from cromic_ds.training import universal
 from cromic_ds.training.distributed import average_buffers, barrier, from_main, gather_objects
 from cromic_ds.training.ema import Ema
 from cromic_ds.training.engine import Engine
 from cromic_ds.training.state import TrainState
+from cromic_ds.training.universal import Layout
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -55,7 +57,8 @@ def save(engine: Engine, state: TrainState, folder: Path, keep_last: int, ema: E
     if rank == 0:
         buffers = {name: b.contiguous().cpu() for name, b in engine.model.named_buffers()}
         save_file(buffers, aside / "buffers.safetensors")
-        (aside / "state.json").write_text(json.dumps({**state.to_dict(), "world_size": world_size}, indent=1))
+        values = {**state.to_dict(), "world_size": world_size, "stage": engine.stage}
+        (aside / "state.json").write_text(json.dumps(values, indent=1))
     barrier()
     files = sorted(p.relative_to(aside).as_posix() for p in aside.rglob("*") if p.is_file())
     mine = {name: describe(aside / name) for name in files[rank::world_size]}
@@ -150,21 +153,19 @@ def newest_good(folder: Path) -> Path | None:
 
 
 def load(engine: Engine, checkpoint: Path, ema: Ema | None = None) -> TrainState:
-    """Restore weights, optimizer, buffers and state.
+    """Restore weights, optimizer, buffers and state, written by any number of ranks at any ZeRO stage.
 
     Raises:
-        UserError: it was written by another number of ranks.
+        UserError: it cannot be converted for this number of ranks and this stage.
     """
     values = json.loads((checkpoint / "state.json").read_text())
-    world_size = values.pop("world_size")
-    if world_size != dist.get_world_size():
-        raise UserError(
-            f"{checkpoint} was written by {world_size} ranks and this run has {dist.get_world_size()}: "
-            f"start it with {world_size}"
-        )
-    path, _ = engine.engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-    if path is None:
-        raise UserError(f"{checkpoint}: DeepSpeed could not load it (written at another ZeRO stage?)")
+    written = Layout(values.pop("world_size"), values.pop("stage", engine.stage))  # old ones do not name the stage
+    if written.fits(Layout(dist.get_world_size(), engine.stage)):
+        path, _ = engine.engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+        if path is None:
+            raise UserError(f"{checkpoint}: DeepSpeed could not load it (written at another ZeRO stage?)")
+    else:
+        universal.load(engine, checkpoint, written)
     restore_buffers(engine.model, checkpoint)
     if ema:
         ema.load(checkpoint)
