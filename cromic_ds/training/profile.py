@@ -79,12 +79,14 @@ class Profiler:
         self.rank, self.world_size = rank, world_size
         self._trace: torch.profiler.profile | None = None
         self._marks = contextlib.ExitStack()
+        self._began = False
         if settings.comms:  # from here on; before was the start-up
             comm.timers = CallTimers()
             comm.comms_logger.reset_data()
 
     def begin(self, step: int) -> None:
         """Step `step` (from 1) starts."""
+        self._began = True
         first, last = self.settings.traced
         if first <= step <= last:
             if self._trace is None:  # a run may be resumed inside the range
@@ -103,7 +105,7 @@ class Profiler:
     def finish(self) -> None:
         """The training has ended, or stops early. Called by all ranks together."""
         self._write_trace()
-        if self.settings.comms:
+        if self.settings.comms and self._began:  # a finished run, started again, keeps what it has
             self._write_comms()
 
     def _write_trace(self) -> None:

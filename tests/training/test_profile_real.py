@@ -113,6 +113,11 @@ def test_a_run_that_stops_early_leaves_the_steps_it_has(tmp_path):
     assert "training step 1" not in names
 
 
+def test_a_finished_run_started_again_keeps_what_was_measured(tmp_path):
+    Profiler(ProfileSettings(comms=True, trace="2-9"), tmp_path, engine=None, rank=0, world_size=1).finish()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
