@@ -127,7 +127,8 @@ class Profiler:
         """
         self.engine.watch_forward = contextlib.nullcontext
         profiler = FlopsProfiler(self.engine.model, self.engine.engine)
-        with linear_counted_once():
+        # Compiled layers call nothing that could be counted, and would be compiled anew around the counting.
+        with torch.compiler.set_stance("force_eager"), linear_counted_once():
             profiler.start_profile()
             self.engine.model.apply(count_parameters)
             yield
