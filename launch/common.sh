@@ -54,7 +54,7 @@ run_step() { # COMMAND: by srun on all tasks; sets $code and $logs
     logs=$(job_field StdOut)
     logs=${logs%.*}.ranks
     mkdir -p "$logs"
-    srun --kill-on-bad-exit=1 --open-mode=append --output="$logs/rank-%t.txt" "$@" &
+    srun --ntasks="$(tasks)" --kill-on-bad-exit=1 --open-mode=append --output="$logs/rank-%t.txt" "$@" &
     step=$!
     # The job's own output shows rank 0.
     tail --lines=0 --follow=name --retry --pid="$step" "$logs/rank-0.txt" 2>/dev/null &
@@ -74,8 +74,12 @@ wait_for() { # JOB [SIGNAL]: sets $code; passes SIGNAL on when this job is told 
     trap - USR1 TERM CONT
 }
 
+tasks() { # of this allocation, from a list such as 8(x2),4; after a requeue with fewer nodes SLURM_NTASKS is the old one's
+    tr , '\n' <<<"$SLURM_TASKS_PER_NODE" | tr -c '0-9\n' ' ' | awk '{ n += $1 * ($2 ? $2 : 1) } END { print n }'
+}
+
 one_task_per_gpu() {
-    local tasks=${SLURM_NTASKS_PER_NODE:-${SLURM_TASKS_PER_NODE%%[!0-9]*}} gpus=${SLURM_GPUS_ON_NODE:-0}
+    local tasks=${SLURM_TASKS_PER_NODE%%[!0-9]*} gpus=${SLURM_GPUS_ON_NODE:-0}
     [ "$gpus" = 0 ] || [ "$gpus" = "$tasks" ] ||
         refuse "$tasks tasks for $gpus GPUs on $(hostname), and each task drives one: sbatch --ntasks-per-node=$gpus …"
 }

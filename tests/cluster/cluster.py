@@ -291,7 +291,7 @@ class Cluster:
         )
 
     def wait_for_end(self, id: int, timeout: float = 300) -> dict[str, str]:
-        """Wait until a job has ended for good. Slurm lets a requeued one wait for two minutes; here it starts at once."""
+        """Wait until a job has ended for good. Slurm lets a requeued one wait for two minutes; here it starts soon."""
 
         def ended() -> dict[str, str] | None:
             job = self.job(id)
@@ -302,7 +302,12 @@ class Cluster:
         return self._poll(ended, timeout, f"job {id} has not ended")
 
     def start_now(self, id: int) -> None:
-        self.run(["scontrol", "update", f"jobid={id}", "StartTime=now"])
+        """Let a requeued job wait no more than three seconds: in the second in which its last start was ended its node would
+        refuse the next one, and the job would fail."""
+        eligible = self.job(id)["EligibleTime"]
+        soon = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 10))
+        if eligible > soon:
+            self.run(["scontrol", "update", f"jobid={id}", "StartTime=now+3"])
 
     def _poll(self, done, timeout: float, complaint: str):
         end = time.monotonic() + timeout

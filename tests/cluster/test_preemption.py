@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from pathlib import Path
@@ -116,25 +117,24 @@ def test_requeue_signal_and_cancel_by_hand(cluster, checkout, store):
 def test_a_job_whose_rank_is_killed_fails_at_once_and_is_not_requeued(cluster, checkout, store):
     training = Training(cluster, checkout, store, ENDLESS)
     training.wait_for_step(3)
-    cluster.output("pkill", "-KILL", "-f", "-o", "pretrain[.]py --config", node=2)
+    rank = json.loads((training.run / "ranks" / "rank-0001.json").read_text())
+    cluster.output("kill", "-KILL", rank["pid"], node=2)
     ended = cluster.wait_for_end(training.job, timeout=60)
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), training.text()
-    assert "failed with exit code" in training.text()
+    assert "failed with exit code 137" in training.text()
+    assert "node2: task 1: Killed" in training.text()
     assert not (training.run / "finished.json").exists()
 
 
 def test_a_requeued_job_with_fewer_nodes_keeps_the_global_batch(cluster, checkout, store):
-    training = Training(cluster, checkout, store, ENDLESS, ("--nodes=1-2",))
+    training = Training(cluster, checkout, store, ENDLESS)
     training.wait_for_step(3)
     assert "global batch 8 = micro-batch 2 × accumulation 2 × 2 ranks" in (training.run / "log.txt").read_text()
-    cluster.output("scontrol", "update", "nodename=node2", "state=drain", "reason=test")
-    try:
-        cluster.output("scontrol", "requeue", training.job)
-        stopped = training.wait_for_restart()
-        training.wait_for_step(stopped + 3)
-    finally:
-        cluster.output("scancel", training.job)
-        cluster.output("scontrol", "update", "nodename=node2", "state=resume")
+    cluster.output("scontrol", "requeue", training.job)
+    cluster.wait_for_state(training.job, "PENDING")
+    cluster.output("scontrol", "update", f"jobid={training.job}", "NumNodes=1", "NumTasks=1", "NumCPUs=4")
+    stopped = training.wait_for_restart()
+    training.wait_for_step(stopped + 3)
     assert training.starts() == ["0", str(stopped)]
     assert "global batch 8 = micro-batch 2 × accumulation 4 × 1 ranks" in (training.run / "log.txt").read_text()
     training.check_whole()
