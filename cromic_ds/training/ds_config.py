@@ -148,28 +148,42 @@ def fill(config: dict, facts: ResolveFacts) -> dict:
 
 
 def split_batch(facts: ResolveFacts, given_micro_batch: int = 0) -> tuple[int, int]:
-    """(micro-batch, accumulation steps) of a rank; `UserError` naming the nearest batches that divide."""
+    """(micro-batch, accumulation steps) of a rank: on other ranks, the same micro-batch and another accumulation.
+
+    Raises:
+        UserError: they do not divide, with the nearest ranks, micro-batches and global batches that do.
+    """
     batch, world = facts.global_batch, facts.world_size
-    if batch < 1 or batch % world:
-        below, above = batch // world * world, (batch // world + 1) * world
-        choices = f"{below} or {above}" if below > 0 else f"{above}"
-        raise UserError(f"global batch {batch} does not divide over {world} ranks: the nearest that do are {choices}")
-    per_rank = batch // world
     micro = facts.micro_batch or given_micro_batch
+    whole = micro > 0 and batch % micro == 0
+    ranks = either(nearest_divisors(batch // micro if whole else batch, world)) if batch > 0 else ""
+    if batch < 1 or batch % world:
+        other = f"start {ranks}, or in a new run " if ranks else ""
+        batches = either([n for n in (batch // world * world, (batch // world + 1) * world) if n > 0])
+        raise UserError(
+            f"global batch {batch} does not divide over {world} ranks: {other}use a global batch of {batches}"
+        )
+    per_rank = batch // world
     if not micro:
         limit = DEFAULT_MICRO_BATCH.get(facts.device, DEFAULT_MICRO_BATCH["cuda"])
         micro = max(m for m in range(1, min(limit, per_rank) + 1) if per_rank % m == 0)
     if micro < 1 or per_rank % micro:
-        divisors = [m for m in range(1, per_rank + 1) if per_rank % m == 0]
-        near = {
-            max(m for m in divisors if m <= max(micro, 1)),
-            min((m for m in divisors if m > micro), default=per_rank),
-        }
+        other = f"start {ranks} ranks, " if whole and ranks else ""
         raise UserError(
             f"global batch {batch} over {world} ranks is {per_rank} posts each, which micro-batch {micro} does not divide: "
-            f"use micro-batch {' or '.join(str(m) for m in sorted(near))}, or another global batch"
+            f"use micro-batch {either(nearest_divisors(per_rank, micro))}, {other}or another global batch"
         )
     return micro, per_rank // micro
+
+
+def nearest_divisors(n: int, wanted: int) -> list[int]:
+    """The largest divisor of `n` below `wanted` and the smallest above it, where there are such."""
+    divisors = [d for d in range(1, n + 1) if n % d == 0]
+    return [*[d for d in divisors if d < wanted][-1:], *[d for d in divisors if d > wanted][:1]]
+
+
+def either(numbers: list[int]) -> str:
+    return " or ".join(map(str, numbers))
 
 
 def batch_arithmetic(config: dict, world_size: int) -> str:

@@ -320,17 +320,48 @@ def test_split_batch(batch: int, micro: int, world: int, device: str, expected: 
     assert split_batch(ResolveFacts(batch, micro, world, world, device)) == expected
 
 
-def test_batches_that_do_not_divide_name_the_nearest_that_do():
-    with pytest.raises(
-        UserError, match="global batch 10 does not divide over 4 ranks: the nearest that do are 8 or 12"
-    ):
-        split_batch(ResolveFacts(10, world_size=4))
-    with pytest.raises(UserError, match=r"the nearest that do are 4$"):
-        split_batch(ResolveFacts(2, world_size=4))
-    with pytest.raises(
-        UserError, match="is 24 posts each, which micro-batch 5 does not divide: use micro-batch 4 or 6,"
-    ):
-        split_batch(ResolveFacts(48, 5, world_size=2))
+def test_other_ranks_keep_the_global_batch_and_a_given_micro_batch():
+    assert [split_batch(ResolveFacts(64, 4, world)) for world in (1, 2, 4, 16)] == [(4, 16), (4, 8), (4, 4), (4, 1)]
+    assert [split_batch(ResolveFacts(64, 0, world)) for world in (1, 2, 4, 16)] == [(8, 8), (8, 4), (8, 2), (4, 1)]
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "world", "message"),
+    [
+        (
+            *(64, 0, 3),
+            "global batch 64 does not divide over 3 ranks: start 2 or 4, or in a new run use a global batch of "
+            "63 or 66",
+        ),
+        (
+            *(64, 16, 3),
+            "global batch 64 does not divide over 3 ranks: start 2 or 4, or in a new run use a global batch of 63 or 66",
+        ),
+        (
+            *(64, 32, 3),
+            "global batch 64 does not divide over 3 ranks: start 2, or in a new run use a global batch of 63 or 66",
+        ),
+        (
+            *(2, 0, 4),
+            "global batch 2 does not divide over 4 ranks: start 2, or in a new run use a global batch of 4",
+        ),
+        (0, 0, 4, "global batch 0 does not divide over 4 ranks: use a global batch of 4"),
+        (
+            *(48, 5, 2),
+            "global batch 48 over 2 ranks is 24 posts each, which micro-batch 5 does not divide: use micro-batch 4 or 6, "
+            "or another global batch",
+        ),
+        (
+            *(48, 8, 4),
+            "global batch 48 over 4 ranks is 12 posts each, which micro-batch 8 does not divide: use micro-batch 6 or 12, "
+            "start 3 or 6 ranks, or another global batch",
+        ),
+    ],
+)
+def test_batches_that_do_not_divide_name_the_nearest_that_do(batch: int, micro: int, world: int, message: str):
+    with pytest.raises(UserError) as error:
+        split_batch(ResolveFacts(batch, micro, world))
+    assert str(error.value) == message
 
 
 def test_batch_arithmetic_in_one_line():

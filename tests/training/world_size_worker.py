@@ -47,7 +47,7 @@ def save(engine, state, folder, keep_last, ema=None):
 
 @torch.no_grad()
 def write_state(engine, ema, name):
-    """Weights, moments, step and buffers, whole, whatever the ranks and the stage; averaged weights beside them."""
+    """Weights, moments, step, group settings and buffers, whole, whatever the ranks and the stage; averaged weights beside them."""
     adam, values = engine.engine.basic_optimizer, {}
     if engine.stage in (1, 2):  # DeepSpeed links the states when only the first group has any
         engine.engine.optimizer._hp_optimizer_states_linked = False
@@ -61,6 +61,8 @@ def write_state(engine, ema, name):
     values = {f"{key} {i}": part.flatten() for key, parts in values.items() for i, part in enumerate(parts)}
     values |= dict(engine.model.named_buffers())
     values["step"] = torch.tensor({int(state["step"]) for state in adam.state.values()}.pop())
+    settings = ("lr_scale", "weight_decay", "eps")
+    values["groups"] = torch.tensor([[group[name] for name in settings] for group in adam.param_groups])
     folder = NOTES / name
     if dist.get_rank() == 0:
         folder.mkdir(exist_ok=True)
