@@ -253,7 +253,7 @@ def ssh_server(tmp_path: Path, monkeypatch):
     )
     (folder / "ssh_config").write_text(
         f"Host node1 stranger\n HostName 127.0.0.1\n Port {port}\n User {getpass.getuser()}\n IdentitiesOnly yes\n"
-        f" UserKnownHostsFile {folder}/known\n LogLevel ERROR\n"
+        f" UserKnownHostsFile {folder}/known-%n\n LogLevel ERROR\n"
         f"Host node1\n IdentityFile {folder}/user\n StrictHostKeyChecking no\nHost stranger\n StrictHostKeyChecking yes\n"
     )
     monkeypatch.setenv("PDSH_SSH_ARGS_APPEND", f"-F {folder}/ssh_config")
