@@ -41,7 +41,7 @@ train() { # SCRIPT RECIPE [--setting value …]: a task for each GPU, or for eac
     elif [ "$code" = 0 ] && [ "$(newest_checkpoint "$run")" != "$before" ]; then
         requeue "stopped before its end; $run goes on from $(newest_checkpoint "$run")"
     elif being_preempted; then
-        requeue "preempted before its first step"
+        requeue "preempted before it could save"
     elif [ "$code" = 0 ]; then
         echo "ended without an error, but $run has no finished.json and no new checkpoint: not requeued"
         exit 1

@@ -136,5 +136,5 @@ def test_a_requeued_job_with_fewer_nodes_keeps_the_global_batch(cluster, checkou
     stopped = training.wait_for_restart()
     training.wait_for_step(stopped + 3)
     assert training.starts() == ["0", str(stopped)]
-    assert "global batch 8 = micro-batch 2 × accumulation 4 × 1 ranks" in (training.run / "log.txt").read_text()
+    assert "global batch 8 = micro-batch 2 × accumulation 4 × 1 rank" in (training.run / "log.txt").read_text()
     training.check_whole()
