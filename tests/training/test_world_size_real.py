@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,13 +13,15 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from launching import QUIET, records, run_to_end
+from launching import QUIET, Job, records, run_to_end
 
+from cromic_ds.training.checkpoint import MANIFEST, describe
 from cromic_ds.training.ema import EMA_FILE
 
 pytestmark = pytest.mark.slow
 WORKER = "tests/training/world_size_worker.py"
 POSTS, BATCH, STEPS, EVERY = 32, 8, 8, 2  # two epochs of four steps; a change of ranks or stage after every second
+SYNC = ["--model.batch_norm", "sync"]  # with an accumulation of 1 it does not see how the batch is split
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +50,10 @@ def go_on(store, tmp_path, monkeypatch):
 
 
 def arguments(store: Path, run: Path, ds_config: str, *more: str) -> list[str]:
-    """Synchronised BatchNorm: with an accumulation of 1 it does not see how the batch is split.
-
-    At a higher rate, Adam's first steps turn the last digits of near-zero gradients into whole steps of single weights.
-    """
+    """At a higher rate, Adam's first steps turn the last digits of near-zero gradients into whole steps of single weights."""
     return [
         *["--data.path", str(store), "--out", str(run), "--ds_config", ds_config, "--precision", "fp32", *QUIET],
-        *["--model.preset", "tiny", "--model.batch_norm", "sync", "--loop.global_batch", str(BATCH)],
+        *["--model.preset", "tiny", "--loop.global_batch", str(BATCH)],
         *["--loop.steps", str(STEPS), "--loop.save_every", str(EVERY), "--loop.keep_last", "9"],
         *["--loop.ema_decay", "0.6", "--optim.lr", "3e-6", "--eval.generate", "0", "--eval.micro_batch", "4", *more],
     ]
@@ -86,14 +87,14 @@ def assert_same_losses(run: Path, reference: Path, steps: range) -> None:
 def uninterrupted(store, tmp_path_factory) -> Path:
     """On two ranks under ZeRO-3."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    run_to_end(folder, arguments(store, folder / "run", "zero3"), ranks=2)
+    run_to_end(folder, arguments(store, folder / "run", "zero3", *SYNC), ranks=2)
     return folder / "run"
 
 
 def test_ranks_1_2_4_2_give_the_uninterrupted_run_and_every_example_once(uninterrupted, go_on, tmp_path):
     run, notes = tmp_path / "run", tmp_path / "notes"
     for ranks, stop_after in ((1, 2), (2, 4), (4, 6), (2, 0)):
-        go_on(ranks, "zero3", stop_after)
+        go_on(ranks, "zero3", stop_after, *SYNC)
     for step in (2, 4, 6):
         assert_loaded_as_saved(notes, step)
     assert_same_losses(run, uninterrupted, range(1, STEPS + 1))
@@ -114,20 +115,45 @@ def test_ranks_1_2_4_2_give_the_uninterrupted_run_and_every_example_once(uninter
 
 def test_stages_2_3_2_give_the_uninterrupted_run(uninterrupted, go_on, tmp_path):
     for ds_config, stop_after in (("zero2", 2), ("zero3", 4), ("zero2", 0)):
-        go_on(2, ds_config, stop_after)
+        go_on(2, ds_config, stop_after, *SYNC)
     for step in (2, 4):
         assert_loaded_as_saved(tmp_path / "notes", step)
     assert_same_losses(tmp_path / "run", uninterrupted, range(1, STEPS + 1))
 
 
+def test_what_cannot_be_converted_ends_with_2_and_leaves_nothing(uninterrupted, store, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / ".writing-universal-step-00000008" / "zero").mkdir(parents=True)  # as a kill leaves it
+    newest = checkpoints / "step-00000008"
+    shard = next(newest.glob("zero_pp_rank_1_*optim_states.pt"))
+    shard.write_bytes(b"no shard")
+    manifest = json.loads((newest / MANIFEST).read_text())
+    (newest / MANIFEST).write_text(json.dumps({**manifest, shard.name: describe(shard)}))
+    how = arguments(store, tmp_path / "run", "zero3", *SYNC, "--loop.steps", "20")
+    job = Job(tmp_path, how, ranks=1)
+    assert job.wait() == [2], job.output()
+    message = (
+        f"{newest} could not be converted for 1 rank at ZeRO stage 3 \\(shards: .*\\): start the run with 2 ranks at"
+    )
+    assert re.search(message, job.output()), job.output()
+    assert not list(checkpoints.glob(".writing-*"))
+
+
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "model",
-    ["--model.name vlp --model.freeze_image_encoder true", "--model.name vilt", "--model.freeze_image_encoder true"],
-)
+@pytest.mark.parametrize("model", ["vlp --model.freeze_image_encoder true", "vilt"])
 def test_frozen_and_tied_weights_groups_and_stages_0_and_1(store, go_on, tmp_path, model):
     """Groups: weight decay and a learning rate for each layer. Every pair of stages that the tests above leave out."""
-    more = [*model.split(), "--optim.weight_decay", "0.1", "--optim.layer_decay", "0.8", "--loop.steps", "9"]
+    more = [
+        "--model.name",
+        *model.split(),
+        "--optim.weight_decay",
+        "0.1",
+        "--optim.layer_decay",
+        "0.8",
+        "--loop.steps",
+        "9",
+    ]
     alone = tmp_path / "alone"
     run_to_end(alone, arguments(store, alone / "run", "zero3", *more), ranks=1)
     changes = ((1, "zero0", 1), (2, "zero1", 2), (1, "zero0", 3), (2, "zero3", 4), (2, "zero1", 5), (1, "zero2", 6))

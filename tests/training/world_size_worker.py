@@ -47,7 +47,7 @@ def save(engine, state, folder, keep_last, ema=None):
 
 @torch.no_grad()
 def write_state(engine, ema, name):
-    """Weights, moments, step, group settings and buffers, whole, whatever the ranks and the stage; averaged weights beside them."""
+    """Weights, moments, step, groups and buffers, whole, whatever the ranks and the stage; averaged weights beside them."""
     adam, values = engine.engine.basic_optimizer, {}
     if engine.stage in (1, 2):  # DeepSpeed links the states when only the first group has any
         engine.engine.optimizer._hp_optimizer_states_linked = False
