@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -152,8 +153,13 @@ def newest_good(folder: Path) -> Path | None:
     return None
 
 
-def load(engine: Engine, checkpoint: Path, ema: Ema | None = None) -> TrainState:
+def load(
+    engine: Engine, checkpoint: Path, ema: Ema | None = None, progress: Callable[[], None] = lambda: None
+) -> TrainState:
     """Restore weights, optimizer, buffers and state, written by any number of ranks at any ZeRO stage.
+
+    Args:
+        progress: called on every rank as a conversion for other ranks or another stage goes on.
 
     Raises:
         UserError: it cannot be converted for this number of ranks and this stage.
@@ -165,7 +171,7 @@ def load(engine: Engine, checkpoint: Path, ema: Ema | None = None) -> TrainState
         if path is None:
             raise UserError(f"{checkpoint}: DeepSpeed could not load it (written at another ZeRO stage?)")
     else:
-        universal.load(engine, checkpoint, written)
+        universal.load(engine, checkpoint, written, progress)
     restore_buffers(engine.model, checkpoint)
     if ema:
         ema.load(checkpoint)

@@ -230,7 +230,7 @@ def start_run(
     state = TrainState(data_fingerprint=dataset.fingerprint, tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
     ema = Ema(engine, settings.loop.ema_decay) if settings.loop.ema_decay else None
     if resume is not None:
-        state = resumed(checkpoint.load(engine, resume, ema), dataset)
+        state = resumed(checkpoint.load(engine, resume, ema, lambda: guard.at("loading")), dataset)
     total_steps = prepared.total_steps
     names = {**prepared.kernels.names, "optimizer": prepared.adam}
     announce(settings, ranks, prepared.device, ds_config, names, engine, memory, dataset, state, total_steps)

@@ -49,8 +49,11 @@ class Layout(NamedTuple):
         return self == other or self.stage == other.stage == 0
 
 
-def load(engine: Engine, checkpoint: Path, written: Layout) -> None:
+def load(engine: Engine, checkpoint: Path, written: Layout, progress: Callable[[], None] = lambda: None) -> None:
     """Restore weights and optimizer from a checkpoint of another layout, on all ranks together.
+
+    Args:
+        progress: called on every rank as the conversion goes on.
 
     Raises:
         UserError: too little disk, state on NVMe, or a conversion that failed; nothing is left of it then.
@@ -72,7 +75,7 @@ def load(engine: Engine, checkpoint: Path, written: Layout) -> None:
     try:
         remove(folder)
         try:
-            convert(engine, checkpoint, written, folder)
+            convert(engine, checkpoint, written, folder, progress)
         except ConversionFailed as error:
             raise UserError(f"{checkpoint} could not be converted for {now} ({error}): {way_out}") from None
         read(engine, folder)
@@ -122,7 +125,7 @@ class ConversionFailed(Exception):
     """On one of the ranks, and so raised on all of them."""
 
 
-def convert(engine: Engine, checkpoint: Path, written: Layout, folder: Path) -> None:
+def convert(engine: Engine, checkpoint: Path, written: Layout, folder: Path, progress: Callable[[], None]) -> None:
     """Write folder/zero/NAME/{fp32,exp_avg,exp_avg_sq}.pt of each trained weight, and what DeepSpeed's loader reads first."""
     shapes = {name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in engine.model.named_parameters()}
     names, pieces, zero = trained(engine), folder / "pieces", folder / "zero"
@@ -133,11 +136,11 @@ def convert(engine: Engine, checkpoint: Path, written: Layout, folder: Path) -> 
 
     if written.stage == 0:
         saved = read_file(checkpoint / model_file(0))
-        together("weights", list(enumerate(names)), lambda item: write_stage_0(saved, *item, zero))
+        together("weights", list(enumerate(names)), lambda item: write_stage_0(saved, *item, zero), progress)
     else:
-        together("shards", range(written.world_size), cutter(checkpoint, written, pieces))
-        together("weights", names, join)
-    together("Adam's step", [None], lambda _: write_common(engine, checkpoint, written, folder))
+        together("shards", range(written.world_size), cutter(checkpoint, written, pieces), progress)
+        together("weights", names, join, progress)
+    together("Adam's step", [None], lambda _: write_common(engine, checkpoint, written, folder), progress)
 
 
 def cutter(checkpoint: Path, written: Layout, pieces: Path) -> Callable[[int], None]:
@@ -167,9 +170,7 @@ def write_common(engine: Engine, checkpoint: Path, written: Layout, folder: Path
     The groups hold no settings, so they keep this run's; some optimizers count their steps there.
     """
     saved = read_file(checkpoint / (model_file(3) if written.stage == 3 else model_file(0)))
-    counts = {
-        k: saved[k] for k in ("global_steps", "global_samples", "skipped_steps", "mp_world_size", "dp_world_size")
-    }
+    counts = {name: saved[name] for name in COUNTS}
     torch.save(counts, folder / (model_file(3) if engine.stage == 3 else model_file(0)))
     step = adam_step(checkpoint, written)
     groups = [{"step": step} for _ in engine.engine.basic_optimizer.param_groups]
@@ -198,7 +199,7 @@ def optimizer_file(rank: int) -> str:
     return f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
 
 
-def together(what: str, items: Sequence, work: Callable) -> None:
+def together(what: str, items: Sequence, work: Callable, progress: Callable[[], None]) -> None:
     """Each rank does its share of the items; the log says how far all are.
 
     Raises ConversionFailed, on every rank, once one has failed.
@@ -213,6 +214,7 @@ def together(what: str, items: Sequence, work: Callable) -> None:
             problem = f"{what}: {type(error).__name__}: {error}"
         if problems := [p for p in gather_objects(problem) if p]:
             raise ConversionFailed(problems[0].splitlines()[0])
+        progress()
         if time.monotonic() - said > SECONDS_BETWEEN_REPORTS:
             log.info("converting: %d of %d %s", min(first + world_size, len(items)), len(items), what)
             said = time.monotonic()

@@ -320,7 +320,7 @@ def test_training_raises_the_expected_reward(tmp_path, model, baseline):
     (batch, _) = micro_batches(TOKENIZER)
     measure, scst = objective(samples=300), objective(samples=40, baseline=baseline)
     before = measure(run, [batch])[1]
-    for _ in range(50):
+    for _ in range(100):
         (given,), _ = scst(run, [batch])
         run.engine.step(given, 3e-4)
         run.state.step += 1

@@ -144,16 +144,8 @@ def test_what_cannot_be_converted_ends_with_2_and_leaves_nothing(uninterrupted, 
 @pytest.mark.parametrize("model", ["vlp --model.freeze_image_encoder true", "vilt"])
 def test_frozen_and_tied_weights_groups_and_stages_0_and_1(store, go_on, tmp_path, model):
     """Groups: weight decay and a learning rate for each layer. Every pair of stages that the tests above leave out."""
-    more = [
-        "--model.name",
-        *model.split(),
-        "--optim.weight_decay",
-        "0.1",
-        "--optim.layer_decay",
-        "0.8",
-        "--loop.steps",
-        "9",
-    ]
+    more = ["--model.name", *model.split()]
+    more += ["--optim.weight_decay", "0.1", "--optim.layer_decay", "0.8", "--loop.steps", "9"]
     alone = tmp_path / "alone"
     run_to_end(alone, arguments(store, alone / "run", "zero3", *more), ranks=1)
     changes = ((1, "zero0", 1), (2, "zero1", 2), (1, "zero0", 3), (2, "zero3", 4), (2, "zero1", 5), (1, "zero2", 6))

@@ -33,14 +33,14 @@ def note(running, batches):
     return batches, {}
 
 
-def load(engine, path, ema=None):
-    state = load_checkpoint(engine, path, ema)
+def load(engine, path, ema=None, *more):
+    state = load_checkpoint(engine, path, ema, *more)
     write_state(engine, ema, f"loaded-{state.step}")
     return state
 
 
-def save(engine, state, folder, keep_last, ema=None):
-    path = save_checkpoint(engine, state, folder, keep_last, ema)
+def save(engine, state, folder, keep_last, ema=None, *more):
+    path = save_checkpoint(engine, state, folder, keep_last, ema, *more)
     write_state(engine, ema, f"saved-{state.step}")
     return path
 
