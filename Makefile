@@ -3,7 +3,7 @@ PYTHON ?= python3
 MODEL ?= cmt
 STORE ?= .cache/sample_world
 VENV := .venv
-BENCHMARKS := startup images prepare decode train_step finetune_step models evaluate learning transfer
+BENCHMARKS := startup images prepare decode train_step finetune_step models evaluate checkpoint learning transfer
 BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 

@@ -72,12 +72,13 @@ def bare(batch: Batch, settings: KernelSettings | None = None, device: str = "cp
     return step
 
 
-def ours(batch: Batch, ds_config: str) -> Step:
-    """A step of the training loop: the calls of `training.loop.train`, without evaluation and saving."""
+def training_run(batch: Batch, ds_config: str, checkpoints: Path, keep_last: int = 1):
+    """A `loop.Run` of preset paper on one batch again and again; `loop_step` is its step."""
     from cromic_ds.tracking.tracker import Tracker
     from cromic_ds.training import distributed, loop
     from cromic_ds.training.ds_config import ResolveFacts, load_ds_config, resolve
     from cromic_ds.training.engine import Engine
+    from cromic_ds.training.saving import Checkpoints
     from cromic_ds.training.setup import find_ds_config
     from cromic_ds.training.signals import StopRequest
     from cromic_ds.training.state import TrainState
@@ -102,26 +103,34 @@ def ours(batch: Batch, ds_config: str) -> Step:
         "optim": OptimizerSettings(),
         "engine": engine,
         "state": TrainState(),
+        "checkpoints": Checkpoints(engine, checkpoints, keep_last),
         "batches": itertools.repeat([batch]),
         "dataset": range(batch.n_posts),
         "tracker": Tracker(),
         "usage": Usage(engine.forward_flops, torch.device("cpu"), 1),
         "stop": StopRequest(),
     }
-    run = loop.Run(**{f.name: known.get(f.name) for f in fields(loop.Run)})
+    return loop.Run(**{f.name: known.get(f.name) for f in fields(loop.Run)})
 
-    def step() -> float:
-        batches, waited = loop.next_batches(run)
-        drawn = loop.seeds(run, run.state.step, 1)
-        batches = [engine.model.prepare(one, seed) for one, seed in zip(batches, drawn)]
-        n_targets, _ = loop.agree(run, batches)
-        lr = loop.learning_rate(run.optim, 10**8, run.total_steps)
-        result = engine.train_step(batches, lr, n_targets, drawn)
-        loop.advance(run, result, batches)
-        loop.log_step(run, result, {}, lr, waited, batches)
-        return result.loss
 
-    return step
+def loop_step(run) -> float:
+    """The calls of `training.loop.train` for a step, without evaluation and saving; returns the loss."""
+    from cromic_ds.training import loop
+
+    batches, waited = loop.next_batches(run)
+    drawn = loop.seeds(run, run.state.step, 1)
+    batches = [run.engine.model.prepare(one, seed) for one, seed in zip(batches, drawn)]
+    n_targets, _ = loop.agree(run, batches)
+    lr = loop.learning_rate(run.optim, 10**8, run.total_steps)
+    result = run.engine.train_step(batches, lr, n_targets, drawn)
+    loop.advance(run, result, batches)
+    loop.log_step(run, result, {}, lr, waited, batches)
+    return result.loss
+
+
+def ours(batch: Batch, ds_config: str) -> Step:
+    run = training_run(batch, ds_config, Path("checkpoints"))
+    return lambda: loop_step(run)
 
 
 def peak_of(which: str, args: argparse.Namespace) -> float:

@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent: written aside, hashed, then renamed into place.
+"""A run's checkpoints on disk: which there are, whether they are whole, and loading one. `saving.py` writes them.
 
 RUN/checkpoints/
     step-00001000/   DeepSpeed's shards, state.json, buffers.safetensors, manifest.json (size and hash of each file)
@@ -18,64 +18,24 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from cromic_ds.errors import UserError
 from cromic_ds.training import universal
-from cromic_ds.training.distributed import average_buffers, barrier, from_main, gather_objects
+from cromic_ds.training.distributed import barrier, from_main, gather_objects
 from cromic_ds.training.ema import Ema
 from cromic_ds.training.engine import Engine
 from cromic_ds.training.state import TrainState
 from cromic_ds.training.universal import Layout
 
 log = logging.getLogger(__name__)
-MANIFEST = "manifest.json"
+MANIFEST, STATE, BUFFERS = "manifest.json", "state.json", "buffers.safetensors"
+DAMAGED = "damaged-"  # before the name of a checkpoint that was set aside
 STEP_FOLDER = re.compile(r"step-(\d{8})")
 
 
 def step_name(step: int) -> str:
     return f"step-{step:08d}"
-
-
-def save(engine: Engine, state: TrainState, folder: Path, keep_last: int, ema: Ema | None = None) -> Path:
-    """Write the checkpoint of `state.step` below `folder`, on all ranks together, then drop old ones.
-
-    The newest `keep_last` and the best stay.
-    """
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    final, aside = folder / step_name(state.step), folder / f".writing-{step_name(state.step)}"
-    if from_main(final.exists()):
-        return final
-    if rank == 0:
-        for left_over in folder.glob(".writing-*"):
-            shutil.rmtree(left_over)
-        aside.mkdir(parents=True)
-    barrier()
-    average_buffers(engine.model)
-    engine.engine.save_checkpoint(str(folder), tag=aside.name, save_latest=False)
-    if ema:
-        ema.save(aside)
-    if rank == 0:
-        buffers = {name: b.contiguous().cpu() for name, b in engine.model.named_buffers()}
-        save_file(buffers, aside / "buffers.safetensors")
-        values = {**state.to_dict(), "world_size": world_size, "stage": engine.stage}
-        (aside / "state.json").write_text(json.dumps(values, indent=1))
-    barrier()
-    files = sorted(p.relative_to(aside).as_posix() for p in aside.rglob("*") if p.is_file())
-    mine = {name: describe(aside / name) for name in files[rank::world_size]}
-    parts = gather_objects(mine)
-    if rank == 0:
-        manifest = {name: entry for part in parts for name, entry in part.items()}
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
-        aside.rename(final)
-        write_atomically(folder / "latest", final.name)
-        if state.best_step == state.step:
-            write_atomically(folder / "best", final.name)
-        for script in folder.glob("zero_to_*.py"):  # DeepSpeed's copies of itself; `cromic-ds export` does their work
-            script.unlink()
-        remove_old(folder, keep_last)
-    barrier()
-    return final
 
 
 def describe(path: Path) -> dict:
@@ -93,17 +53,16 @@ def write_atomically(path: Path, text: str) -> None:
     aside.replace(path)
 
 
-def remove_old(folder: Path, keep_last: int) -> None:
+def retire_old(folder: Path, keep_last: int) -> list[Path]:
+    """Put aside all checkpoints but the newest `keep_last` and the best; returns what is to be removed.
+
+    Renamed first: a folder with a step's name is always complete, even if removing it is interrupted.
+    """
     names = step_names(folder)
     keep = set(names[-max(keep_last, 1) :])
     if (folder / "best").exists():
         keep.add((folder / "best").read_text().strip())
-    for name in names:
-        if name not in keep:
-            # Renamed first: a folder with a step's name is always complete, even if removing it is interrupted.
-            doomed = folder / f".writing-old-{name}"
-            (folder / name).rename(doomed)
-            shutil.rmtree(doomed)
+    return [(folder / name).rename(folder / f".writing-old-{name}") for name in names if name not in keep]
 
 
 def step_names(folder: Path) -> list[str]:
@@ -119,20 +78,26 @@ def damage(checkpoint: Path, names: list[str] | None = None) -> str | None:
         return f"{MANIFEST}: {error}"
     for name in sorted(manifest) if names is None else names:
         path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        size, expected = path.stat().st_size, manifest[name].get("bytes")
-        if size != expected:
-            return f"{name} has {size} bytes instead of {expected}"
-        if describe(path) != manifest[name]:
-            return f"{name} does not match its checksum"
+        try:
+            if not path.is_file():
+                return f"{name} is missing"
+            size, expected = path.stat().st_size, manifest[name].get("bytes")
+            if size != expected:
+                return f"{name} has {size} bytes instead of {expected}"
+            if describe(path) != manifest[name]:
+                return f"{name} does not match its checksum"
+        except OSError as error:
+            return f"{name}: {error}"
     return None
 
 
 def newest_good(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are all as they were written, checked by all ranks together.
+    """The newest checkpoint whose files are all as they were written, checked by all ranks together; None before the first.
 
     A damaged one is reported and the one before it tried.
+
+    Raises:
+        UserError: there were some and all are damaged; to start again from nothing is not ours to decide.
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     for name in reversed(from_main(step_names(folder))):
@@ -146,10 +111,15 @@ def newest_good(folder: Path) -> Path | None:
             return checkpoint
         log.warning("checkpoint %s is damaged (%s); set aside, trying the one before", checkpoint, problems[0])
         if rank == 0:  # out of the way of the same step's next checkpoint
-            aside = folder / f"damaged-{name}"
+            aside = folder / f"{DAMAGED}{name}"
             shutil.rmtree(aside, ignore_errors=True)
             checkpoint.rename(aside)
         barrier()
+    if damaged := from_main(sorted(p.name for p in folder.glob(f"{DAMAGED}*"))):
+        raise UserError(
+            f"no checkpoint in {folder} is whole ({', '.join(damaged)}): put one back and name it as before, or remove {folder} "
+            "to begin anew"
+        )
     return None
 
 
@@ -164,7 +134,7 @@ def load(
     Raises:
         UserError: it cannot be converted for this number of ranks and this stage.
     """
-    values = json.loads((checkpoint / "state.json").read_text())
+    values = json.loads((checkpoint / STATE).read_text())
     written = Layout(values.pop("world_size"), values.pop("stage", engine.stage))  # old ones do not name the stage
     if written.fits(Layout(dist.get_world_size(), engine.stage)):
         path, _ = engine.engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
@@ -183,6 +153,6 @@ def load(
 
 @torch.no_grad()
 def restore_buffers(model: torch.nn.Module, checkpoint: Path) -> None:
-    saved = load_file(checkpoint / "buffers.safetensors")
+    saved = load_file(checkpoint / BUFFERS)
     for name, buffer in model.named_buffers():
         buffer.copy_(saved[name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 
 from cromic_ds.errors import UserError
+
+JOIN = timedelta(minutes=3)  # between the first rank's coming and the last one's
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def start(environ: Mapping[str, str] = os.environ) -> Ranks:
     nccl on GPUs, gloo elsewhere. Variables that a launcher left out are set before DeepSpeed reads them.
 
     Raises:
-        UserError: more processes on this host than GPUs, or the rendezvous port is taken.
+        UserError: more processes on this host than GPUs, the rendezvous port is taken, or not all ranks came.
     """
     ranks = ranks_from(environ)
     os.environ.update(
@@ -98,16 +100,52 @@ def start(environ: Mapping[str, str] = os.environ) -> Ranks:
         check_devices(ranks, torch.cuda.device_count(), os.environ)
         torch.cuda.set_device(device())
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    try:
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timedelta(minutes=30))
-    except dist.DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        where = f"port {os.environ['MASTER_PORT']} of {ranks.master_addr}"
-        raise UserError(f"{where} is in use: choose another (deepspeed --master_port, or MASTER_PORT)") from None
+    meeting = meet(ranks, JOIN)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timedelta(minutes=30))
     barrier()
+    del meeting
     free_with_process(ranks)
     return ranks
+
+
+def meet(ranks: Ranks, within: timedelta) -> dist.Store | None:
+    """Return once every rank has come to rank 0's address; keep what is returned until the process group is there, which uses
+    the same server. By itself that would wait for an absent rank as long as for any collective, and not say for which.
+
+    Raises:
+        UserError: ranks that do not come, a rank 0 that cannot be reached, or a port that is taken.
+    """
+    if not ranks.master_port or "TORCHELASTIC_RUN_ID" in os.environ:  # a single process; torchrun's launchers have met
+        return None
+    address, port, world_size = ranks.master_addr, ranks.master_port, ranks.world_size
+    host, everyone = socket.gethostname(), [str(rank) for rank in range(world_size)]
+    try:
+        store = dist.TCPStore(
+            address, port, is_master=ranks.is_main, timeout=within, wait_for_workers=False, multi_tenant=True
+        )
+        store.set(str(ranks.rank), host)
+    except dist.DistError as error:
+        if "EADDRINUSE" in str(error):
+            where = f"port {port} of {address}"
+            raise UserError(f"{where} is in use: choose another (deepspeed --master_port, or MASTER_PORT)") from None
+        raise UserError(
+            f"rank {ranks.rank} on host {host} cannot reach rank 0 at {address}:{port}: has it started, is this its host's "
+            "address for the others, and do the hosts let each other's connections in?"
+        ) from None
+    try:
+        store.wait(everyone, within)
+        return store
+    except dist.DistError:
+        pass
+    try:
+        absent = [rank for rank in everyone if not store.check([rank])]
+    except dist.DistError:
+        raise UserError(f"rank {ranks.rank} on host {host}: rank 0 at {address} ended before all had come") from None
+    raise UserError(
+        f"{world_size - len(absent)} of {world_size} ranks came to {address}:{port} within {within.total_seconds():.0f} s; "
+        f"missing: {', '.join(absent[:16])}{', …' * (len(absent) > 16)}. Did their hosts start them, and can they connect to "
+        "that port?"
+    )
 
 
 def check_devices(ranks: Ranks, count: int, environ: Mapping[str, str]) -> None:
@@ -165,6 +203,18 @@ def from_main(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_main(function: Callable, *args: Any) -> None:
+    """Run `function` on rank 0 while the others wait; its UserError is raised on every rank."""
+    message = None
+    if int(os.environ.get("RANK", "0")) == 0:
+        try:
+            function(*args)
+        except UserError as error:
+            message = str(error)
+    if message := from_main(message):
+        raise UserError(message)
 
 
 def barrier() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import deepspeed
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cromic_ds.errors import UserError
@@ -54,12 +54,12 @@ class Ema:
             weights.copy_(average)
             average.copy_(kept)
 
-    def save(self, folder: Path) -> None:
-        """Called on all ranks; rank 0 writes."""
+    def content(self) -> bytes:
+        """Of EMA_FILE, on rank 0; called on all ranks."""
         with self.applied(), self.engine.full_weights() as model:
-            if dist.get_rank() == 0:
-                weights = {name: p.detach().float().cpu().contiguous() for name, p in model.named_parameters()}
-                save_file(weights, folder / EMA_FILE)
+            if dist.get_rank() != 0:
+                return b""
+            return save({name: p.detach().float().cpu().contiguous() for name, p in model.named_parameters()})
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:

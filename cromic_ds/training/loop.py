@@ -20,7 +20,6 @@ from cromic_ds.errors import UserError
 from cromic_ds.metrics.perplexity import perplexity
 from cromic_ds.tasks import Task
 from cromic_ds.tracking import Tracker
-from cromic_ds.training import checkpoint
 from cromic_ds.training.distributed import Ranks, average_buffers, gather_objects, sum_over_ranks
 from cromic_ds.training.ema import Ema
 from cromic_ds.training.engine import Engine, StepResult
@@ -28,6 +27,7 @@ from cromic_ds.training.evaluation import EvalSettings, predict, sample_rows, sc
 from cromic_ds.training.guard import Guard
 from cromic_ds.training.optimizer import OptimizerSettings, learning_rate
 from cromic_ds.training.profile import Profiler
+from cromic_ds.training.saving import Checkpoints
 from cromic_ds.training.signals import StopRequest
 from cromic_ds.training.state import TrainState
 from cromic_ds.training.usage import Usage
@@ -49,6 +49,9 @@ class LoopSettings:
     """Posts per rank in one forward pass; 0 = the largest that fits the arithmetic, at most 64 on a GPU, 8 on a CPU."""
     save_every: int = 500
     """Steps between checkpoints; 0 = only at the end."""
+    save_in_background: bool = True
+    """Train on while a checkpoint is written, from a copy of it in host memory (each rank's part: up to 16 bytes a parameter in
+    all); false = wait."""
     keep_last: int = 2
     """Newest checkpoints to keep; the best one stays as well."""
     max_nonfinite: int = 5
@@ -98,6 +101,7 @@ class Run:
     engine: Engine
     ema: Ema | None
     state: TrainState
+    checkpoints: Checkpoints
     batches: Iterator[list[Batch]]  # this rank's micro-batches of each step, from state.step on
     dataset: Dataset
     eval_dataset: Dataset
@@ -140,7 +144,7 @@ def train(run: Run) -> None:
             evaluate(run)
         best = run.state.best_step == run.state.step
         if run.finished or best or stopping or due(run.loop.save_every, run.state.step):
-            save(run)
+            save(run, wait=bool(run.finished or stopping))
         if run.finished and not last:
             log.info("stopped: no better %s in %d evaluations", run.task.best_metric, run.loop.patience)
         elif stopping and not last:
@@ -160,14 +164,17 @@ def next_batches(run: Run) -> tuple[list[Batch], float]:
 
 
 def agree(run: Run, batches: list[Batch]) -> tuple[int, str]:
-    """What all ranks must know before the step: the global batch's target tokens, unreadable records, a stop request.
+    """What all ranks must know before the step: the global batch's target tokens, unreadable records, a stop request, a
+    checkpoint that is written.
 
     One small all-reduce. The stop request is agreed on here so that every rank stops after the same step.
     """
     skipped = [record for batch in batches for record in batch.skipped]
-    targets, n_skipped, stops = sum_over_ranks(
-        [sum(b.n_targets for b in batches), len(skipped), float(run.stop.signal is not None)]
+    targets, n_skipped, stops, writing = sum_over_ranks(
+        [sum(b.n_targets for b in batches), len(skipped), run.stop.signal is not None, run.checkpoints.writing]
     )
+    if run.checkpoints.pending and not writing:
+        run.checkpoints.complete()
     if n_skipped:
         named = [record for part in gather_objects(skipped) for record in part]
         for id, reason in named:
@@ -274,9 +281,10 @@ def remember_best(run: Run, values: dict) -> None:
         run.state.worse_in_a_row += 1
 
 
-def save(run: Run) -> None:
-    start = time.perf_counter()
+def save(run: Run, wait: bool) -> None:
+    """Start a checkpoint; `wait` until it is complete."""
     run.guard.at("saving", run.state.step)
-    path = checkpoint.save(run.engine, run.state, run.folder / "checkpoints", run.loop.keep_last, run.ema)
-    log.info("saved %s in %.1f s", path, time.perf_counter() - start)
+    run.checkpoints.begin(run.state, lambda: run.guard.at("saving"))
+    if wait:
+        run.checkpoints.finish(lambda: run.guard.at("saving"))
     run.usage.restart()

@@ -39,6 +39,7 @@ from cromic_ds.training.optimizer import OptimizerSettings, build_optimizer, cho
 from cromic_ds.training.precision import choose_precision
 from cromic_ds.training.preflight import preflight
 from cromic_ds.training.profile import Profiler, ProfileSettings
+from cromic_ds.training.saving import Checkpoints
 from cromic_ds.training.signals import StopRequest
 from cromic_ds.training.state import TrainState
 from cromic_ds.training.summary import print_summary
@@ -117,9 +118,9 @@ def run_training(
         if problems := sorted({p for p in distributed.gather_objects(problem) if p}):
             raise UserError("; ".join(problems))
         folder, attempt = Path(settings.out), distributed.from_main(uuid.uuid4().hex)
-        setup.on_main(setup.open_folder, folder, setup.settings_dict(settings), fixed)
-        setup.on_main(lock.acquire, folder, attempt)
-        setup.on_main(clear, folder)
+        distributed.on_main(setup.open_folder, folder, setup.settings_dict(settings), fixed)
+        distributed.on_main(lock.acquire, folder, attempt)
+        distributed.on_main(clear, folder)
         guard.publish(folder, attempt)
         setup_logging(folder, ranks.rank, ranks.world_size, socket.gethostname())
         run = start_run(settings, task, prepared, ranks, guard, stop, objective)
@@ -231,9 +232,10 @@ def start_run(
     ema = Ema(engine, settings.loop.ema_decay) if settings.loop.ema_decay else None
     if resume is not None:
         state = resumed(checkpoint.load(engine, resume, ema, lambda: guard.at("loading")), dataset)
-    total_steps = prepared.total_steps
+    total_steps, loop = prepared.total_steps, settings.loop
     names = {**prepared.kernels.names, "optimizer": prepared.adam}
     announce(settings, ranks, prepared.device, ds_config, names, engine, memory, dataset, state, total_steps)
+    tracker = open_trackers(settings.tracking, folder, every, state.step or None, total_steps, ranks.rank)
     run = Run(
         folder=folder,
         ranks=ranks,
@@ -248,6 +250,9 @@ def start_run(
         engine=engine,
         ema=ema,
         state=state,
+        checkpoints=Checkpoints(
+            engine, folder / "checkpoints", loop.keep_last, ema, background=loop.save_in_background, tracker=tracker
+        ),
         batches=steps(
             dataset,
             settings.data,
@@ -266,7 +271,7 @@ def start_run(
         eval_dataset=prepared.eval_dataset,
         tokenizer=tokenizer,
         image_size=image_size,
-        tracker=open_trackers(settings.tracking, folder, every, state.step or None, total_steps, ranks.rank),
+        tracker=tracker,
         usage=Usage(engine.forward_flops, prepared.device, ranks.world_size),
         profiler=Profiler(settings.profile, folder, engine, ranks.rank, ranks.world_size),
         stop=stop,

@@ -31,9 +31,8 @@ from cromic_ds.metrics.cider_d import CiderD, DocumentFrequencies
 from cromic_ds.metrics.segment import segment
 from cromic_ds.tasks import Task
 from cromic_ds.training.decoding import DecodingSettings, generation_config
-from cromic_ds.training.distributed import sum_over_ranks
+from cromic_ds.training.distributed import on_main, sum_over_ranks
 from cromic_ds.training.loop import Run, seeds
-from cromic_ds.training.setup import on_main
 
 log = logging.getLogger(__name__)
 FREQUENCIES = "scst_df.npz"  # in the run folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,6 @@ from cromic_ds.models import MODELS, ModelSettings, build_config, build_model, c
 from cromic_ds.models.image_encoder import set_batch_norm
 from cromic_ds.models.published import LoadReport, load_matching
 from cromic_ds.tasks import Task
-from cromic_ds.training import distributed
 from cromic_ds.training.checkpoint import write_atomically
 from cromic_ds.training.export import ANSWERS, FACTS, MODEL_FOLDER, export_of, load_export
 
@@ -80,18 +78,6 @@ def pick(values: dict, dotted: str):
     for key in dotted.split("."):
         values = values[key]
     return values
-
-
-def on_main(function, *args) -> None:
-    """Run `function` on rank 0 while the others wait; its UserError is raised on every rank."""
-    message = None
-    if int(os.environ.get("RANK", "0")) == 0:
-        try:
-            function(*args)
-        except UserError as error:
-            message = str(error)
-    if message := distributed.from_main(message):
-        raise UserError(message)
 
 
 def check_task(task: Task, dataset: Dataset, path: str) -> None:

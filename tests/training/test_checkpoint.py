@@ -16,8 +16,8 @@ from cromic_ds.training.checkpoint import (
     damage,
     describe,
     newest_good,
-    remove_old,
     restore_buffers,
+    retire_old,
     step_name,
     step_names,
     write_atomically,
@@ -129,9 +129,10 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     for step in (100, 200, 300, 400, 500):
         make_checkpoint(tmp_path, step)
     write_atomically(tmp_path / "best", "step-00000200")
-    remove_old(tmp_path, 2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["best", *map(step_name, (200, 400, 500))]
-    remove_old(tmp_path, 0)  # never the newest one
+    old = retire_old(tmp_path, 2)
+    assert [p.name for p in old] == [".writing-old-step-00000100", ".writing-old-step-00000300"]
+    assert sorted(p.name for p in tmp_path.glob("[!.]*")) == ["best", *map(step_name, (200, 400, 500))]
+    retire_old(tmp_path, 0)  # never the newest one
     assert step_names(tmp_path) == [step_name(200), step_name(500)]
 
 

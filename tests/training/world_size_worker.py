@@ -19,7 +19,8 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
 from cromic_ds.cli import script
-from cromic_ds.training import checkpoint, pretrain, run, setup
+from cromic_ds.training import checkpoint, pretrain, run, saving, setup
+from cromic_ds.training.ema import EMA_FILE
 
 NOTES = Path(os.environ["NOTES"])
 
@@ -39,10 +40,9 @@ def load(engine, path, ema=None, *more):
     return state
 
 
-def save(engine, state, folder, keep_last, ema=None, *more):
-    path = save_checkpoint(engine, state, folder, keep_last, ema, *more)
-    write_state(engine, ema, f"saved-{state.step}")
-    return path
+def save(checkpoints, state, *more):
+    begin_checkpoint(checkpoints, state, *more)
+    write_state(checkpoints.engine, checkpoints.ema, f"saved-{state.step}")
 
 
 @torch.no_grad()
@@ -67,8 +67,8 @@ def write_state(engine, ema, name):
     if dist.get_rank() == 0:
         folder.mkdir(exist_ok=True)
         torch.save({key: value.cpu().clone() for key, value in values.items()}, folder / "state.pt")
-    if ema:
-        ema.save(folder)
+    if ema and (content := ema.content()):
+        (folder / EMA_FILE).write_bytes(content)
 
 
 def whole(p):
@@ -89,10 +89,10 @@ def spoilt(*arguments, **more):
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-make_model, load_checkpoint, save_checkpoint = setup.make_model, checkpoint.load, checkpoint.save
+make_model, load_checkpoint, begin_checkpoint = setup.make_model, checkpoint.load, saving.Checkpoints.begin
 if __name__ == "__main__":
     if os.environ.get("SPOIL"):
         setup.make_model = spoilt
-    checkpoint.load, checkpoint.save = load, save
+    checkpoint.load, saving.Checkpoints.begin = load, save
     pretrain.run_training = functools.partial(run.run_training, objective=note)
     script("pretrain.py", "cromic_ds.training.pretrain", "PretrainSettings", "pretrain")

@@ -1,0 +1,73 @@
+"""What a checkpoint every 20 steps costs: preset paper on the ten seed posts, one process, saving in the background and
+saving while training waits.
+
+The training loop's own calls, in blocks of 20 steps that take turns: no checkpoint, one in the background at the start of
+the block, one that is waited for. What is lost is the time of a block over that of one without a checkpoint. Writing takes
+processor time too: with `--threads` below the number of cores it has a core to itself, as on a machine whose GPUs compute.
+
+    python benchmarks/checkpoint.py [--seed_data FOLDER] [--folder DISK] [--rounds 5] [--threads 1] [--ds_config zero3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from common import SEED_DATA, exit_with, seed_batch
+from train_step import loop_step, training_run
+
+from cromic_ds.training.saving import Checkpoints
+
+EVERY, MOST_LOST = 20, 0.03
+NONE, BACKGROUND, WAITING = "no checkpoint", "in the background", "waited for"
+
+
+def seconds_of_block(run, checkpoints: Checkpoints | None) -> float:
+    start = time.perf_counter()
+    if checkpoints:
+        run.checkpoints = checkpoints
+        checkpoints.engine.engine.checkpoint_engine = checkpoints.shards
+        checkpoints.begin(run.state)
+    for _ in range(EVERY):
+        loop_step(run)
+    return time.perf_counter() - start
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed_data", default=str(SEED_DATA))
+    parser.add_argument("--folder", default=".", help="checkpoints are written below it, and removed at the end")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--ds_config", default="zero3")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=args.folder) as folder:
+        run = training_run(seed_batch(args.seed_data), args.ds_config, Path(folder))
+        ways = {NONE: None, BACKGROUND: run.checkpoints}
+        ways[WAITING] = Checkpoints(run.engine, Path(folder), keep_last=1, background=False)
+        for checkpoints in ways.values():  # first uses: memory is touched, kernels are compiled
+            seconds_of_block(run, checkpoints)
+        lost: dict[str, list[float]] = {BACKGROUND: [], WAITING: []}
+        for _ in range(args.rounds):
+            seconds = {name: seconds_of_block(run, checkpoints) for name, checkpoints in ways.items()}
+            for name, shares in lost.items():
+                shares.append(seconds[name] / seconds[NONE] - 1)
+            print("  ".join(f"{name} {value:.2f} s" for name, value in seconds.items()), flush=True)
+        run.checkpoints.finish()
+        n_bytes = sum(p.stat().st_size for p in Path(folder).rglob("step-*/*") if p.is_file())
+    shares = {name: statistics.median(values) for name, values in lost.items()}
+    print(
+        f"checkpoint: a save of {n_bytes / 1e6:,.0f} MB every {EVERY} steps loses {shares[BACKGROUND]:.1%} of the time in the "
+        f"background (limit {MOST_LOST:.0%}), {shares[WAITING]:.1%} if it is waited for; {args.threads} threads: "
+        + ("pass" if shares[BACKGROUND] <= MOST_LOST else "FAIL")
+    )
+    return 0 if shares[BACKGROUND] <= MOST_LOST else 1
+
+
+if __name__ == "__main__":
+    exit_with(main)
