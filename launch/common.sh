@@ -46,7 +46,7 @@ train() { # SCRIPT RECIPE [--setting value …]: a task for each GPU, or for eac
         echo "ended without an error, but $run has no finished.json and no new checkpoint: not requeued"
         exit 1
     fi
-    show_errors
+    show_errors "$run"
     exit "$code"
 }
 
@@ -122,6 +122,21 @@ still_ours() { [[ $(job_field JobState) == RUNNING* ]]; }
 
 being_preempted() { [[ $(job_field PreemptTime) == [0-9]* ]]; }
 
-show_errors() { # in one line each, as this project's commands and Python end with
+show_errors() { # RUN: last of all the rank that failed first, where the run got as far as to note that
+    local first=
+    killed_task
+    first=$(grep -hs "\"job\": \"$SLURM_JOB_ID\"" "$1"/ranks/failed-*.json |
+        sed -E 's/.*"error": "(.*)"\}$/error: \1/; s/\\(["\\])/\1/g')
+    if [ -n "$first" ]; then
+        echo "$first"
+        return
+    fi
+    # In one line each, as this project's commands and Python end with.
     grep -hE '^(error: |[A-Za-z_.]*(Error|Exception)\b)' "$logs"/rank-*.txt | sort -u | tail -n 5
+}
+
+killed_task() { # what srun said of the first task of this start that a signal ended
+    local line
+    line=$(tac "$(job_field StdOut)" | sed '/^== .* job /q' | grep '^srun: error: .*: tasks\? ' | tail -n 1)
+    [[ ${line:-Exited with} == *"Exited with"* ]] || echo "error: ${line#srun: error: } (a task is a rank)"
 }

@@ -6,6 +6,7 @@ import faulthandler
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -66,7 +67,8 @@ class Guard:
             return
         first = self.fail(error)
         if not first:
-            log.error("%s: %s", type(error).__name__, error)
+            told = guard_process.read(self.mark) or {"error": f"{type(error).__name__}: {error}"}
+            log.error("ended because another rank failed: %s", told["error"])
             raise SystemExit(2 if isinstance(error, UserError) else 1) from None
         if isinstance(error, UserError) and self.folder is not None:
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -106,15 +108,18 @@ class Guard:
         """
         last = " ".join(str(error).split()) or type(error).__name__
         trace = None
+        innermost = traceback.extract_tb(error.__traceback__)[-6:]
+        waited = any(part in frame.filename for frame in innermost for part in guard_process.WAITING)
+        waited |= isinstance(error, RuntimeError) and bool(re.search("gloo|nccl", str(error), re.IGNORECASE))
         if not isinstance(error, UserError):
-            last = f"rank {self.ranks.rank} on host {socket.gethostname()} failed: {type(error).__name__}: {last}"
+            how = "failed while it waited for others" if waited else "failed"
+            last = f"rank {self.ranks.rank} on host {socket.gethostname()} {how}: {type(error).__name__}: {last}"
             trace = "".join(traceback.format_exception(error))
         if self.folder is None:
             self._tell(state="failed", phase="ended", error=last, traceback=trace, ended=True)
             return True
-        mark = self.folder / "ranks" / f"failed-{self.attempt}.json"
-        innermost = traceback.extract_tb(error.__traceback__)[-6:]
-        if any(part in frame.filename for frame in innermost for part in guard_process.WAITING):
+        mark = self.mark
+        if waited:
             # A connection that broke: the rank at its other end is the one that failed, if anybody says so.
             end = time.monotonic() + guard_process.GRACE
             while not mark.exists() and time.monotonic() < end:
@@ -125,8 +130,9 @@ class Guard:
                 return False
         self._tell(state="failed", phase="ended", error=last, traceback=trace, ended=True)
         try:
-            with mark.open("x") as f:
-                json.dump({"rank": self.ranks.rank, "error": last}, f)
+            with mark.open("x", encoding="utf-8") as f:
+                first = {"rank": self.ranks.rank, "job": os.environ.get("SLURM_JOB_ID"), "error": last}
+                json.dump(first, f, ensure_ascii=False)
         except FileExistsError:
             return False
         except OSError:
@@ -137,6 +143,11 @@ class Guard:
             time.sleep(0.2)
             others = {r for r in others if self._lives(r)}
         return True
+
+    @property
+    def mark(self) -> Path:
+        """Where the first failure of the run stands."""
+        return self.folder / "ranks" / f"failed-{self.attempt}.json"
 
     def _lives(self, rank: int) -> bool:
         state = guard_process.read(self.folder / "ranks" / f"rank-{rank:04d}.json") or {}

@@ -22,6 +22,8 @@ GRACE = 5.0  # seconds that a rank has to end by itself, and that a waiting rank
 LAST_WORD = 10.0  # seconds that the failed rank's report waits for the other ranks to end
 STARTING = ("starting", "preflight", "loading")
 WAITING = ("/torch/distributed/", "/deepspeed/comm/")  # innermost Python code of a rank that waits for its peers
+# The same where it waits for a collective that was started before, or for the GPU, which may be waiting in one.
+SYNCHRONISING = ("/deepspeed/runtime/", "/torch/cuda/", "/training/distributed.py", "/training/engine.py")
 
 
 class Guard:
@@ -49,7 +51,8 @@ class Guard:
         while True:
             if open_ and select.select([0], [], [], TICK)[0]:
                 data = os.read(0, 1 << 16)
-                open_ = bool(data)
+                if not (open_ := bool(data)):
+                    self.wait_for_end()
                 *lines, buffer = (buffer + data).split(b"\n")
                 for line in lines:
                     self.take(json.loads(line))
@@ -62,6 +65,12 @@ class Guard:
                 return self.obey()
             if not self.ended and time.monotonic() - self.progress > self.patience and self.hangs():
                 return None
+
+    def wait_for_end(self) -> None:
+        """The rank has let go of its end of the pipe, so it ends now: Slurm may not leave this process the time of a tick."""
+        end = time.monotonic() + TICK
+        while os.getppid() == self.rank_pid and time.monotonic() < end:
+            time.sleep(0.002)
 
     def take(self, message: dict) -> None:
         self.progress = time.monotonic()
@@ -106,7 +115,8 @@ class Guard:
             return False
         except OSError:
             return True
-        os.write(descriptor, json.dumps({"rank": self.state["rank"], "error": error}).encode())
+        first = {k: self.state[k] for k in ("rank", "job", "error")}
+        os.write(descriptor, json.dumps(first, ensure_ascii=False).encode())
         os.close(descriptor)
         return True
 
@@ -136,7 +146,7 @@ class Guard:
             if self.others() != before:
                 self.progress = time.monotonic()
                 return False
-            why = "waits for the other ranks, and none of them says why (is the network between the hosts there?)"
+            why = f"waits for the other ranks, and none of them says why ({self.doubt()})"
         else:
             why = "is stopped by a signal" if stopped else "hangs outside of any collective"
         if stopped:
@@ -148,10 +158,16 @@ class Guard:
 
     def others(self) -> list[tuple]:
         """How far each of the other ranks is."""
-        if self.folder is None:
-            return []
-        states = (read(self.file(r)) or {} for r in range(self.state["world_size"]) if r != self.state["rank"])
-        return [(s.get("step"), s.get("phase"), s.get("since")) for s in states]
+        return [(s.get("step"), s.get("phase"), s.get("since")) for s in self.states()]
+
+    def states(self) -> list[dict]:
+        """What the guards of the other ranks wrote."""
+        others = [r for r in range(self.state["world_size"]) if r != self.state["rank"]] if self.folder else []
+        return [read(self.file(r)) or {} for r in others]
+
+    def doubt(self) -> str:
+        hosts = sorted({s["host"] for s in self.states() if "host" in s} - {self.state["host"]})
+        return f"is the network to {', '.join(hosts)} there?" if hosts else "is the network between the hosts there?"
 
     def obey(self, stack: str | None = None) -> None:
         """Another rank has failed: this one ends too, by itself or by force."""
@@ -166,6 +182,8 @@ class Guard:
         if not self.ended:
             error = f"ended because rank {first.get('rank')} failed"
             self.state.update(state="killed", error=error, traceback=stack)
+            if self.state["rank"] == 0:  # in case the other one's words get lost with its host
+                print(f"error: {first.get('error')}", file=sys.stderr, flush=True)
         self.write(now=True)
 
     def fail(self, state: str, error: str, stack: str | None = None) -> None:
@@ -174,9 +192,9 @@ class Guard:
         self.write(now=True)
         if not first:
             return
+        self.note(error, stack)
         self.wait_for_others()
         print(f"{stack or ''}\nerror: {error}\n{self.advice}", file=sys.stderr, flush=True)
-        self.note(error, stack)
 
     def wait_for_others(self) -> None:
         """So that the report is the last that the user sees."""
@@ -226,7 +244,8 @@ class Guard:
 def waits(stack: str) -> bool:
     """Whether the main thread, which takes the signals, is inside a collective. Innermost calls come first."""
     innermost = stack.partition("Current thread")[2].split("\n\n")[0].splitlines()[1:7]
-    return any(part in line for line in innermost for part in WAITING)
+    places = [(innermost, WAITING), (innermost[:2], SYNCHRONISING)]
+    return any(part in line for lines, parts in places for line in lines for part in parts)
 
 
 def process_state(pid: int) -> str:
@@ -239,12 +258,17 @@ def process_state(pid: int) -> str:
 
 def oom_kills() -> int:
     """Processes of this one's cgroup that the kernel killed for memory."""
+    kills = 0
     try:
-        group = Path("/proc/self/cgroup").read_text().strip().rpartition(":")[2]
-        events = Path(f"/sys/fs/cgroup{group}/memory.events").read_text().split()
-        return int(events[events.index("oom_kill") + 1])
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            file = {"": "memory.events", "memory": "memory.oom_control"}.get(controllers)  # of cgroups version 2 and 1
+            if file and (events := Path(f"/sys/fs/cgroup/{controllers}{group}/{file}")).exists():
+                words = events.read_text().split()
+                kills += int(words[words.index("oom_kill") + 1])
     except (OSError, ValueError):
-        return 0
+        pass
+    return kills
 
 
 def read(path: Path) -> dict | None:
