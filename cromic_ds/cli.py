@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from types import NoneType, UnionType
@@ -132,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def script(prog: str, module: str, settings: str, function: str) -> None:
     """A script that a launcher starts (`pretrain.py`, `finetune.py`)."""
+    # A scheduler may want the node back at any time: until the run takes these signals they wait.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
     # DeepSpeed's launcher adds --local_rank=N; the environment says the same.
     argv = [a for a in sys.argv[1:] if not a.startswith("--local_rank=")]
     code = 0

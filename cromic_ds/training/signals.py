@@ -19,6 +19,7 @@ class StopRequest:
     def install(self) -> StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._received)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGUSR1))  # `cli.script` lets them wait
         return self
 
     def _received(self, number: int, _frame) -> None:
