@@ -15,6 +15,15 @@ from cromic_ds.training.loop import LoopSettings, advance, agree, due, next_batc
 from cromic_ds.training.state import TrainState
 
 
+class Saved:
+    """Checkpoints, as `agree` sees them."""
+
+    pending, writing, completed = False, False, 0
+
+    def complete(self) -> None:
+        self.pending, self.completed = False, self.completed + 1
+
+
 def make_run(ranks: Ranks | None = None, scaler=None, **loop) -> SimpleNamespace:
     """What the functions of the loop read of a `Run`."""
     return SimpleNamespace(
@@ -25,6 +34,7 @@ def make_run(ranks: Ranks | None = None, scaler=None, **loop) -> SimpleNamespace
         engine=SimpleNamespace(scaler=scaler),
         state=TrainState(),
         stop=SimpleNamespace(signal=None),
+        checkpoints=Saved(),
         task=TASKS["comments"],
         dataset=range(1000),
         ema=None,
@@ -108,6 +118,19 @@ def test_agree_counts_targets_and_stop_requests():
     assert agree(run, [batch(30), batch(12)]) == (42, "")
     run.stop.signal = "SIGTERM"
     assert agree(run, [batch(30)]) == (30, "SIGTERM")
+
+
+def test_agree_completes_a_checkpoint_that_no_rank_writes_any_more():
+    run = make_run()
+    agree(run, [batch(30)])
+    assert run.checkpoints.completed == 0
+    run.checkpoints.pending = run.checkpoints.writing = True
+    agree(run, [batch(30)])
+    assert run.checkpoints.completed == 0
+    run.checkpoints.writing = False
+    agree(run, [batch(30)])
+    agree(run, [batch(30)])
+    assert run.checkpoints.completed == 1
 
 
 def test_agree_counts_unreadable_records_and_names_them(caplog):
