@@ -121,9 +121,7 @@ class Checkpoints:
         """
         start, seen = time.perf_counter(), -1.0
         while self.pending:
-            self._thread.join(
-                0.05
-            )  # at once where this rank has written all: then it is another one that is waited for
+            self._thread.join(0.05)  # no wait where this rank has written all; the sum waits for the others
             unfinished, n_bytes = sum_over_ranks([self.writing, self.pending.n_bytes])
             if n_bytes != seen:
                 progress()
@@ -200,7 +198,6 @@ class Checkpoints:
         blocked, total = max(p.blocked for p in parts), sum(p.n_bytes for p in parts)
         values = {"seconds_blocked": blocked, "seconds_writing": slowest, "bytes_per_rank": largest, "bytes": total}
         self.tracker.log(step, values, "checkpoint")
-        log.info("saved %s", self.folder / step_name(step))
 
 
 class InMemory(TorchCheckpointEngine):
