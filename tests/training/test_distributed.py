@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,23 @@ def test_each_process_drives_a_gpu():
     for count, environ in ((2, {}), (2, SRUN), (1, {})):
         with pytest.raises(UserError, match=rf"has {count} GPUs for 4 processes.*slots={count}"):
             distributed.check_devices(four, count, environ)
+
+
+def test_ranks_that_do_not_come_are_named(monkeypatch):
+    """And a port that another program has."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    port, soon = free_port(), timedelta(seconds=1)
+    with pytest.raises(UserError, match=rf"rank 1 on host \S+ cannot reach rank 0 at 127.0.0.1:{port}"):
+        distributed.meet(Ranks(1, 3, 1, 3, "127.0.0.1", port), soon)
+    with pytest.raises(UserError, match=rf"^1 of 3 ranks came to 127.0.0.1:{port} within 1 s; missing: 1, 2\."):
+        distributed.meet(Ranks(0, 3, 0, 3, "127.0.0.1", port), soon)
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {taken} of 127.0.0.1 is in use"):
+            distributed.meet(Ranks(0, 3, 0, 3, "127.0.0.1", taken), soon)
+    assert distributed.meet(Ranks(), soon) is None
 
 
 def test_torchrun_below_srun_counts_torchruns_processes():
