@@ -3,28 +3,48 @@
 LMDB refuses to open an environment twice in a process, and a handle must not cross a fork. So all readers share one
 cache, which forgets everything when it finds itself in another process. It holds a bounded number of environments,
 because a corpus of many thousand shards would run out of file descriptors.
+
+LMDB maps its file: a read beyond the end of one that was cut off would end the process with a bus error. So each access
+looks at the file's size first.
 """
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import lmdb
 
 from cromic_ds.errors import UserError
 
 MAX_OPEN = 128
+DATA = "data.mdb"
 
-_open: OrderedDict[str, lmdb.Environment] = OrderedDict()
+
+class _Opened(NamedTuple):
+    environment: lmdb.Environment
+    file: BinaryIO  # the one that is mapped, whatever has its name by now
+    size: int  # in bytes, up to the end of the last page in use
+
+
+_open: OrderedDict[str, _Opened] = OrderedDict()
 _owner = os.getpid()
 _real_path = lru_cache(maxsize=4096)(os.path.realpath)  # asks the file system about each folder on the way
 
 
-def environment(path: str | Path) -> lmdb.Environment:
-    """The LMDB folder `path`, opened without locks or read-ahead. Do not keep it: ask again for each access."""
+def environment(path: str | Path, before_opening: Callable[[], None] = lambda: None) -> lmdb.Environment:
+    """The LMDB folder `path`, opened without locks or read-ahead. Do not keep it: ask again for each access.
+
+    Args:
+        before_opening: called where it is not open yet.
+
+    Raises:
+        UserError: it is no environment, or its file is cut off.
+    """
     global _owner
     if _owner != os.getpid():
         _open.clear()
@@ -32,14 +52,24 @@ def environment(path: str | Path) -> lmdb.Environment:
     key = _real_path(str(path))
     if key in _open:
         _open.move_to_end(key)
-        return _open[key]
-    while len(_open) >= MAX_OPEN:
-        _open.popitem(last=False)
-    try:
-        _open[key] = lmdb.open(key, readonly=True, lock=False, readahead=False)
-    except lmdb.Error as error:
-        raise UserError(f"{path}: cannot be opened as an LMDB environment ({error})") from None
-    return _open[key]
+    else:
+        before_opening()
+        while len(_open) >= MAX_OPEN:
+            _open.popitem(last=False)
+        try:
+            _open[key] = _opened(key)
+        except (lmdb.Error, OSError) as error:
+            raise UserError(f"{path}: cannot be opened as an LMDB environment ({error})") from None
+    opened = _open[key]
+    if (there := os.fstat(opened.file.fileno()).st_size) < opened.size:
+        raise UserError(f"{path}: {DATA} has {there} of its {opened.size} bytes: it was cut off")
+    return opened.environment
+
+
+def _opened(key: str) -> _Opened:
+    found = lmdb.open(key, readonly=True, lock=False, readahead=False)
+    size = (found.info()["last_pgno"] + 1) * found.stat()["psize"]
+    return _Opened(found, Path(key, DATA).open("rb"), size)
 
 
 def forget(path: str | Path) -> None:

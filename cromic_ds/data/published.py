@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from itertools import islice, pairwise
 from pathlib import Path
 
+import lmdb
 import numpy as np
 
 from cromic_ds.data.dataset import Texts, Tokens, UnreadableRecord
@@ -80,7 +81,10 @@ class PublishedDataset:
 
     def image(self, index: int) -> bytes | None:
         id = self.id(index)
-        found = self.images.get(id)
+        try:
+            found = self.images.get(id)
+        except (lmdb.Error, UserError) as error:
+            raise UnreadableRecord(id.strip(), str(error)) from None
         if found is None:
             raise UnreadableRecord(id.strip(), f"its image is missing from {self.images.folder}")
         return found

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from bisect import bisect_right
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 
@@ -55,6 +57,7 @@ class StoreDataset:
     """One split of a store, as a `Dataset`. Start-up cost does not depend on the number of records."""
 
     def __init__(self, path: str | Path, split: str = "train"):
+        self._seen = _identity(Path(path))
         meta = read_meta(path)
         if split not in meta["splits"]:
             known = ", ".join(meta["splits"])
@@ -98,7 +101,7 @@ class StoreDataset:
         if not record.image_id:
             return None
         folder = shard_folders(self.path / self.split, self._locate(index)[0])[1]
-        value = _get(folder, record.image_id.encode(), record.id)
+        value = _get(folder, record.image_id.encode(), record.id, self._check_same)
         if value is None:
             raise UnreadableRecord(record.id, f"its image is missing from {folder}")
         image = without_checksum(value)
@@ -117,13 +120,24 @@ class StoreDataset:
         shard, local = self._locate(index)
         folder = shard_folders(self.path / self.split, shard)[0]
         name = f"{self.split}[{index}]"
-        value = _get(folder, record_key(local), name)
+        value = _get(folder, record_key(local), name, self._check_same)
         if value is None:
             raise UnreadableRecord(name, f"missing from {folder}")
         packed = without_checksum(value)
         if packed is None:
             raise UnreadableRecord(name, f"damaged in {folder} (checksum)")
         return Packed(packed, self._dtype)
+
+    def _check_same(self) -> None:
+        """Before a shard is opened: another store may be in this one's place by now, and its records would pass for ours.
+
+        Raises:
+            UserError: it is so.
+        """
+        if (now := _identity(self.path)) != self._seen:
+            if read_meta(self.path) != self.meta:
+                raise UserError(f"{self.path}: another store is in its place since this program started")
+            self._seen = now
 
 
 def record_key(index: int) -> bytes:
@@ -135,9 +149,18 @@ def shard_folders(folder: Path, number: int) -> tuple[Path, Path]:
     return folder / f"text-{number:05d}.lmdb", folder / f"image-{number:05d}.lmdb"
 
 
-def _get(folder: Path, key: bytes, name: str) -> bytes | None:
+def _identity(path: Path) -> tuple | None:
+    """What changes when another file takes the place of store.json, or it is written anew."""
     try:
-        with environment(folder).begin() as txn:
+        found = os.stat(path / "store.json")
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _get(folder: Path, key: bytes, name: str, before_opening: Callable[[], None]) -> bytes | None:
+    try:
+        with environment(folder, before_opening).begin() as txn:
             return txn.get(key)
     except (lmdb.Error, UserError) as error:
         raise UnreadableRecord(name, str(error)) from None

@@ -1,6 +1,7 @@
 import filecmp
 import os
 import pickle
+import shutil
 
 import lmdb
 import numpy as np
@@ -150,6 +151,38 @@ def test_damaged_and_missing_values_are_unreadable_records(tmp_path, tokenizer):
     assert data.tokens(0).id == "id0"
     error = pickle.loads(pickle.dumps(UnreadableRecord("a", "b")))
     assert (error.id, error.reason) == ("a", "b")
+
+
+def test_a_file_that_is_cut_off_makes_unreadable_records_and_no_bus_error(tmp_path, tokenizer):
+    write(tmp_path / "store", tokenizer)
+    data = StoreDataset(tmp_path / "store")
+    assert data.image(0)
+    path = tmp_path / "store/train/image-00000.lmdb/data.mdb"
+    whole = path.read_bytes()
+    for there in (len(whole) - 4096, 0):
+        os.truncate(path, there)
+        with pytest.raises(UnreadableRecord, match=f"data.mdb has {there} of its {len(whole)} bytes: it was cut off"):
+            data.image(0)
+    path.write_bytes(whole)
+    assert data.image(0)
+    environments.forget(path.parent)
+    os.truncate(path, len(whole) - 4096)
+    with pytest.raises(UnreadableRecord, match="it was cut off"):
+        data.image(0)
+
+
+def test_another_store_in_the_place_of_this_one_is_not_read(tmp_path, tokenizer):
+    write(tmp_path / "store", tokenizer, per_shard=5)
+    data = StoreDataset(tmp_path / "store")
+    assert data.tokens(0).id == "id0"
+    (tmp_path / "store").rename(tmp_path / "old")
+    write(tmp_path / "store", tokenizer, n=11, per_shard=5)
+    assert data.tokens(1).id == "id1"  # of the file that is open
+    with pytest.raises(UnreadableRecord, match="another store is in its place since this program started"):
+        data.tokens(7)
+    shutil.rmtree(tmp_path / "store")
+    shutil.copytree(tmp_path / "old", tmp_path / "store")
+    assert data.tokens(7).id == "id7"
 
 
 def test_two_readers_a_fork_and_a_pickle_share_nothing(tmp_path, tokenizer):
