@@ -69,9 +69,9 @@ def run_job(folder: Folder, job: Job, slot: Slot, stop: Stop, *, wait: bool = Fa
             state.state, state.reason, state.result = "done", "", result
             folder.write(job, state)
             return state
-        spent, started = (state.seconds if state else 0.0), time.time()
+        spent, started = (state.seconds if state else 0.0), time.monotonic()
         state = State(
-            "started", folder.fingerprints[job.id], list(job.command), socket.gethostname(), 0, started, spent
+            "started", folder.fingerprints[job.id], list(job.command), socket.gethostname(), 0, time.time(), spent
         )
         folder.write(job, state)
         try:
@@ -81,7 +81,7 @@ def run_job(folder: Folder, job: Job, slot: Slot, stop: Stop, *, wait: bool = Fa
             code = _end_of(process, stop)
         except FileNotFoundError as error:
             code = f"{error.filename}: no such command"
-        state.seconds = spent + time.time() - started
+        state.seconds = spent + time.monotonic() - started
         _judge(state, code, stop, folder, job, look)
         folder.write(job, state)
         return state

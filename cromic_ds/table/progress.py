@@ -116,7 +116,7 @@ def estimate(
             continue
         spent = state.seconds if state else 0.0
         if state and job.id in running and state.state == "started":
-            spent += now - state.started
+            spent += max(0.0, now - state.started)
         work += max(0.0, statistics.mean(known) - spent)
     return work / max(1, slots), unknown
 

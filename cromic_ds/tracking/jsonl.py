@@ -39,7 +39,9 @@ class JsonlTracker(Tracker):
         record = {"step": step, "kind": kind, "time": round(time.time(), 3), **values, **dict.fromkeys(nonfinite)}
         if nonfinite:
             record["nonfinite"] = nonfinite
-        self._file.write((json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        while line:  # on a disk that gets full the first write takes a part, and the next one raises
+            line = line[self._file.write(line) :]
 
     def finish(self) -> None:
         if not self._file.closed:

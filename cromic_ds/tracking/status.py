@@ -26,7 +26,7 @@ from cromic_ds.tracking.jsonl import newest_metrics
 
 BEAT = 7.0  # seconds within which a living rank's file is written anew, with something to spare
 SILENCE = 30.0  # seconds after which a rank whose process cannot be looked up is in doubt
-LOST = 3600.0  # seconds after which there is no doubt: no clock is that far off
+LOST = 86400.0  # seconds after which there is no doubt: no clock is that far off
 ALIVE, FAILED = ("starting", "running"), ("failed", "killed", "hung")
 COLOURS = {"running": "green", "finished": "green", "stopped": "yellow", "dead": "red", "failed": "red"}
 
@@ -95,7 +95,7 @@ def read_status(folder: Path, now: float | None = None) -> RunStatus:
         run.state, run.phase = ("running", "starting") if just_started else ("dead", "")
     if ranks:
         slowest = min(ranks, key=lambda rank: rank["since"])
-        run.phase, run.since_progress = slowest["phase"], now - slowest["since"]
+        run.phase, run.since_progress = slowest["phase"], max(0.0, now - slowest["since"])
         run.job = ranks[0].get("job")
         for rank in ranks:
             run.hosts.setdefault(rank["host"], []).append(rank["rank"])
@@ -148,7 +148,7 @@ def verdict(rank: dict, now: float) -> str:
         if parent(rank["guard_pid"]) == rank["pid"]:  # of a number alone one could not tell whose it is by now
             return "alive"
         return "doubtful" if silent < BEAT else "dead"  # in a container with the host's name its processes are not seen
-    if silent < SILENCE:
+    if abs(silent) < SILENCE:
         return "alive"
     return "doubtful" if silent < LOST else "dead"
 
@@ -204,7 +204,8 @@ def add_metrics(run: RunStatus, folder: Path, config: dict, now: float) -> None:
         run.total_steps = max(1, math.floor(loop["epochs"] * posts / loop["global_batch"]))
     if run.total_steps:
         left = last.get("seconds_left", (run.total_steps - run.step) * run.seconds_per_step)
-        run.seconds_left = max(0.0, left - (now - last["time"])) if run.state == "running" else left
+        since = max(0.0, now - last["time"])  # a clock may have been set back
+        run.seconds_left = max(0.0, left - since) if run.state == "running" else left
 
 
 def add_checkpoint(run: RunStatus, folder: Path, now: float) -> None:

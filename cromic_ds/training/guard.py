@@ -47,6 +47,7 @@ class Guard:
         self._state = {"step": 0}
         self._stacks = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process lives)
         faulthandler.register(signal.SIGUSR2, file=self._stacks, all_threads=True)
+        faulthandler.enable(self._stacks)  # for a bus error or the like
         about = {
             **{"rank": ranks.rank, "world_size": ranks.world_size, "host": socket.gethostname(), "pid": os.getpid()},
             "job": os.environ.get("SLURM_JOB_ID"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import sys
@@ -24,6 +25,8 @@ STARTING = ("starting", "preflight", "loading")
 WAITING = ("/torch/distributed/", "/deepspeed/comm/")  # innermost Python code of a rank that waits for its peers
 # The same where it waits for a collective that was started before, or for the GPU, which may be waiting in one.
 SYNCHRONISING = ("/deepspeed/runtime/", "/torch/cuda/", "/training/distributed.py", "/training/engine.py")
+
+CRASHES = {"Bus error": ": is /dev/shm full, or was a file cut off that it had mapped?"}  # what one can do about it
 
 
 class Guard:
@@ -126,8 +129,16 @@ class Guard:
         if self.ended:
             self.write(now=True)
             return
+        crash, stack = self.crash()
         oom = "the memory of its cgroup was used up" if oom_kills() > self.oom_kills else "killed, or out of memory"
-        self.fail("killed", f"{self.name} died without a word {self.place} ({oom})")
+        how, why = ("crashed", crash) if crash else ("died without a word", oom)
+        self.fail("killed", f"{self.name} {how} {self.place} ({why})", stack or None)
+
+    def crash(self) -> tuple[str, str]:
+        """The signal that the rank brought on itself and its stacks, as faulthandler wrote them; or nothing."""
+        written = os.pread(self.stack, os.fstat(self.stack).st_size, 0).decode(errors="replace")
+        what, stack = (re.findall(r"Fatal Python error: (.+)\s+([\s\S]*)", written) or [("", "")])[-1]
+        return what + CRASHES.get(what, ""), stack
 
     def hangs(self) -> bool:
         """No progress for `timeout` seconds: end the rank, unless it only waits for others that get on."""

@@ -1,5 +1,6 @@
 import json
 import math
+import resource
 import signal
 import subprocess
 import sys
@@ -99,3 +100,19 @@ def test_nothing_is_lost_by_sigkill(tmp_path):
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program), str(tmp_path)], timeout=60)
     assert done.returncode == -signal.SIGKILL
     assert [r["loss"] for r in read_metrics(tmp_path)] == [1 / step for step in range(1, 51)]
+
+
+def test_a_line_that_is_written_in_part_is_an_error(tmp_path):
+    """As on a disk that gets full."""
+    tracker = JsonlTracker(tmp_path)
+    tracker.log(1, {"loss": 1.0}, "train")
+    size, limits = (tmp_path / FILE_NAME).stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            tracker.log(2, {"loss": 1.0}, "train")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    tracker.finish()
+    write_steps(tmp_path, [2], resume_step=1)
+    assert [r["step"] for r in read_metrics(tmp_path, "train")] == [1, 2]

@@ -122,6 +122,16 @@ def test_a_clock_that_is_off_kills_no_rank(tmp_path, behind):
         thread.join()
 
 
+def test_a_clock_that_was_set_back_makes_no_nonsense(tmp_path):
+    """The newest times are an hour ahead of now."""
+    run = make_run(tmp_path / "run", ({"since": NOW, "time": NOW}, {"since": NOW, "time": NOW}), done=30)
+    add_checkpoint(run, 20, age=0)
+    found = read_status(run, NOW - 3600)
+    assert found.state == "dead"  # nobody writes the files anew
+    assert (found.since_progress, found.checkpoint_age, found.seconds_left) == (0, 0, 175)
+    assert "no sign of life for 0 s" in describe(found)
+
+
 def test_a_rank_of_this_host_is_looked_up(tmp_path):
     me = {"host": socket.gethostname(), "time": NOW - 2000}
     with subprocess.Popen(["sleep", "60"]) as guard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cromic_ds.errors import UserError
 from cromic_ds.training.checkpoint import (
     MANIFEST,
     damage,
@@ -115,6 +117,29 @@ def test_the_newest_undamaged_checkpoint_is_found_and_the_others_reported(tmp_pa
     assert sorted(p.name for p in tmp_path.glob("damaged-*")) == ["damaged-step-00000020", "damaged-step-00000030"]
     assert (tmp_path / "damaged-step-00000030" / "shard.pt").is_file()
     assert newest_good(tmp_path / "nowhere") is None
+
+
+def test_where_no_checkpoint_is_whole_nothing_begins_anew(tmp_path):
+    for step in (10, 20):
+        (make_checkpoint(tmp_path, step) / "shard.pt").unlink()
+    for _ in range(2):  # the second time they are set aside already
+        with pytest.raises(
+            UserError, match=r"no checkpoint in .* is whole \(damaged-step-00000010, damaged-step-00000020\)"
+        ):
+            newest_good(tmp_path)
+    (tmp_path / "damaged-step-00000010").rename(tmp_path / "step-00000010")
+    (tmp_path / "step-00000010" / "shard.pt").write_bytes(bytes(range(256)) * 40)
+    assert newest_good(tmp_path).name == "step-00000010"
+
+
+def test_a_file_that_cannot_be_read_is_damage(tmp_path, monkeypatch):
+    checkpoint = make_checkpoint(tmp_path, 5)
+
+    def broken_disk(path: Path) -> dict:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("cromic_ds.training.checkpoint.describe", broken_disk)
+    assert damage(checkpoint) == "shard.pt: [Errno 5] Input/output error"
 
 
 def test_a_left_over_folder_is_no_checkpoint(tmp_path):

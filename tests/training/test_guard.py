@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import textwrap
+
 import pytest
 
 from cromic_ds.training.guard_process import waits
@@ -33,3 +38,21 @@ def stack(*files: str) -> str:
 )
 def test_a_stack_that_waits_for_other_ranks(files, expected):
     assert waits(stack(*files)) is expected
+
+
+def test_a_rank_that_crashes_is_told_from_one_that_was_killed():
+    crash = """
+        import mmap, os, tempfile
+        from cromic_ds.training.distributed import Ranks
+        from cromic_ds.training.guard import Guard
+        Guard(Ranks(), 60).at("reading data", 7)
+        with tempfile.TemporaryFile() as file:
+            os.truncate(file.fileno(), 4096)
+            mapped = mmap.mmap(file.fileno(), 4096)
+            os.truncate(file.fileno(), 0)
+            mapped[0]
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(crash)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGBUS
+    assert "crashed after step 7, while reading data (Bus error: is /dev/shm full, or was a file cut off" in done.stderr
+    assert 'File "<string>", line 10' in done.stderr
