@@ -1,3 +1,4 @@
+import os
 import pickle
 import shutil
 
@@ -102,6 +103,16 @@ def test_incomplete_posts_are_unreadable_records(tmp_path):
     ]:
         with pytest.raises(UnreadableRecord, match=reason):
             read(index)
+
+
+def test_images_that_are_cut_off_under_a_reader_make_unreadable_records(tmp_path):
+    write(tmp_path)
+    data = open_dataset(tmp_path)
+    assert data.image(0) == b"jpeg of aa01"
+    os.truncate(tmp_path / "sample_image_lmdb" / "data.mdb", 8192)
+    with pytest.raises(UnreadableRecord, match="aa01: .* data.mdb has 8192 of its .* bytes: it was cut off"):
+        data.image(0)
+    assert data.tokens(0).id == "aa01"
 
 
 @pytest.mark.parametrize(
