@@ -110,7 +110,7 @@ def test_images_that_are_cut_off_under_a_reader_make_unreadable_records(tmp_path
     data = open_dataset(tmp_path)
     assert data.image(0) == b"jpeg of aa01"
     os.truncate(tmp_path / "sample_image_lmdb" / "data.mdb", 8192)
-    with pytest.raises(UnreadableRecord, match="aa01: .* data.mdb has 8192 of its .* bytes: it was cut off"):
+    with pytest.raises(UnreadableRecord, match=r"aa01: .* data\.mdb has 8192 of its .* bytes: it was cut off"):
         data.image(0)
     assert data.tokens(0).id == "aa01"
 
