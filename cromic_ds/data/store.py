@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from bisect import bisect_right
 from collections.abc import Callable
 from itertools import accumulate
@@ -152,7 +151,7 @@ def shard_folders(folder: Path, number: int) -> tuple[Path, Path]:
 def _identity(path: Path) -> tuple | None:
     """What changes when another file takes the place of store.json, or it is written anew."""
     try:
-        found = os.stat(path / "store.json")
+        found = (path / "store.json").stat()
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
