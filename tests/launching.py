@@ -79,9 +79,9 @@ class Job:
 
 
 def run_to_end(
-    folder: Path, arguments: list[str], ranks: int = 1, script: str = "pretrain.py", timeout: float = 240
+    folder: Path, arguments: list[str], ranks: int = 1, script: str = "pretrain.py", timeout: float = 240, **more: str
 ) -> None:
-    job = Job(folder, arguments, ranks, script)
+    job = Job(folder, arguments, ranks, script, **more)
     assert job.wait(timeout) == [0] * ranks, job.output()
 
 

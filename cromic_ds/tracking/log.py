@@ -9,6 +9,7 @@ from pathlib import Path
 FILE_ONLY = "cromic_file_only"  # attribute of a log record that the terminal does not show (a progress bar is there)
 _OURS = ("cromic_ds", "__main__")
 _SELF_PRINTING = ("DeepSpeed", "transformers")  # print by handlers of their own and pass nothing on to the root logger
+_step: int | None = None
 _NOISY = (*_SELF_PRINTING, "torch")  # tell their inner workings at INFO
 
 
@@ -17,13 +18,14 @@ def setup_logging(run_folder: Path | None, rank: int = 0, world_size: int = 1, h
 
     Rank 0: our messages from INFO, everybody's from WARNING, to stderr and, appended, to RUN/log.txt.
     Other ranks: WARNING and above to RUN/logs/rank-00001.txt, which is made with its first line.
-    Every line has time, level and rank. Python's warnings go the same way. Without a run folder: stderr alone.
+    Every line has time, level, rank, host and, in training, the steps done. Python's warnings go the same way. Without a run
+    folder: stderr alone.
     """
     root = logging.getLogger()
     for owner in (root, *map(logging.getLogger, _SELF_PRINTING)):
         _remove_ours(owner)
     who = f"rank {rank}/{world_size}" + (f" {hostname}" if hostname else "")
-    formatter = logging.Formatter(f"%(asctime)s %(levelname)s [{who}] %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+    formatter = logging.Formatter(f"%(asctime)s %(levelname)s [{who}%(at)s] %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
 
     handlers: list[logging.Handler] = []
     if rank == 0:
@@ -37,6 +39,7 @@ def setup_logging(run_folder: Path | None, rank: int = 0, world_size: int = 1, h
         handler.setFormatter(formatter)
         handler.setLevel(logging.INFO if rank == 0 else logging.WARNING)
         handler.addFilter(_ours_or_warning)
+        handler.addFilter(_add_step)
         handler.cromic_ds = True
         root.addHandler(handler)
         if isinstance(handler, _RunFileHandler):
@@ -50,6 +53,17 @@ def setup_logging(run_folder: Path | None, rank: int = 0, world_size: int = 1, h
         noisy.setLevel(logging.WARNING)
         noisy.addFilter(_warning)  # holds where the library sets its level itself on a later import, as DeepSpeed does
     logging.captureWarnings(True)
+
+
+def at_step(step: int | None) -> None:
+    """Lines from now on say that so many steps are done."""
+    global _step
+    _step = step
+
+
+def _add_step(record: logging.LogRecord) -> bool:
+    record.at = "" if _step is None else f" step {_step}"
+    return True
 
 
 def _remove_ours(owner: logging.Logger) -> None:
@@ -86,6 +100,10 @@ class _RunFileHandler(logging.FileHandler):
     def __init__(self, path: Path):
         self._path = path
         super().__init__(path, mode="a", encoding="utf-8", delay=True)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):  # of a full disk the run itself will tell
+            super().handleError(record)
 
     def _open(self):
         self._path.parent.mkdir(parents=True, exist_ok=True)

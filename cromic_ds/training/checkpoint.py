@@ -117,8 +117,8 @@ def newest_good(folder: Path) -> Path | None:
         barrier()
     if damaged := from_main(sorted(p.name for p in folder.glob(f"{DAMAGED}*"))):
         raise UserError(
-            f"no checkpoint in {folder} is whole ({', '.join(damaged)}): put one back and name it as before, or remove {folder} "
-            "to begin anew"
+            f"no checkpoint in {folder} is whole ({', '.join(damaged)}): put one back and name it as before, or remove "
+            f"{folder} to begin anew"
         )
     return None
 

@@ -25,7 +25,7 @@ class StepResult:
     n_targets: int
     n_posts: int
     grad_norm: float
-    skipped: bool  # a non-finite loss or gradient: the weights are as they were
+    skipped: bool  # a loss too high or not finite, or a gradient not finite: the weights are as they were
 
 
 class Engine:
@@ -63,7 +63,12 @@ class Engine:
         return self.engine.module
 
     def train_step(
-        self, batches: Sequence[Batch], learning_rate: float, n_targets: int, seeds: Sequence[int]
+        self,
+        batches: Sequence[Batch],
+        learning_rate: float,
+        n_targets: int,
+        seeds: Sequence[int],
+        max_loss: float = math.inf,
     ) -> StepResult:
         """Forward and backward over this rank's micro-batches, then one optimizer step of all ranks.
 
@@ -71,6 +76,7 @@ class Engine:
             batches: the rank's A micro-batches.
             n_targets: target tokens of the global batch, all ranks and micro-batches: what the summed loss is divided by.
             seeds: one for each micro-batch, for dropout.
+            max_loss: the step is skipped on all ranks if a micro-batch of one has a higher loss per target token.
         """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
@@ -83,8 +89,10 @@ class Engine:
             with self.watch_forward():
                 loss = self.engine(batch.to(self.device)).float()
             total += loss.detach()
-            # An infinite loss can have finite gradients; as NaN they cannot pass the check before the update.
-            poison = torch.where(loss.detach().isfinite(), 1.0, math.nan)
+            # An infinite loss can have finite gradients, as one that is too high has; as NaN they cannot pass the check before
+            # the update, on any rank.
+            fits = loss.detach().isfinite() & (loss.detach() <= max_loss * batch.n_targets)
+            poison = torch.where(fits, 1.0, math.nan)
             loss = loss * (scale * poison)
             self.engine.backward(self.scaler.scale(loss) if self.scaler else loss, scale_wrt_gas=False)
             if self.stage == 0 and batch is batches[-1]:

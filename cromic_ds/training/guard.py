@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cromic_ds.errors import UserError
+from cromic_ds.tracking.log import at_step
 from cromic_ds.training import guard_process
 from cromic_ds.training.distributed import Ranks
 
@@ -46,8 +47,8 @@ class Guard:
         self.attempt = ""
         self._state = {"step": 0}
         self._stacks = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process lives)
-        faulthandler.register(signal.SIGUSR2, file=self._stacks, all_threads=True)
         faulthandler.enable(self._stacks)  # for a bus error or the like
+        faulthandler.register(signal.SIGUSR2, file=self._stacks, all_threads=True)
         about = {
             **{"rank": ranks.rank, "world_size": ranks.world_size, "host": socket.gethostname(), "pid": os.getpid()},
             "job": os.environ.get("SLURM_JOB_ID"),
@@ -88,6 +89,7 @@ class Guard:
         self._state |= {"phase": phase, "state": "running"}
         if step is not None:
             self._state["step"] = step
+            at_step(step)
         self._tell(**self._state)
 
     def each(self, items: Iterable[T], phase: str) -> Iterator[T]:

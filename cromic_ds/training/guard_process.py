@@ -64,8 +64,8 @@ class Guard:
             self.write()
             if os.getppid() != self.rank_pid:
                 return self.rank_is_gone()
-            if self.failed and self.failed.exists() and not self.ended:
-                return self.obey()
+            if self.failed and self.failed.exists() and not self.ended and self.obey():
+                return None
             if not self.ended and time.monotonic() - self.progress > self.patience and self.hangs():
                 return None
 
@@ -148,8 +148,7 @@ class Guard:
             before, end = self.others(), time.monotonic() + GRACE
             while time.monotonic() < end:
                 if self.failed and self.failed.exists():
-                    self.obey(stack)
-                    return True
+                    return self.obey(stack)
                 if os.getppid() != self.rank_pid:
                     self.rank_is_gone()
                     return True
@@ -180,22 +179,25 @@ class Guard:
         hosts = sorted({s["host"] for s in self.states() if "host" in s} - {self.state["host"]})
         return f"is the network to {', '.join(hosts)} there?" if hosts else "is the network between the hosts there?"
 
-    def obey(self, stack: str | None = None) -> None:
-        """Another rank has failed: this one ends too, by itself or by force."""
+    def obey(self, stack: str | None = None) -> bool:
+        """A rank has failed: this one ends too, by force unless it does so by itself. It may be the one: then it says why, and
+        tells its guard first. Returns whether it was ended.
+        """
         end = time.monotonic() + GRACE
         while time.monotonic() < end and os.getppid() == self.rank_pid and not self.ended:
             if select.select([0], [], [], TICK)[0] and (data := os.read(0, 1 << 16)):
                 for line in data.splitlines():
                     self.take(json.loads(line))
             time.sleep(TICK / 5)
+        if self.ended:
+            return False
         self.kill()
         first = read(self.failed) or {}
-        if not self.ended:
-            error = f"ended because rank {first.get('rank')} failed"
-            self.state.update(state="killed", error=error, traceback=stack)
-            if self.state["rank"] == 0:  # in case the other one's words get lost with its host
-                print(f"error: {first.get('error')}", file=sys.stderr, flush=True)
+        self.state.update(state="killed", error=f"ended because rank {first.get('rank')} failed", traceback=stack)
+        if self.state["rank"] == 0:  # in case the other one's words get lost with its host
+            print(f"error: {first.get('error')}", file=sys.stderr, flush=True)
         self.write(now=True)
+        return True
 
     def fail(self, state: str, error: str, stack: str | None = None) -> None:
         self.state.update(state=state, error=error, traceback=stack)

@@ -33,6 +33,7 @@ from cromic_ds.training.state import TrainState
 from cromic_ds.training.usage import Usage
 
 log = logging.getLogger(__name__)
+MEAN_LOSS_STEPS = 50
 
 
 @dataclass
@@ -55,7 +56,10 @@ class LoopSettings:
     keep_last: int = 2
     """Newest checkpoints to keep; the best one stays as well."""
     max_nonfinite: int = 5
-    """Stop after this many steps in a row whose loss or gradient was not finite."""
+    """Stop after this many steps in a row that were skipped because a loss or gradient was not finite, or a loss too high."""
+    max_loss_ratio: float = 0.0
+    """Skip a step, on all ranks, if the mean loss of a micro-batch is above this many times the running mean of the loss over
+    about the last 50 steps (5, say); 0 = never."""
     activation_checkpointing: bool = False
     """Recompute the transformer layers' activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
@@ -74,6 +78,10 @@ class LoopSettings:
             raise UserError(f"loop.hang_timeout is {self.hang_timeout}: give seconds above 0 (a day is 86400)")
         if not 0 < self.epochs < math.inf or self.steps < 0:
             raise UserError("loop.epochs must be above 0, loop.steps 0 (from the epochs) or more")
+        if self.max_loss_ratio and not 1 < self.max_loss_ratio < math.inf:
+            raise UserError(
+                f"loop.max_loss_ratio is {self.max_loss_ratio}: give a number above 1, or 0 to skip no spike"
+            )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"loop.ema_decay is {self.ema_decay}: give a decay below 1, or 0 for no average")
         if self.patience < 0:
@@ -134,7 +142,7 @@ def train(run: Run) -> None:
         run.guard.at("in a step")
         n_targets, stopping = agree(run, batches)
         lr = learning_rate(run.optim, step, run.total_steps)
-        result = run.engine.train_step(batches, lr, n_targets, drawn)
+        result = run.engine.train_step(batches, lr, n_targets, drawn, highest_loss(run))
         advance(run, result, batches)
         log_step(run, result, values, lr, waited, batches)
         run.profiler.end(step + 1)
@@ -194,6 +202,12 @@ def seeds(run: Run, step: int, accumulation: int) -> list[int]:
     return [example_seed(run.seed, step, number) for number in numbers]
 
 
+def highest_loss(run: Run) -> float:
+    """Of a micro-batch, per target token, with which a step is still taken."""
+    mean = run.state.mean_loss
+    return run.loop.max_loss_ratio * mean if run.loop.max_loss_ratio and mean else math.inf
+
+
 def advance(run: Run, result: StepResult, batches: list[Batch]) -> None:
     """Count the step; stop the run where too many in a row gave no update."""
     state = run.state
@@ -203,6 +217,9 @@ def advance(run: Run, result: StepResult, batches: list[Batch]) -> None:
     state.posts_seen += result.n_posts
     state.targets_seen += result.n_targets
     state.skipped_steps += result.skipped
+    if not result.skipped:
+        mean = state.mean_loss
+        state.mean_loss = result.loss if mean is None else mean + (result.loss - mean) / MEAN_LOSS_STEPS
     state.loss_scale = run.engine.scaler.state_dict() if run.engine.scaler else None
     # With fp16 a skipped step whose loss is finite is the loss scale finding its size.
     bad = result.skipped and not (run.engine.scaler and math.isfinite(result.loss))
@@ -213,8 +230,9 @@ def advance(run: Run, result: StepResult, batches: list[Batch]) -> None:
     log.warning("step %d skipped: loss %s, gradient norm %s", state.step, result.loss, result.grad_norm)
     if state.skipped_in_a_row >= run.loop.max_nonfinite:
         raise UserError(
-            f"{state.skipped_in_a_row} steps in a row had a non-finite loss or gradient, the last one step {state.step} "
-            f"on the examples {', '.join(ids)}; lower optim.lr, look at these examples, or use precision fp32"
+            f"{state.skipped_in_a_row} steps in a row had a non-finite loss or gradient (or a loss above loop.max_loss_ratio), "
+            f"the last one step {state.step} on the examples {', '.join(ids)}; lower optim.lr, look at these examples, or use "
+            "precision fp32"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -46,6 +47,7 @@ from cromic_ds.training.summary import print_summary
 from cromic_ds.training.usage import Usage
 
 log = logging.getLogger(__name__)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 FINISHED = "finished.json"  # in the run folder exactly while the run in it is complete and exported
 
 
@@ -127,6 +129,13 @@ def run_training(
         try:
             train(run)
             run.profiler.finish()
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            raise UserError(
+                f"{error.filename or folder}: {error.strerror}; the checkpoints in {folder} are whole: put that right and give "
+                "the same command again"
+            ) from None
         finally:
             run.tracker.finish()
         guard.at("exporting")

@@ -28,6 +28,7 @@ from torch.utils.serialization import config as serialization
 
 from cromic_ds.errors import UserError
 from cromic_ds.tracking import Tracker
+from cromic_ds.tracking.log import FILE_ONLY
 from cromic_ds.training.checkpoint import BUFFERS, MANIFEST, STATE, describe, retire_old, step_name, write_atomically
 from cromic_ds.training.distributed import average_buffers, from_main, gather_objects, on_main, sum_over_ranks
 from cromic_ds.training.ema import EMA_FILE, Ema
@@ -36,6 +37,7 @@ from cromic_ds.training.state import TrainState
 
 log = logging.getLogger(__name__)
 PIECE = 1 << 22  # bytes written and hashed at a time
+MOST_NAMED = 64  # ranks in a line of the log
 
 
 @dataclass
@@ -169,7 +171,6 @@ class Checkpoints:
         except Exception as error:
             pending.problem = f"host {socket.gethostname()}: {str(error) or type(error).__name__}"
         pending.seconds = time.perf_counter() - start
-        log.info("wrote %.1f MB of step %d in %.2f s", pending.n_bytes / 1e6, pending.step, pending.seconds)
 
     def _publish(self, aside: Path, parts: list[Pending]) -> None:
         """On rank 0. Files that no rank named are DeepSpeed's own copies of what it offloaded to NVMe."""
@@ -198,6 +199,12 @@ class Checkpoints:
         blocked, total = max(p.blocked for p in parts), sum(p.n_bytes for p in parts)
         values = {"seconds_blocked": blocked, "seconds_writing": slowest, "bytes_per_rank": largest, "bytes": total}
         self.tracker.log(step, values, "checkpoint")
+        each = [
+            f"rank {rank} {p.n_bytes / 1e6:.1f} MB in {p.seconds:.2f} s" for rank, p in enumerate(parts[:MOST_NAMED])
+        ]
+        log.info(
+            "step %d written: %s", step, ", ".join(each) + ", …" * (len(parts) > MOST_NAMED), extra={FILE_ONLY: True}
+        )
 
 
 class InMemory(TorchCheckpointEngine):

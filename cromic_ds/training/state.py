@@ -15,7 +15,8 @@ class TrainState:
     step: int = 0  # finished optimizer steps, skipped ones included
     posts_seen: int = 0
     targets_seen: int = 0  # target tokens
-    skipped_steps: int = 0  # steps whose loss or gradient was not finite
+    skipped_steps: int = 0  # steps whose loss was too high, or whose loss or gradient was not finite
+    mean_loss: float | None = None  # per target token, a running mean over the steps that were not skipped
     skipped_in_a_row: int = 0
     skipped_records: int = 0  # unreadable examples, over all epochs
     records: SkipCounter = field(default_factory=SkipCounter)

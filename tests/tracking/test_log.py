@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from cromic_ds.tracking.log import FILE_ONLY, setup_logging
+from cromic_ds.tracking.log import FILE_ONLY, at_step, setup_logging
 
 LINE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
 ours = logging.getLogger("cromic_ds.some.module")
@@ -39,6 +39,18 @@ def test_rank_0_to_stderr_and_log_txt(tmp_path, capsys):
     expected = rf"{LINE}INFO \[rank 0/4 node-1\] hello 1\n{LINE}WARNING \[rank 0/4 node-1\] careful\n"
     assert re.fullmatch(expected, text)
     assert capsys.readouterr().err == text
+
+
+def test_lines_say_how_many_steps_are_done(tmp_path):
+    setup_logging(tmp_path, 1, 2, "node-2")
+    at_step(12)
+    ours.warning("in training")
+    at_step(None)
+    ours.warning("after it")
+    text = (tmp_path / "logs" / "rank-00001.txt").read_text()
+    assert re.fullmatch(
+        rf"{LINE}WARNING \[rank 1/2 node-2 step 12\] in training\n{LINE}WARNING \[rank 1/2 node-2\] after it\n", text
+    )
 
 
 def test_log_txt_is_appended_to_and_a_second_setup_replaces_the_first(tmp_path, capsys):

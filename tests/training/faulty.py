@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -29,6 +31,15 @@ def strike(run: loop.Run) -> None:
     elif kind == "nan":
         weight = next(p for p in run.engine.model.parameters() if p.requires_grad)
         once = weight.register_hook(lambda gradient: (once.remove(), gradient * torch.nan)[1])
+    elif kind == "spike":
+        once = run.engine.model.register_forward_hook(lambda model, given, loss: (once.remove(), 100 * loss)[1])
+    elif kind == "disk":  # the run's parent, a tmpfs, is full but for what the log takes
+        time.sleep(2)  # until the checkpoint before is written
+        size = shutil.disk_usage(run.folder).used + (1 << 20)
+        subprocess.run(["mount", "-o", f"remount,size={size}", run.folder.parent], check=True)
+    elif kind == "clock":
+        now = time.time
+        time.time = lambda: now() - 3600
     else:
         raise ValueError(kind)
 

@@ -22,6 +22,7 @@ def test_a_state_survives_json():
         best_score=1 / 3,
         best_step=900,
         worse_in_a_row=2,
+        mean_loss=2.5,
         data_fingerprint="d" * 16,
         tokenizer_fingerprint="t" * 16,
     )
