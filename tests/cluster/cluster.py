@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = ("slurmctld", "slurmd", "munged", "/usr/sbin/sshd", "pdsh", "unshare", "nsenter", "ip")
@@ -108,6 +109,16 @@ ip link set eth0 up
 /usr/sbin/sshd -f /etc/ssh/sshd_config.{name}
 slurmd -N {name}
 """
+
+
+class Process(NamedTuple):
+    """One that runs in the cluster."""
+
+    pid: int  # as `os.kill` takes it, outside of the cluster
+    name: int  # what it is called inside
+    host: str
+    command: list[str]
+    environment: dict[str, str]  # that it was started with
 
 
 class Cluster:
@@ -231,6 +242,21 @@ class Cluster:
         done = self.run([str(part) for part in command], node)
         assert done.returncode == 0, f"{command}: {done.stdout}"
         return done.stdout.strip()
+
+    def processes(self, folder: Path) -> list[Process]:
+        """Those that were started in a folder, on whatever host: a job's, and what is left of it."""
+        pids = {i: (self._home / f"node{i}.pid").read_text() for i in range(1, self.nodes + 1)}
+        hosts = {Path(f"/proc/{pid}/ns/uts").readlink(): f"node{i}" for i, pid in pids.items()}
+        found = []
+        for proc in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has just ended
+                if (proc / "cwd").readlink() != folder or not (command := (proc / "cmdline").read_text()):
+                    continue
+                name = (proc / "status").read_text().partition("NSpid:")[2].split("\n")[0].split()[-1]
+                host = hosts.get((proc / "ns/uts").readlink(), "head")
+                variables = dict(v.partition("=")[::2] for v in (proc / "environ").read_text().split("\0"))
+                found.append(Process(int(proc.name), int(name), host, command.rstrip("\0").split("\0"), variables))
+        return found
 
     # Hosts.
 
