@@ -257,6 +257,8 @@ def log_step(
 def evaluate(run: Run) -> None:
     """Loss over the split, then texts for its first examples, their scores and pictures; with the averaged weights where
     there are some."""
+    # No step comes for a while: what is written would wait for one to become a checkpoint.
+    run.checkpoints.finish(lambda: run.guard.at("saving"))
     settings, start = run.eval, time.perf_counter()
     shard = {
         "image_size": run.image_size,

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +19,8 @@ from launching import losses, records, run_to_end
 from runs import RECIPE, RUN, arguments, wait_for_step, write_hostfile
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
-STEPS, HANG = 72, 8
-LENGTH = ["--loop.steps", STEPS, "--loop.save_every", 3, "--eval.every", 4, "--loop.hang_timeout", HANG]
+STEPS, HANG = 96, 8
+LENGTH = ["--loop.steps", STEPS, "--loop.save_every", 2, "--eval.every", 4, "--loop.hang_timeout", HANG]
 PHASES = {
     "start-up": (),
     "steps": ("reading data", "in a step"),
@@ -150,7 +151,7 @@ def strike(training: Training, phase: str, chance: random.Random, rank: int, gua
         time.sleep(chance.uniform(0, 8))
     else:
         training.wait_for(lambda: training.state().get("phase", "starting") not in STARTING, "the first step")
-        step = training.state()["step"] + (chance.randint(1, 3) if phase == "steps" else 0)
+        step = training.state()["step"] + chance.randint(1, 5)
         training.wait_for(
             lambda: (now := training.state()) and now["phase"] in PHASES[phase] and now["step"] >= step, phase
         )
@@ -189,6 +190,9 @@ def test_twenty_kills_at_random_moments_change_no_loss(cluster, checkout, store,
             died = f"error: rank {rank} on host {process.host} (pid {process.name}) died without a word after step"
             assert words.splitlines()[-1].startswith(died), training.text()
     InSlurm(cluster, checkout, store).finish()
+    begins = re.findall(r"steps: (\d+) of", (checkout / RUN / "log.txt").read_text())
+    print(f"the starts began after steps {', '.join(begins)}")
+    assert len(set(begins)) > 5
     assert losses(checkout / RUN) == undisturbed
     assert [record["step"] for record in records(checkout / RUN)] == list(range(1, STEPS + 1))
 

@@ -113,7 +113,9 @@ def spoil(file: Path, how: str) -> None:
             f.write(bytes([byte ^ 1]))
 
 
-@pytest.mark.parametrize("how", ["truncated", "bit-flipped", "removed"])
+@pytest.mark.parametrize(
+    "how", ["bit-flipped", *(pytest.param(how, marks=pytest.mark.long) for how in ("truncated", "removed"))]
+)
 def test_a_damaged_shard_is_never_loaded(store, tmp_path, undisturbed, how):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
@@ -185,6 +187,7 @@ def test_a_store_that_is_damaged_under_the_run(store, tmp_path, fault, most, rea
         assert records(run)[-1]["skipped_records"] >= 1 and records(run)[-1]["step"] == 40
 
 
+@pytest.mark.long
 def test_a_store_that_is_replaced_under_the_run(store, tmp_path):
     """The run keeps what it has open; its next start refuses the other store."""
     from cromic_ds.data.world.sample import SampleSettings, sample
@@ -212,6 +215,7 @@ def test_a_spike_of_the_loss_on_one_rank_is_skipped_on_all(store, tmp_path):
     assert max(losses(run)[6:]) < losses(run)[0]
 
 
+@pytest.mark.long
 def test_a_clock_that_is_set_back_changes_nothing(store, tmp_path, undisturbed):
     run = tmp_path / "run"
     run_to_end(tmp_path / "clock", arguments(store, run), ranks=2, script=FAULTY, FAULT="clock:0:5")
