@@ -21,6 +21,7 @@ def setup_logging(run_folder: Path | None, rank: int = 0, world_size: int = 1, h
     Every line has time, level, rank, host and, in training, the steps done. Python's warnings go the same way. Without a run
     folder: stderr alone.
     """
+    at_step(None)
     root = logging.getLogger()
     for owner in (root, *map(logging.getLogger, _SELF_PRINTING)):
         _remove_ours(owner)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from cromic_ds.errors import UserError
-from cromic_ds.tracking.log import at_step
 from cromic_ds.training import guard_process
 from cromic_ds.training.distributed import Ranks
 
@@ -89,7 +88,6 @@ class Guard:
         self._state |= {"phase": phase, "state": "running"}
         if step is not None:
             self._state["step"] = step
-            at_step(step)
         self._tell(**self._state)
 
     def each(self, items: Iterable[T], phase: str) -> Iterator[T]:

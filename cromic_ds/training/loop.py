@@ -20,6 +20,7 @@ from cromic_ds.errors import UserError
 from cromic_ds.metrics.perplexity import perplexity
 from cromic_ds.tasks import Task
 from cromic_ds.tracking import Tracker
+from cromic_ds.tracking.log import at_step
 from cromic_ds.training.distributed import Ranks, average_buffers, gather_objects, sum_over_ranks
 from cromic_ds.training.ema import Ema
 from cromic_ds.training.engine import Engine, StepResult
@@ -212,6 +213,7 @@ def advance(run: Run, result: StepResult, batches: list[Batch]) -> None:
     """Count the step; stop the run where too many in a row gave no update."""
     state = run.state
     state.step += 1
+    at_step(state.step)
     if run.ema and not result.skipped:
         run.ema.update()
     state.posts_seen += result.n_posts

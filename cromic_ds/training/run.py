@@ -26,6 +26,7 @@ from cromic_ds.models import ModelSettings
 from cromic_ds.models.kernels import Kernels, KernelSettings, install, select
 from cromic_ds.tasks import Task
 from cromic_ds.tracking import TrackingSettings, open_trackers, setup_logging
+from cromic_ds.tracking.log import at_step
 from cromic_ds.training import checkpoint, distributed, lock, setup
 from cromic_ds.training.announce import announce
 from cromic_ds.training.ds_config import ResolveFacts, load_ds_config, resolve
@@ -126,6 +127,7 @@ def run_training(
         guard.publish(folder, attempt)
         setup_logging(folder, ranks.rank, ranks.world_size, socket.gethostname())
         run = start_run(settings, task, prepared, ranks, guard, stop, objective)
+        at_step(run.state.step)
         try:
             train(run)
             run.profiler.finish()

@@ -136,7 +136,7 @@ def test_sbatch_pretrain_trains_as_one_host_does(cluster, checkout, store, local
     assert f"finished: {RUN}" in output
     assert re.search(r"hosts +node\[1-2\], tasks 1\(x2\)", output)
     assert f"rendezvous  node1:{20000 + job}" in output
-    assert "[rank 0/2 node1] finished after 4 steps" in output
+    assert "[rank 0/2 node1 step 4] finished after 4 steps" in output
     logs = checkout / f"slurm-mine-{job}.ranks"
     assert sorted(log.name for log in logs.iterdir()) == ["rank-0.txt", "rank-1.txt"]
     # Once more: nothing is left to do.
