@@ -163,7 +163,8 @@ class Guard:
             self.kill(signal.SIGCONT)  # it dumps its stack before it does anything else
             stack = self.dump()
         self.kill()
-        self.fail("hung", f"{self.name} {why}: no progress for {self.patience:.0f} s {self.place}", stack)
+        if not self.fail("hung", f"{self.name} {why}: no progress for {self.patience:.0f} s {self.place}", stack):
+            self.repeat(self.state["error"])
         return True
 
     def others(self) -> list[tuple]:
@@ -192,22 +193,27 @@ class Guard:
         if self.ended:
             return False
         self.kill()
-        first = read(self.failed) or {}
-        self.state.update(state="killed", error=f"ended because rank {first.get('rank')} failed", traceback=stack)
-        if self.state["rank"] == 0:  # in case the other one's words get lost with its host
-            print(f"error: {first.get('error')}", file=sys.stderr, flush=True)
+        error = f"ended because rank {(read(self.failed) or {}).get('rank')} failed"
+        self.state.update(state="killed", error=error, traceback=stack)
+        self.repeat(error)
         self.write(now=True)
         return True
 
-    def fail(self, state: str, error: str, stack: str | None = None) -> None:
+    def repeat(self, otherwise: str) -> None:
+        """Rank 0 says what the first to fail said, whose words may be lost with its host."""
+        if self.state["rank"] == 0:
+            print(f"error: {(read(self.failed) or {}).get('error', otherwise)}", file=sys.stderr, flush=True)
+
+    def fail(self, state: str, error: str, stack: str | None = None) -> bool:
+        """Returns whether this is the first failure of the run."""
         self.state.update(state=state, error=error, traceback=stack)
         first = self.claim(error)
         self.write(now=True)
-        if not first:
-            return
-        self.note(error, stack)
-        self.wait_for_others()
-        print(f"{stack or ''}\nerror: {error}\n{self.advice}", file=sys.stderr, flush=True)
+        if first:
+            self.note(error, stack)
+            self.wait_for_others()
+            print(f"{stack or ''}\nerror: {error}\n{self.advice}", file=sys.stderr, flush=True)
+        return first
 
     def wait_for_others(self) -> None:
         """So that the report is the last that the user sees."""
