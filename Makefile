@@ -43,7 +43,7 @@ test: setup lint ## all tests but the long ones and those on a cluster
 test-fast: setup lint ## the tests that take no training run
 	$(BIN)/python -m pytest -m "not slow and not long and not cluster"
 
-test-long: setup ## the tests that train models to a score (half an hour)
+test-long: setup ## the tests that take longer, and train models to a score (20 minutes)
 	$(BIN)/python -m pytest -m long
 
 test-cluster: setup ## the tests on a Slurm and ssh cluster of its own (root; Debian's slurm-wlm munge pdsh openssh-server)

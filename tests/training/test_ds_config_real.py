@@ -27,6 +27,7 @@ def shipped(name: str, world_size: int = 2, ranks_per_node: int = 2, precision: 
     return resolve(load_ds_config(CONFIGS / f"{name}.json"), facts)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not KERNELS["deepspeed_cpu"].available(None), reason="DeepSpeed's CPU Adam does not compile here")
 def test_every_shipped_config_takes_the_same_steps_and_drops_a_step_that_is_not_finite(run_ranks):
     factors = [1.0, 1.0, None, 1.0]  # in the third step one of the ranks has a loss of NaN

@@ -53,7 +53,8 @@ def relative_difference(a: dict, b: dict) -> float:
 
 
 SIXTEEN = ["--loop.steps", "16", "--loop.save_every", "4"]  # 2.4 epochs
-every_model = pytest.mark.parametrize("model", MODELS)
+others_long = ["cmt", *(pytest.param(model, marks=pytest.mark.long) for model in MODELS if model != "cmt")]
+every_model = pytest.mark.parametrize("model", others_long)
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +78,12 @@ def uninterrupted(runs) -> Path:
 @pytest.mark.parametrize(
     ("ds_config", "model"),
     [
-        pytest.param("zero0", "cmt", marks=pytest.mark.long),
-        pytest.param("zero2", "cmt", marks=pytest.mark.long),
-        *(("zero3", model) for model in [*MODELS, "vilt --model.decoder prefix"]),
+        ("zero3", "cmt"),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in [("zero0", "cmt"), ("zero2", "cmt")]
+            + [("zero3", model) for model in ("vlp", "vilt", "vilt --model.decoder prefix")]
+        ),
     ],
 )
 def test_the_split_of_the_global_batch_changes_neither_loss_nor_weights(store, tmp_path, ds_config, model):

@@ -46,6 +46,7 @@ def test_small_learns_the_ten_posts_by_heart(shared, tmp_path):
     assert len(rows) == 10 and sum(literal) >= 8
 
 
+@pytest.mark.long
 def test_paper_takes_steps_under_zero_3(shared, tmp_path):
     out = tmp_path / "run"
     how = ["--model.preset", "paper", "--loop.global_batch", "4", "--loop.micro_batch", "2", "--loop.steps", "2"]

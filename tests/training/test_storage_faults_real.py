@@ -238,12 +238,15 @@ def loader_of(process: subprocess.Popen) -> int:
     raise AssertionError("it reads its data by itself")
 
 
-def test_a_killed_reader_of_data_ends_the_run_and_is_told(store, tmp_path):
+def test_a_killed_reader_of_data_ends_the_run_and_the_next_start_goes_on(store, tmp_path, undisturbed):
     run = tmp_path / "run"
-    job = Job(tmp_path, arguments(store, run, "--loop.steps", "4000", "--data.workers", "1"), ranks=2)
+    command = arguments(store, run, "--data.workers", "1")
+    job = Job(tmp_path, command, ranks=2)
     job.wait_for_step(run, 5)
     os.kill(loader_of(job.processes[1]), signal.SIGKILL)
     assert 0 not in job.wait(60)
     assert "DataLoader worker" in job.output() and "is killed by signal: Killed" in job.output()
     states = [json.loads((run / "ranks" / f"rank-000{r}.json").read_text()) for r in range(2)]
     assert "rank 1 on host" in states[1]["error"] and states[0]["error"] == "ended because rank 1 failed"
+    run_to_end(tmp_path, command, ranks=2)
+    assert losses(run) == losses(undisturbed)

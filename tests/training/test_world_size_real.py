@@ -91,6 +91,7 @@ def uninterrupted(store, tmp_path_factory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.long
 def test_ranks_1_2_4_2_give_the_uninterrupted_run_and_every_example_once(uninterrupted, go_on, tmp_path):
     run, notes = tmp_path / "run", tmp_path / "notes"
     for ranks, stop_after in ((1, 2), (2, 4), (4, 6), (2, 0)):
