@@ -21,7 +21,6 @@ class Load(NamedTuple):
     posts: float
     source: float  # text and image tokens of all posts
     targets: float  # target tokens of all comments
-
     mean_source: float  # tokens of a post
     mean_own: float  # tokens of its own comment that a target reads, itself included
 
