@@ -6,19 +6,16 @@ import statistics
 import time
 from collections import defaultdict
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from cromic_ds.table.executor import Executor
 from cromic_ds.table.folder import Folder, State
 from cromic_ds.table.jobs import last_lines
 from cromic_ds.table.plan import Job
-
-if TYPE_CHECKING:
-    from cromic_ds.table.run import Executor
 
 States = dict[str, State | None]
 COLOURS = {"done": "green", "failed": "red", "stopped": "yellow"}

@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
+from cromic_ds.table.executor import Executor
 from cromic_ds.table.folder import Folder
 from cromic_ds.table.jobs import Stop
-from cromic_ds.table.plan import Job
 from cromic_ds.table.progress import Progress
-
-
-class Executor(Protocol):
-    """Where jobs run: `Local` or `Slurm`."""
-
-    slots: int  # jobs at a time; 0 = unknown
-    running: list[str]
-    queued: list[str]  # handed over, not running yet
-
-    def start(self, ready: list[Job]) -> None: ...
-    def wait(self) -> list[Job]: ...
-    def close(self) -> None: ...
 
 
 def run_plan(
