@@ -26,7 +26,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 	$(BIN)/pip install --quiet "$$(grep '^torch==' requirements.txt)" "$$(grep '^numpy==' requirements.txt)"
 	$(BIN)/pip install --quiet -r requirements.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
-	$(BIN)/python -c "from cromic_ds.training import distributed as d; d.start(); d.stop()"
+	$(BIN)/python -c "from cromic_ds.engine import process_group as p; p.start(); p.stop()"
 	touch $@
 
 $(STORE)/store.json: | setup

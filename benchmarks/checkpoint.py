@@ -20,7 +20,7 @@ import torch
 from common import SEED_DATA, exit_with, seed_batch
 from train_step import loop_step, training_run
 
-from cromic_ds.training.saving import Checkpoints
+from cromic_ds.checkpoints.writer import Checkpoints
 
 EVERY, MOST_LOST = 20, 0.03
 NONE, BACKGROUND, WAITING = "no checkpoint", "in the background", "waited for"

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from cromic_ds.batch import Batch
 from cromic_ds.data.loader import DataSettings, eval_batches
-from cromic_ds.data.opening import open_dataset
+from cromic_ds.data.open_dataset import open_dataset
 from cromic_ds.errors import UserError
 
 SEED_DATA = Path(__file__).resolve().parents[2] / "shared" / "seed_data"

@@ -15,10 +15,10 @@ import torch
 from common import SEED_DATA, exit_with, ratio, report, seed_batch, side_by_side
 from published import Published, padded_inputs
 
-from cromic_ds.models import build_config, build_model
-from cromic_ds.models.kernels import KernelSettings, install, select
-from cromic_ds.models.published import load_published
-from cromic_ds.training.precision import choose_precision
+from cromic_ds.models.cmt.weights import load_published
+from cromic_ds.models.common.kernels import KernelSettings, install, select
+from cromic_ds.models.common.precision import choose_precision
+from cromic_ds.models.registry import build_config, build_model
 
 TOKENS, BEAMS = 24, 5
 TARGETS = {"greedy": 6.0, "beam": 15.0}

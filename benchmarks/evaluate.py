@@ -22,22 +22,21 @@ import torch
 from common import exit_with
 
 from cromic_ds.data.dataset import Dataset
-from cromic_ds.data.opening import open_dataset
+from cromic_ds.data.open_dataset import open_dataset
+from cromic_ds.data.order import example_seed
 from cromic_ds.data.record import Record
-from cromic_ds.data.sampler import example_seed
-from cromic_ds.data.store_writer import StoreWriter
 from cromic_ds.data.tokenizer import encode, load_tokenizer, train_tokenizer
-from cromic_ds.data.world import language
-from cromic_ds.data.world.draw import draw_jpeg
-from cromic_ds.data.world.scenes import nth_scene
-from cromic_ds.models import build_config, build_model
-from cromic_ds.models.cmt import CMTConfig
+from cromic_ds.inference.evaluate import EvaluateSettings
+from cromic_ds.inference.exports import write_export
+from cromic_ds.inference.job import Job, load
+from cromic_ds.models.cmt.config import CMTConfig
+from cromic_ds.models.registry import build_config, build_model, vocabulary_of
+from cromic_ds.prepare.store_writer import StoreWriter
 from cromic_ds.tasks import TASKS
 from cromic_ds.tasks.results import describe_data, result_json, write_result
-from cromic_ds.training.evaluate import EvaluateSettings
-from cromic_ds.training.export import write_export
-from cromic_ds.training.inference import Job, load
-from cromic_ds.training.setup import vocabulary_of
+from cromic_ds.world import language
+from cromic_ds.world.draw import draw_jpeg
+from cromic_ds.world.scenes import nth_scene
 
 FOLDER = Path(__file__).resolve().parents[1] / ".cache" / "evaluate"
 CAPTIONS = {"aic_icc": 5, "flickr30k_cn": 5, "muge": 10}  # an image

@@ -20,8 +20,8 @@ from published import train_step as published_step
 from train_step import Step, bare
 
 from cromic_ds.batch import Batch
-from cromic_ds.models.image_encoder import normalise
-from cromic_ds.training.precision import choose_precision
+from cromic_ds.models.common.image_encoder import normalise
+from cromic_ds.models.common.precision import choose_precision
 
 TARGET, CAPTIONS = 3.0, 5
 

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from cromic_ds.data.images import reencode, training_image
-from cromic_ds.models.image_encoder import IMAGENET_MEAN, IMAGENET_STD, normalise
+from cromic_ds.models.common.image_encoder import IMAGENET_MEAN, IMAGENET_STD, normalise
 
 SIZE, BATCH, TARGET = 224, 16, 2.0
 BATCHES_A_TURN = 5  # so that memory which one side gives back does not become the other side's page faults

@@ -14,9 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cromic_ds.data.opening import open_dataset
-from cromic_ds.data.world.ceilings import at_most, ceilings
+from cromic_ds.data.open_dataset import open_dataset
 from cromic_ds.tracking import read_metrics
+from cromic_ds.world.ceilings import at_most, ceilings
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = 0.9

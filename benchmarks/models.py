@@ -25,11 +25,11 @@ from plain_vlp import PlainVLP, same_weights, sequences
 from published import Published, padded_inputs
 
 from cromic_ds.batch import Batch
-from cromic_ds.models import build_config, build_model
-from cromic_ds.models.kernels import KernelSettings, install, select
-from cromic_ds.models.vlp_packing import draw_masks
+from cromic_ds.models.common.kernels import KernelSettings, install, select
+from cromic_ds.models.common.precision import choose_precision
+from cromic_ds.models.registry import build_config, build_model
+from cromic_ds.models.vlp.packing import draw_masks
 from cromic_ds.training.optimizer import OptimizerSettings, build_optimizer
-from cromic_ds.training.precision import choose_precision
 
 TARGETS = {"cmt": 1.0, "vlp": 2.5, "vilt": 2.5}
 DECODING, TOKENS, SEED = 5.0, 24, 0

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from transformers import ViltConfig, ViltForMaskedLM
 
 from cromic_ds.batch import Batch
-from cromic_ds.models.published import load_matching, translate
-from cromic_ds.models.vilt import ViLTConfig, ViLTModel
-from cromic_ds.models.vilt_weights import load_foreign
+from cromic_ds.models.cmt.weights import translate
+from cromic_ds.models.common.weights import load_matching
+from cromic_ds.models.vilt.config import ViLTConfig
+from cromic_ds.models.vilt.model import ViLTModel
+from cromic_ds.models.vilt.weights import load_foreign
 
 POST_TOKENS, COMMENT_TOKENS = 40, 25
 

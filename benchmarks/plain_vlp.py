@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, ResNetConfig, ResNetModel
 
 from cromic_ds.batch import Batch
-from cromic_ds.models.image_encoder import normalise, set_batch_norm
-from cromic_ds.models.vlp import VLPConfig, VLPModel
-from cromic_ds.models.vlp_packing import Draw
-from cromic_ds.models.vlp_weights import load_foreign
+from cromic_ds.models.common.image_encoder import normalise, set_batch_norm
+from cromic_ds.models.vlp.config import VLPConfig
+from cromic_ds.models.vlp.model import VLPModel
+from cromic_ds.models.vlp.packing import Draw
+from cromic_ds.models.vlp.weights import load_foreign
 
 POST_TOKENS, COMMENT_TOKENS = 40, 25
 

@@ -171,10 +171,10 @@ def pillow_loop(images: Path, out: Path) -> None:
 
 def second_pass(root: Path, work: Path, tokenizer: Path) -> Callable[[Path], None]:
     """The making of one shard, everything before it done."""
-    from cromic_ds.data.official import open_reader
-    from cromic_ds.data.official.corpus import OfficialCorpus
-    from cromic_ds.data.scan import scan
-    from cromic_ds.data.shards import ShardJob, ShardMaker
+    from cromic_ds.prepare.official import open_reader
+    from cromic_ds.prepare.official_corpus import OfficialCorpus
+    from cromic_ds.prepare.scan import scan
+    from cromic_ds.prepare.shards import ShardJob, ShardMaker
 
     work.mkdir()
     corpus = OfficialCorpus(open_reader("aic_icc", str(root), ["train"], ""), "", 9, work)

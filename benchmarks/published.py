@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cromic_ds.batch import Batch
-from cromic_ds.models.image_encoder import normalise
+from cromic_ds.models.common.image_encoder import normalise
 
 POST_TOKENS, COMMENT_TOKENS, CAPTION_TOKENS = 40, 25, 72
 VOCABULARY, WIDTH, HEADS, FFN, LAYERS = 21128, 768, 8, 1024, 6

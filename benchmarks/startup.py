@@ -47,7 +47,7 @@ def peak_mb() -> float:
 def measure(size: int) -> dict[str, float]:
     """Seconds from a ready data set to the first batch of 64, and the process' peak memory in MB."""
     from cromic_ds.data.loader import DataSettings, special_tokens, steps
-    from cromic_ds.data.opening import open_dataset
+    from cromic_ds.data.open_dataset import open_dataset
 
     dataset = Repeated(open_dataset(ROOT / "data" / "store", "train"), size)
     special_tokens(dataset.tokenizer_path)  # imports transformers, whose seconds would hide the difference

@@ -31,10 +31,10 @@ from published import Published, padded_inputs
 from published import train_step as published_step
 
 from cromic_ds.batch import Batch
-from cromic_ds.models import build_config, build_model
-from cromic_ds.models.kernels import TABLES, KernelSettings, install, select
+from cromic_ds.models.common.kernels import TABLES, KernelSettings, install, select
+from cromic_ds.models.common.precision import choose_precision
+from cromic_ds.models.registry import build_config, build_model
 from cromic_ds.training.optimizer import OptimizerSettings, build_optimizer
-from cromic_ds.training.precision import choose_precision
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET, MOST_OVERHEAD, GPU_COPIES = 3.0, 0.05, 6
@@ -74,18 +74,19 @@ def bare(batch: Batch, settings: KernelSettings | None = None, device: str = "cp
 
 def training_run(batch: Batch, ds_config: str, checkpoints: Path, keep_last: int = 1):
     """A `loop.Run` of preset paper on one batch again and again; `loop_step` is its step."""
+    from cromic_ds.checkpoints.state import TrainState
+    from cromic_ds.checkpoints.writer import Checkpoints
+    from cromic_ds.engine import process_group
+    from cromic_ds.engine.config import ResolveFacts, find_ds_config, load_ds_config, resolve
+    from cromic_ds.engine.engine import Engine
+    from cromic_ds.ranks.launcher import Ranks
+    from cromic_ds.ranks.signals import StopRequest
     from cromic_ds.tracking.tracker import Tracker
-    from cromic_ds.training import distributed, loop
-    from cromic_ds.training.ds_config import ResolveFacts, load_ds_config, resolve
-    from cromic_ds.training.engine import Engine
-    from cromic_ds.training.saving import Checkpoints
-    from cromic_ds.training.setup import find_ds_config
-    from cromic_ds.training.signals import StopRequest
-    from cromic_ds.training.state import TrainState
+    from cromic_ds.training import loop
     from cromic_ds.training.usage import Usage
 
     if not torch.distributed.is_initialized():
-        distributed.start()
+        process_group.start()
     facts = ResolveFacts(
         global_batch=batch.n_posts, micro_batch=batch.n_posts, precision=choose_precision("auto", "cpu")
     )
@@ -96,7 +97,7 @@ def training_run(batch: Batch, ds_config: str, checkpoints: Path, keep_last: int
     optimizer, _ = build_optimizer(model, OptimizerSettings())
     engine = Engine(model, optimizer, config)
     known = {
-        "ranks": distributed.Ranks(),
+        "ranks": Ranks(),
         "seed": 0,
         "total_steps": 10**9,
         "loop": loop.LoopSettings(global_batch=batch.n_posts),
@@ -191,7 +192,7 @@ def repeated(batch: Batch, copies: int) -> Batch:
 
 def variants(device: torch.device) -> dict[str, dict[str, str]]:
     """Settings by name: all as chosen by default, all plain, and plain but for one kernel."""
-    from cromic_ds.training.optimizer import KERNELS
+    from cromic_ds.engine.adam import KERNELS
 
     usable = {what: [name for name, choice in table.items() if choice.works(device)] for what, table in TABLES.items()}
     usable["optimizer"] = [name for name, k in KERNELS.items() if name != "deepspeed_cpu" and k.available(device)]

@@ -20,7 +20,7 @@ from cromic_ds.batch import Batch
 from cromic_ds.data.collate import LoadedExample, SkippedExample, SpecialTokens, collate
 from cromic_ds.data.dataset import Dataset, Tokens, UnreadableRecord
 from cromic_ds.data.images import training_image
-from cromic_ds.data.sampler import Order, example_seed
+from cromic_ds.data.order import Order, example_seed
 from cromic_ds.errors import UserError
 
 MAX_AUTO_WORKERS = 8

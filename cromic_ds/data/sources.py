@@ -5,17 +5,16 @@ from __future__ import annotations
 import base64
 import binascii
 import errno
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from cromic_ds.data.environments import environment
 from cromic_ds.data.hash_index import HashIndex, HashIndexWriter
 from cromic_ds.data.images import BadImage
-from cromic_ds.data.progress import ProgressBar
-from cromic_ds.data.text import read_lines
+from cromic_ds.data.lmdb_cache import environment
 from cromic_ds.errors import UserError
+from cromic_ds.files import read_lines
+from cromic_ds.progress import ProgressBar
 
 BAD_BASE64 = "broken base64"
 
@@ -106,19 +105,6 @@ class TsvSource:
         return None
 
 
-class ExtrasSource:
-    """Further fields by id from JSON lines `{"id": ..., ...}`, stored with the record."""
-
-    def __init__(self, path: Path, work: Path):
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; extras is a file of JSON lines")
-        self.lines = IndexedLines(path, work / "extra_lines", _json_key)
-
-    def get(self, id: str) -> dict:
-        line = self.lines.find(id)
-        return {k: v for k, v in json.loads(line).items() if k != "id"} if line is not None else {}
-
-
 class IndexedLines:
     """Random access by key to the lines of a file of any size."""
 
@@ -154,10 +140,3 @@ def tsv_key(path: Path, number: int, line: bytes) -> bytes:
     if not tab:
         raise UserError(f"{path}:{number}: no TAB; an image TSV has lines of an id, a TAB and the image in base64")
     return key
-
-
-def _json_key(path: Path, number: int, line: bytes) -> bytes:
-    try:
-        return json.loads(line)["id"].encode()
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f'{path}:{number}: not a JSON object with a string "id"') from None

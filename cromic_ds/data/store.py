@@ -16,16 +16,15 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 
 import lmdb
 import numpy as np
 
-from cromic_ds.answers import answers_fingerprint
 from cromic_ds.data.dataset import Texts, Tokens, UnreadableRecord
-from cromic_ds.data.environments import environment
+from cromic_ds.data.lmdb_cache import environment
 from cromic_ds.data.record import Packed, without_checksum
 from cromic_ds.errors import UserError, nearest
 
@@ -163,3 +162,8 @@ def _get(folder: Path, key: bytes, name: str, before_opening: Callable[[], None]
             return txn.get(key)
     except (lmdb.Error, UserError) as error:
         raise UnreadableRecord(name, str(error)) from None
+
+
+def answers_fingerprint(answers: Sequence[str]) -> str:
+    """What tells an answer vocabulary, its order included, from another one: kept in store, checkpoint and export."""
+    return hashlib.blake2b(json.dumps(list(answers), ensure_ascii=False).encode(), digest_size=8).hexdigest()

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cromic_ds.answers import clean_answer, normalise_answer
 from cromic_ds.errors import UserError
 from cromic_ds.metrics.bootstrap import scores_of
 from cromic_ds.metrics.grounded import add_grounded
 from cromic_ds.metrics.items import Items, group
 from cromic_ds.metrics.measured import Measured, Record, image_of, measured
+from cromic_ds.metrics.vqa_answers import clean_answer, normalise_answer
 
 WHOLE_ANSWERS = "vqa"  # stands where other results name their tokenisation: answers are compared whole, as normalised
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cromic_ds.models.image_encoder import BATCH_NORM_MODES
+from cromic_ds.models.common.image_encoder import BATCH_NORM_MODES
 
 
 @dataclass

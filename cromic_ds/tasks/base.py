@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
-from cromic_ds.data.dataset import Texts
+from cromic_ds.data.dataset import Dataset, Texts
+from cromic_ds.errors import UserError
 from cromic_ds.metrics.measured import Measured
 from cromic_ds.metrics.texts import measure_texts
 from cromic_ds.tasks.predictions import Form
@@ -83,3 +84,23 @@ class GeneratedText(Task):
 
     def has_references(self, texts: Texts) -> bool:
         return any(comment.strip() for comment in texts.comments)
+
+
+def check_task(task: Task, dataset: Dataset, path: str) -> None:
+    """Raises UserError where the data was prepared for another task."""
+    if dataset.task != (None if task.kind == "comments" else task.name):
+        was = f"for task {dataset.task}" if dataset.task else "from posts with comments"
+        raise UserError(f"{path} was prepared {was}, and this is task {task.name}: name a store of that task")
+
+
+def captioning(name: str, tokenisation: str, form: Form) -> GeneratedText:
+    return GeneratedText(
+        name=name,
+        kind="caption",
+        reads_text=False,
+        tokenisation=tokenisation,
+        best_metric="cider",
+        higher_is_better=True,
+        max_new_tokens=72,
+        form=form,
+    )

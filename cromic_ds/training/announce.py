@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from cromic_ds.training.ds_config import batch_arithmetic
+from cromic_ds.engine.config import batch_arithmetic
 
 log = logging.getLogger(__name__)
 

@@ -13,24 +13,26 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from cromic_ds.batch import Batch
+from cromic_ds.checkpoints.state import TrainState
+from cromic_ds.checkpoints.writer import Checkpoints
 from cromic_ds.data.dataset import Dataset
 from cromic_ds.data.loader import DataSettings, eval_batches
-from cromic_ds.data.sampler import example_seed
+from cromic_ds.data.order import example_seed
+from cromic_ds.engine.ema import Ema
+from cromic_ds.engine.engine import Engine, StepResult
+from cromic_ds.engine.profile import Profiler
 from cromic_ds.errors import UserError
+from cromic_ds.inference.scoring import EvalSettings, predict, sample_rows, score, teacher_forced
 from cromic_ds.metrics.perplexity import perplexity
+from cromic_ds.ranks.collectives import average_buffers, gather_objects, sum_over_ranks
+from cromic_ds.ranks.guard import Guard
+from cromic_ds.ranks.launcher import Ranks
+from cromic_ds.ranks.signals import StopRequest
 from cromic_ds.tasks import Task
 from cromic_ds.tracking import Tracker
 from cromic_ds.tracking.log import at_step
-from cromic_ds.training.distributed import Ranks, average_buffers, gather_objects, sum_over_ranks
-from cromic_ds.training.ema import Ema
-from cromic_ds.training.engine import Engine, StepResult
-from cromic_ds.training.evaluation import EvalSettings, predict, sample_rows, score, teacher_forced
-from cromic_ds.training.guard import Guard
-from cromic_ds.training.optimizer import OptimizerSettings, learning_rate
-from cromic_ds.training.profile import Profiler
-from cromic_ds.training.saving import Checkpoints
-from cromic_ds.training.signals import StopRequest
-from cromic_ds.training.state import TrainState
+from cromic_ds.training.optimizer import OptimizerSettings
+from cromic_ds.training.schedule import learning_rate
 from cromic_ds.training.usage import Usage
 
 log = logging.getLogger(__name__)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from cromic_ds.engine.adam import KERNELS, choose_kernel
 from cromic_ds.errors import UserError
 
 
@@ -54,21 +54,6 @@ class OptimizerSettings:
         for name, good in checks.items():
             if not good:
                 raise UserError(f"optim.{name} is {getattr(self, name)}: out of range; see --help for its meaning")
-
-
-def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> float:
-    """The rate of step 0 ≤ `step` < `total_steps`: linear warm-up from lr/warm-up to lr, then the schedule.
-
-    Linear and cosine reach `min_lr_fraction` at step `total_steps`, one after the last, so that no step is in vain.
-    """
-    warmup = math.ceil(settings.warmup_fraction * total_steps)
-    if step < warmup:
-        return settings.lr * (step + 1) / warmup
-    if settings.schedule == "constant":
-        return settings.lr
-    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-    left = 1 - progress if settings.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
-    return settings.lr * (settings.min_lr_fraction + (1 - settings.min_lr_fraction) * left)
 
 
 def lr_scales(model: PreTrainedModel, settings: OptimizerSettings, taken: set[str]) -> dict[str, float]:
@@ -131,92 +116,7 @@ def build_optimizer(
     return KERNELS[name].build(groups, {"lr": settings.lr, "betas": tuple(settings.betas), "eps": settings.eps}), name
 
 
-def choose_kernel(kernel: str, device: torch.device, offload: bool = False) -> str:
-    """The name in `KERNELS` to use; the order of that table is the order of preference."""
-    if offload:
-        if kernel not in ("auto", "deepspeed_cpu"):
-            raise UserError(
-                f"optimizer kernel {kernel}: with the optimizer offloaded only DeepSpeed's CPU Adam works; choose auto"
-            )
-        if not KERNELS["deepspeed_cpu"].available(torch.device("cpu")):
-            raise UserError(
-                "offloading the optimizer needs DeepSpeed's CPU Adam: install g++ and ninja, or do not offload"
-            )
-        return "deepspeed_cpu"
-    usable = [name for name, k in KERNELS.items() if name != "deepspeed_cpu" and k.available(device)]
-    if kernel == "auto":
-        return usable[0]
-    if kernel not in usable:
-        raise UserError(
-            f"optimizer kernel {kernel!r} is not usable on {device.type} here: choose auto or {', '.join(usable)}"
-        )
-    return kernel
-
-
 # ---- the implementations
-
-
-def _apex_available(device: torch.device) -> bool:
-    if device.type != "cuda":
-        return False
-    try:
-        from apex.optimizers import FusedAdam  # noqa: F401
-    except (ImportError, AttributeError, RuntimeError):  # not NVIDIA's apex, or built without its CUDA extensions
-        return False
-    return True
-
-
-def _apex(groups: list[dict], options: dict) -> torch.optim.Optimizer:
-    from apex.optimizers import FusedAdam
-
-    return FusedAdam(groups, adam_w_mode=True, **options)
-
-
-def _deepspeed_available(device: torch.device) -> bool:
-    from deepspeed.ops.op_builder import FusedAdamBuilder
-
-    return device.type == "cuda" and FusedAdamBuilder().is_compatible(verbose=False)
-
-
-def _deepspeed(groups: list[dict], options: dict) -> torch.optim.Optimizer:
-    from deepspeed.ops.adam import FusedAdam
-
-    return FusedAdam(groups, adam_w_mode=True, **options)
-
-
-def _deepspeed_cpu_available(device: torch.device) -> bool:
-    from deepspeed.ops.op_builder import CPUAdamBuilder
-
-    return CPUAdamBuilder().is_compatible(verbose=False)
-
-
-def _deepspeed_cpu(groups: list[dict], options: dict) -> torch.optim.Optimizer:
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-    return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
-
-
-def _torch_fused(groups: list[dict], options: dict) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, fused=True, **options)
-
-
-def _torch(groups: list[dict], options: dict) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, **options)
-
-
-class Implementation(NamedTuple):
-    available: Callable[[torch.device], bool]
-    build: Callable[[list[dict], dict], torch.optim.Optimizer]
-
-
-KERNELS: dict[str, Implementation] = {
-    "apex": Implementation(_apex_available, _apex),
-    "torch_fused": Implementation(lambda device: device.type in ("cpu", "cuda"), _torch_fused),
-    # As fast as torch's, but compiled at first use with the CUDA toolkit: for those who ask for it.
-    "deepspeed": Implementation(_deepspeed_available, _deepspeed),
-    "torch": Implementation(lambda device: True, _torch),
-    "deepspeed_cpu": Implementation(_deepspeed_cpu_available, _deepspeed_cpu),
-}
 
 
 def _device_of(groups: list[dict]) -> torch.device:

@@ -17,33 +17,41 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from cromic_ds.checkpoints import reader
+from cromic_ds.checkpoints.export import export_checkpoint
+from cromic_ds.checkpoints.state import TrainState
+from cromic_ds.checkpoints.writer import Checkpoints
 from cromic_ds.data.dataset import Dataset
 from cromic_ds.data.loader import DataSettings, steps
-from cromic_ds.data.opening import open_dataset
+from cromic_ds.data.open_dataset import open_dataset
 from cromic_ds.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from cromic_ds.engine import process_group
+from cromic_ds.engine.adam import choose_kernel
+from cromic_ds.engine.config import ResolveFacts, find_ds_config, load_ds_config, resolve
+from cromic_ds.engine.ema import Ema
+from cromic_ds.engine.engine import Engine
+from cromic_ds.engine.memory import memory_plan, model_facts
+from cromic_ds.engine.profile import Profiler, ProfileSettings
+from cromic_ds.engine.waiting import waiting_code
 from cromic_ds.errors import UserError
-from cromic_ds.models import ModelSettings
-from cromic_ds.models.kernels import Kernels, KernelSettings, install, select
+from cromic_ds.files import write_atomically
+from cromic_ds.inference.scoring import EvalSettings
+from cromic_ds.models.common.kernels import Kernels, KernelSettings, install, select
+from cromic_ds.models.common.precision import choose_precision
+from cromic_ds.models.registry import ModelSettings
+from cromic_ds.ranks import collectives, lock
+from cromic_ds.ranks.guard import Guard, clear
+from cromic_ds.ranks.launcher import Ranks, local_device, ranks_from
+from cromic_ds.ranks.preflight import preflight
+from cromic_ds.ranks.signals import StopRequest
 from cromic_ds.tasks import Task
+from cromic_ds.tasks.base import check_task
 from cromic_ds.tracking import TrackingSettings, open_trackers, setup_logging
 from cromic_ds.tracking.log import at_step
-from cromic_ds.training import checkpoint, distributed, lock, setup
+from cromic_ds.training import startup
 from cromic_ds.training.announce import announce
-from cromic_ds.training.ds_config import ResolveFacts, load_ds_config, resolve
-from cromic_ds.training.ema import Ema
-from cromic_ds.training.engine import Engine
-from cromic_ds.training.evaluation import EvalSettings
-from cromic_ds.training.export import export_checkpoint
-from cromic_ds.training.guard import Guard, clear
 from cromic_ds.training.loop import LoopSettings, Objective, Run, train
-from cromic_ds.training.memory import memory_plan, model_facts
-from cromic_ds.training.optimizer import OptimizerSettings, build_optimizer, choose_kernel, lr_scales
-from cromic_ds.training.precision import choose_precision
-from cromic_ds.training.preflight import preflight
-from cromic_ds.training.profile import Profiler, ProfileSettings
-from cromic_ds.training.saving import Checkpoints
-from cromic_ds.training.signals import StopRequest
-from cromic_ds.training.state import TrainState
+from cromic_ds.training.optimizer import OptimizerSettings, build_optimizer, lr_scales
 from cromic_ds.training.summary import print_summary
 from cromic_ds.training.usage import Usage
 
@@ -81,7 +89,7 @@ class Prepared(NamedTuple):
     eval_dataset: Dataset
     tokenizer: PreTrainedTokenizerBase
     answers: list[str] | None  # where answers are classified
-    start: setup.StartingModel
+    start: startup.StartingModel
     device: torch.device
     ds_config: dict
     kernels: Kernels
@@ -105,7 +113,7 @@ def run_training(
     Raises:
         UserError: settings, data or run folder that cannot work, before any training step.
     """
-    ranks = distributed.ranks_from(os.environ)
+    ranks = ranks_from(os.environ)
     prepared = problem = None
     try:
         prepared = prepare(settings, task, ranks)
@@ -116,14 +124,14 @@ def run_training(
 
     # Nothing was started or written up to here.
     stop = StopRequest().install()
-    with Guard(ranks, settings.loop.hang_timeout) as guard:
-        ranks = distributed.start()
-        if problems := sorted({p for p in distributed.gather_objects(problem) if p}):
+    with Guard(ranks, settings.loop.hang_timeout, waiting_code()) as guard:
+        ranks = process_group.start()
+        if problems := sorted({p for p in collectives.gather_objects(problem) if p}):
             raise UserError("; ".join(problems))
-        folder, attempt = Path(settings.out), distributed.from_main(uuid.uuid4().hex)
-        distributed.on_main(setup.open_folder, folder, setup.settings_dict(settings), fixed)
-        distributed.on_main(lock.acquire, folder, attempt)
-        distributed.on_main(clear, folder)
+        folder, attempt = Path(settings.out), collectives.from_main(uuid.uuid4().hex)
+        collectives.on_main(startup.open_folder, folder, startup.settings_dict(settings), fixed)
+        collectives.on_main(lock.acquire, folder, attempt)
+        collectives.on_main(clear, folder)
         guard.publish(folder, attempt)
         setup_logging(folder, ranks.rank, ranks.world_size, socket.gethostname())
         run = start_run(settings, task, prepared, ranks, guard, stop, objective)
@@ -144,16 +152,16 @@ def run_training(
         if run.finished and ranks.is_main:
             exported = export_checkpoint(folder, export, folder / "export")
             log.info("finished after %d steps; exported to %s", run.state.step, exported)
-            checkpoint.write_atomically(folder / FINISHED, json.dumps({"step": run.state.step, "time": time.time()}))
+            write_atomically(folder / FINISHED, json.dumps({"step": run.state.step, "time": time.time()}))
             print_summary(folder)
-        distributed.barrier()
+        collectives.barrier()
         if ranks.is_main:
             lock.release(folder, attempt)
         guard.end("finished" if run.finished else "stopped")
-        distributed.stop()
+        process_group.stop()
 
 
-def prepare(settings: RunSettings, task: Task, ranks: distributed.Ranks) -> Prepared:
+def prepare(settings: RunSettings, task: Task, ranks: Ranks) -> Prepared:
     """Raises UserError for all that can be known to be wrong without starting anything."""
     if not settings.data.path:
         raise UserError("data.path is missing: name a store (make one with `cromic-ds prepare` or `cromic-ds sample`)")
@@ -161,13 +169,13 @@ def prepare(settings: RunSettings, task: Task, ranks: distributed.Ranks) -> Prep
         section.check()
     dataset = open_dataset(settings.data.path, settings.data.train_split)
     eval_dataset = open_dataset(settings.data.path, settings.data.eval_split)
-    setup.check_task(task, dataset, settings.data.path)
-    source = setup.find_ds_config(settings.ds_config)
+    check_task(task, dataset, settings.data.path)
+    source = find_ds_config(settings.ds_config)
     ds_config = load_ds_config(source)
-    device = distributed.device()
+    device = local_device()
     tokenizer = load_tokenizer(dataset.tokenizer_path)
     answers = dataset.answers if task.kind == "classify" else None
-    start = setup.make_model(settings.model, tokenizer, settings.seed, answers, fine_tuning=task.kind != "comments")
+    start = startup.make_model(settings.model, tokenizer, settings.seed, answers, fine_tuning=task.kind != "comments")
     facts = ResolveFacts(
         global_batch=settings.loop.global_batch,
         micro_batch=settings.loop.micro_batch,
@@ -210,7 +218,7 @@ def start_run(
     settings: RunSettings,
     task: Task,
     prepared: Prepared,
-    ranks: distributed.Ranks,
+    ranks: Ranks,
     guard: Guard,
     stop: StopRequest,
     objective: Objective | None,
@@ -221,17 +229,17 @@ def start_run(
     folder, image_size = Path(settings.out), model.image_size
     guard.at("preflight")
     stored = model_facts(model).n_parameters * (2 if settings.loop.ema_decay else 1)
-    every = setup.settings_dict(settings)
+    every = startup.settings_dict(settings)
     preflight(folder, guard.attempt, every, dataset.fingerprint, stored, settings.loop.keep_last + 2, ranks)
     log.info("weights: %s", origin)
     if ranks.is_main:
-        setup.write_model_folder(folder, model, tokenizer, settings.data, task.name, answers)
-        checkpoint.write_atomically(folder / "ds_config.json", json.dumps(ds_config, indent=1))
+        startup.write_model_folder(folder, model, tokenizer, settings.data, task.name, answers)
+        write_atomically(folder / "ds_config.json", json.dumps(ds_config, indent=1))
 
     guard.at("loading")
-    resume = checkpoint.newest_good(folder / "checkpoints")
+    resume = reader.newest_good(folder / "checkpoints")
     if resume is None:
-        setup.calibrate_batch_norm(model, taken, dataset, settings.data, image_size)
+        startup.calibrate_batch_norm(model, taken, dataset, settings.data, image_size)
     install(model, prepared.kernels)
     if settings.loop.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -242,7 +250,7 @@ def start_run(
     state = TrainState(data_fingerprint=dataset.fingerprint, tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
     ema = Ema(engine, settings.loop.ema_decay) if settings.loop.ema_decay else None
     if resume is not None:
-        state = resumed(checkpoint.load(engine, resume, ema, lambda: guard.at("loading")), dataset)
+        state = resumed(reader.load(engine, resume, ema, lambda: guard.at("loading")), dataset)
     total_steps, loop = prepared.total_steps, settings.loop
     names = {**prepared.kernels.names, "optimizer": prepared.adam}
     announce(settings, ranks, prepared.device, ds_config, names, engine, memory, dataset, state, total_steps)

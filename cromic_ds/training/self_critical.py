@@ -24,14 +24,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cromic_ds.batch import Batch
 from cromic_ds.data.collate import with_comments
 from cromic_ds.data.dataset import Dataset, UnreadableRecord
-from cromic_ds.data.sampler import example_seed
+from cromic_ds.data.order import example_seed
 from cromic_ds.data.tokenizer import decode_text
 from cromic_ds.errors import UserError
+from cromic_ds.inference.decoding import DecodingSettings, generation_config
 from cromic_ds.metrics.cider_d import CiderD, DocumentFrequencies
 from cromic_ds.metrics.segment import segment
+from cromic_ds.ranks.collectives import on_main, sum_over_ranks
 from cromic_ds.tasks import Task
-from cromic_ds.training.decoding import DecodingSettings, generation_config
-from cromic_ds.training.distributed import on_main, sum_over_ranks
 from cromic_ds.training.loop import Run, seeds
 
 log = logging.getLogger(__name__)

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import launching
-from cluster import REPOSITORY, Cluster, missing
+from helpers import launching
+from helpers.cluster import Cluster, missing
+from helpers.paths import REPOSITORY
 
 
 @pytest.fixture(scope="session")

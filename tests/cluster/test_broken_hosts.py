@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import RECIPE, RUN, arguments, write_hostfile
+from helpers.cluster_runs import RECIPE, RUN, arguments, write_hostfile
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 

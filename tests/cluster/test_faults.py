@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster import REPOSITORY, Cluster, Process
-from launching import losses, records, run_to_end
-from runs import RECIPE, RUN, arguments, wait_for_step, write_hostfile
+from helpers.cluster import Cluster, Process
+from helpers.cluster_runs import RECIPE, RUN, arguments, wait_for_step, write_hostfile
+from helpers.launching import losses, records, run_to_end
+from helpers.paths import REPOSITORY
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 STEPS, HANG = 96, 8
@@ -212,7 +213,7 @@ def test_a_stopped_rank_is_found_and_named(cluster, checkout, store, launch):
 @LAUNCHERS
 def test_a_rank_that_hangs_is_named_with_its_stack(cluster, checkout, store, launch, monkeypatch):
     (checkout / "pretrain.py").unlink()
-    (checkout / "pretrain.py").symlink_to(REPOSITORY / "tests" / "training" / "faulty.py")
+    (checkout / "pretrain.py").symlink_to(REPOSITORY / "tests" / "helpers" / "faulty.py")
     if launch is InSlurm:
         monkeypatch.setenv("FAULT", "hang:1:5")
         training = launch(cluster, checkout, store)
@@ -298,7 +299,7 @@ def test_a_rank_whose_memory_is_used_up_says_so(cluster, checkout, store, memory
 
 
 def test_ranks_do_not_wait_long_for_one_that_never_comes(cluster, checkout, store):
-    write_script(checkout, "from cromic_ds.training import distributed", "distributed.JOIN = timedelta(seconds=10)")
+    write_script(checkout, "from cromic_ds.engine import process_group", "process_group.JOIN = timedelta(seconds=10)")
     with cluster.without_ssh(node=2):
         training = OverSsh(cluster, checkout, store)
         training.wait_for_end(120)

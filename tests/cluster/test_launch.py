@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from launching import cromic_ds, last_step, losses, records, run_to_end
-from runs import RECIPE, RUN, arguments, wait_for_step, write_hostfile
+from helpers.cluster_runs import RECIPE, RUN, arguments, wait_for_step, write_hostfile
+from helpers.launching import cromic_ds, last_step, losses, records, run_to_end
+from helpers.paths import HELPERS
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
-PROBE = str(Path(__file__).parent / "ranks_probe.py")
+PROBE = str(HELPERS / "ranks_probe.py")
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from launching import losses, records, run_to_end
-from runs import RECIPE, RUN, arguments, wait_for_step
+from helpers.cluster_runs import RECIPE, RUN, arguments, wait_for_step
+from helpers.launching import losses, records, run_to_end
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 SOME = ["--loop.steps", 120]

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cluster import Cluster
-from launching import last_step, losses, records, run_to_end
-from runs import RECIPE, RUN, arguments
+from helpers.cluster import Cluster
+from helpers.cluster_runs import RECIPE, RUN, arguments
+from helpers.launching import last_step, losses, records, run_to_end
 from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]

@@ -4,17 +4,18 @@ import base64
 import io
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.paths import REPOSITORY
 from PIL import Image
 
-from cromic_ds.data.opening import open_dataset
+from cromic_ds.data.open_dataset import open_dataset
 from cromic_ds.data.store import read_meta
-from cromic_ds.data.world.sample import SampleSettings, sample
+from cromic_ds.world.sample import sample
+from cromic_ds.world.settings import SampleSettings
 
-DATA = Path(__file__).resolve().parents[2] / "data"
+DATA = REPOSITORY / "data"
 COMMAND = re.compile(
     r"cromic-ds sample --out data/(\w+) --posts (\d+) --seed (\d+) --val_fraction ([\d.]+) --layout (\w+)"
 )

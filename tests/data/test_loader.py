@@ -13,7 +13,7 @@ from cromic_ds.data import loader
 from cromic_ds.data.collate import SpecialTokens
 from cromic_ds.data.dataset import Tokens, UnreadableRecord
 from cromic_ds.data.loader import DataSettings, SkipCounter, eval_batches, steps
-from cromic_ds.data.sampler import Order
+from cromic_ds.data.order import Order
 from cromic_ds.errors import UserError
 
 SIZE = 16

@@ -8,8 +8,9 @@ import pytest
 
 from cromic_ds.data.hash_index import HashIndexWriter, hash_fraction
 from cromic_ds.data.images import BadImage
-from cromic_ds.data.sources import ExtrasSource, FolderSource, LmdbSource, TsvSource, open_source
+from cromic_ds.data.sources import FolderSource, LmdbSource, TsvSource, open_source
 from cromic_ds.errors import UserError
+from cromic_ds.prepare.extras import ExtrasSource
 
 
 def make_lmdb(folder, images: dict[str, bytes]) -> None:

@@ -7,15 +7,14 @@ import lmdb
 import numpy as np
 import pytest
 
-from cromic_ds.answers import answers_fingerprint
-from cromic_ds.data import environments
+from cromic_ds.data import lmdb_cache as environments
 from cromic_ds.data.dataset import Dataset, UnreadableRecord
-from cromic_ds.data.opening import available_splits, open_dataset
+from cromic_ds.data.open_dataset import available_splits, open_dataset
 from cromic_ds.data.record import Record
-from cromic_ds.data.store import StoreDataset
-from cromic_ds.data.store_writer import StoreWriter
+from cromic_ds.data.store import StoreDataset, answers_fingerprint
 from cromic_ds.data.tokenizer import SPECIAL, encode, load_tokenizer
 from cromic_ds.errors import UserError
+from cromic_ds.prepare.store_writer import StoreWriter
 
 
 @pytest.fixture

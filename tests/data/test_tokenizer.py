@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from cromic_ds.data.text import parse_line
 from cromic_ds.data.tokenizer import (
     SPECIAL,
     cut,
@@ -17,6 +16,7 @@ from cromic_ds.data.tokenizer import (
     train_tokenizer,
 )
 from cromic_ds.errors import UserError
+from cromic_ds.prepare.raw_lines import parse_line
 
 TEXTS = ["我的猫很可爱", "这只猫叫 hello kitty", "hello world 你好", "3只猫", "hello 123", "123 只"]
 

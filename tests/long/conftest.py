@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from launching import REPOSITORY, cromic_ds, run_to_end
+from helpers.launching import cromic_ds, run_to_end
+from helpers.paths import REPOSITORY
 
 PRETRAINING_STEPS, PICTURES = 2000, 2000
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from helpers.launching import cromic_ds, records, run_to_end
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from launching import cromic_ds, records, run_to_end
-
-from cromic_ds.data.opening import open_dataset
+from cromic_ds.data.open_dataset import open_dataset
 from cromic_ds.tasks import TASKS
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]  # the first one waits for the backbone

@@ -10,8 +10,8 @@ import torch
 
 from cromic_ds.batch import Batch
 from cromic_ds.data.collate import LoadedExample, SpecialTokens, collate
-from cromic_ds.models import build_config, build_model
-from cromic_ds.models.cmt import CMTModel
+from cromic_ds.models.cmt.model import CMTModel
+from cromic_ds.models.registry import build_config, build_model
 
 SMALLEST = {
     "vocab_size": 120,  # [CLS] and [SEP] are 101 and 102

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from launching import QUIET, REPOSITORY, environment, losses
+from helpers.launching import QUIET, environment, losses
+from helpers.paths import REPOSITORY
 
 CODE = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "adding_a_model.md").read_text(encoding="utf-8"), re.S)
 CHECKS = """
@@ -50,7 +49,7 @@ def house(tmp_path_factory) -> Path:
         copy(REPOSITORY / name, root / name)
     file, line = CODE
     (root / "cromic_ds" / "models" / "plain.py").write_text(file, encoding="utf-8")
-    init = root / "cromic_ds" / "models" / "__init__.py"
+    init = root / "cromic_ds" / "models" / "registry.py"
     loop = "\nfor kind in MODELS.values():"
     imported = "from cromic_ds.models.plain import PRESETS, PlainConfig, PlainModel\n"
     content = init.read_text(encoding="utf-8")

@@ -11,9 +11,10 @@ from transformers import AutoModel
 
 from cromic_ds.data.collate import LoadedExample, SpecialTokens, blank_batch, collate
 from cromic_ds.errors import UserError
-from cromic_ds.models import build_config, build_model
-from cromic_ds.models.cmt import PRESETS, CMTModel, Memory
-from cromic_ds.models.transformer import DenseLayout
+from cromic_ds.models.cmt.config import PRESETS
+from cromic_ds.models.cmt.model import CMTModel, Memory
+from cromic_ds.models.common.transformer import DenseLayout
+from cromic_ds.models.registry import build_config, build_model
 
 
 def dense_loss(model: CMTModel, batch) -> Tensor:

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cromic_ds.batch import Batch
 from cromic_ds.data.collate import LoadedExample, SpecialTokens, collate
-from cromic_ds.models import MODELS, build_config, build_model
-from cromic_ds.models.kernels import KernelSettings, install, select
+from cromic_ds.models.common.kernels import KernelSettings, install, select
+from cromic_ds.models.registry import MODELS, build_config, build_model
 
 POST, COMMENT, COMMENTS = 20, 16, 4
 

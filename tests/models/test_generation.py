@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cromic_ds.models.kernels import FEW_QUERIES, KernelSettings, install, select
+from cromic_ds.models.common.kernels import FEW_QUERIES, KernelSettings, install, select
 
 
 def inputs(batch) -> dict[str, Tensor]:

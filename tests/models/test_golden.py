@@ -16,11 +16,11 @@ from torch import Tensor
 
 from cromic_ds.batch import Batch
 from cromic_ds.data.collate import LoadedExample, SpecialTokens, collate
-from cromic_ds.models import build_config, build_model
-from cromic_ds.models.cmt import CMTModel
-from cromic_ds.models.image_encoder import normalise
-from cromic_ds.models.kernels import KernelSettings, install, select
-from cromic_ds.models.published import load_published, our_name
+from cromic_ds.models.cmt.model import CMTModel
+from cromic_ds.models.cmt.weights import load_published, our_name
+from cromic_ds.models.common.image_encoder import normalise
+from cromic_ds.models.common.kernels import KernelSettings, install, select
+from cromic_ds.models.registry import build_config, build_model
 
 N_ANSWERS = 3129
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.paths import HELPERS
 from torch import nn
 
-from cromic_ds.models.image_encoder import BatchNorm, ImageEncoder, grid_side, normalise, set_batch_norm
+from cromic_ds.models.common.image_encoder import BatchNorm, ImageEncoder, grid_side, normalise, set_batch_norm
 
 RESNET = {"embedding_size": 16, "hidden_sizes": [16] * 4, "depths": [1] * 4, "layer_type": "basic"}
 
@@ -101,7 +102,7 @@ def test_sync_over_two_processes_is_one_process_on_the_whole_batch(tmp_path: Pat
     nn.init.normal_(whole.weight)
     nn.init.normal_(whole.bias)
     torch.save({"x": x, "towards": towards, "sizes": sizes, "state": whole.state_dict()}, tmp_path / "case.pt")
-    worker = Path(__file__).with_name("batch_norm_worker.py")
+    worker = HELPERS / "batch_norm_worker.py"
     root = str(worker.parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     ranks = [

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cromic_ds.errors import UserError
-from cromic_ds.models.kernels import IGNORE, TABLES, Kernels, KernelSettings, install, select
+from cromic_ds.models.common.kernels import IGNORE, TABLES, Kernels, KernelSettings, install, select
 
 DEVICES = ["cpu", "cuda"]
 CASES = [(what, name, device) for what, table in TABLES.items() for name in table for device in DEVICES]

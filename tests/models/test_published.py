@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.paths import BENCHMARKS
 
 from cromic_ds.errors import UserError
-from cromic_ds.models import build_config, build_model
-from cromic_ds.models.published import load_published, our_name, translate
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+from cromic_ds.models.cmt.weights import load_published, our_name, translate
+from cromic_ds.models.registry import build_config, build_model
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +100,7 @@ def test_foreign_files_are_refused(smallest):
 def test_the_baseline_of_the_benchmarks_computes_the_same(shared: Path, baseline):
     """What the benchmarks compare with is the same function: loss, greedy tokens and beams on two seed posts."""
     from cromic_ds.data.loader import DataSettings, eval_batches
-    from cromic_ds.data.opening import open_dataset
+    from cromic_ds.data.open_dataset import open_dataset
 
     settings = DataSettings(workers=0, eval_comments_per_post=0)
     dataset = open_dataset(shared / "seed_data", "train")

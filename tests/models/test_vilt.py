@@ -6,12 +6,12 @@ import dataclasses
 import importlib.util
 import itertools
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.paths import BENCHMARKS
 from torch import Tensor, nn
 from transformers import ViltModel
 from transformers.models.vilt.modeling_vilt import ViltEncoder
@@ -19,13 +19,13 @@ from transformers.models.vilt.modeling_vilt import ViltEncoder
 from cromic_ds.batch import Batch
 from cromic_ds.data.collate import LoadedExample, SpecialTokens, blank_batch, collate
 from cromic_ds.errors import UserError
-from cromic_ds.models import build_config
-from cromic_ds.models.kernels import IGNORE
-from cromic_ds.models.vilt import PRESETS, ViLTConfig, ViLTModel
-from cromic_ds.models.vilt_layers import normalise
-from cromic_ds.models.vilt_weights import load_foreign, our_name
+from cromic_ds.models.common.kernels import IGNORE
+from cromic_ds.models.registry import build_config
+from cromic_ds.models.vilt.config import PRESETS, ViLTConfig
+from cromic_ds.models.vilt.layers import normalise
+from cromic_ds.models.vilt.model import ViLTModel
+from cromic_ds.models.vilt.weights import load_foreign, our_name
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SPECIAL = SpecialTokens(pad=0, cls=101, sep=102)
 SMALLEST = {
     **{"vocab_size": 120, "d_model": 32, "encoder_layers": 2, "n_heads": 4, "ffn": 48, "dropout": 0.0},

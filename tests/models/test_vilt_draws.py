@@ -9,9 +9,10 @@ import torch
 from cromic_ds.batch import Batch
 from cromic_ds.data.collate import LoadedExample, SpecialTokens, collate
 from cromic_ds.data.tokenizer import train_tokenizer
-from cromic_ds.models.kernels import IGNORE
-from cromic_ds.models.vilt import PRESETS, ViLTConfig, ViLTModel
-from cromic_ds.models.vilt_draws import generators, masked_words, swapped_images
+from cromic_ds.models.common.kernels import IGNORE
+from cromic_ds.models.vilt.config import PRESETS, ViLTConfig
+from cromic_ds.models.vilt.draws import generators, masked_words, swapped_images
+from cromic_ds.models.vilt.model import ViLTModel
 
 VOCABULARY, MASK = 1000, 103
 CONTINUES = np.arange(VOCABULARY) >= 700  # three tenths of the tokens go on with a word

@@ -9,9 +9,9 @@ import torch
 from transformers import BertConfig, BertModel, ViltConfig, ViltForMaskedLM, ViltForQuestionAnswering, ViltModel
 
 from cromic_ds.errors import UserError
-from cromic_ds.models.vilt import ViLTConfig
-from cromic_ds.models.vilt import ViLTModel as OurViLT
-from cromic_ds.models.vilt_weights import load_pretrained
+from cromic_ds.models.vilt.config import ViLTConfig
+from cromic_ds.models.vilt.model import ViLTModel as OurViLT
+from cromic_ds.models.vilt.weights import load_pretrained
 
 SIZES = {
     **{"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48},

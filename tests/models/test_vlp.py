@@ -5,21 +5,22 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.paths import REPOSITORY
 from torch import Tensor
 from transformers import DynamicCache
 
 from cromic_ds.batch import Batch
 from cromic_ds.data.collate import LoadedExample, SpecialTokens, blank_batch, collate
 from cromic_ds.errors import UserError
-from cromic_ds.models.vlp import PRESETS, VLPConfig, VLPModel
-from cromic_ds.models.vlp_packing import draw_masks, targets_of, whole
-from cromic_ds.models.vlp_weights import translate
+from cromic_ds.models.vlp.config import PRESETS, VLPConfig
+from cromic_ds.models.vlp.model import VLPModel
+from cromic_ds.models.vlp.packing import draw_masks, targets_of, whole
+from cromic_ds.models.vlp.weights import translate
 
 SPECIAL = SpecialTokens(pad=0, cls=101, sep=102)
 SMALLEST = {
@@ -42,7 +43,7 @@ def vlp(**overrides) -> VLPModel:
 @pytest.fixture(scope="module")
 def plain():
     """`benchmarks/plain_vlp.py`"""
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "plain_vlp.py"
+    path = REPOSITORY / "benchmarks" / "plain_vlp.py"
     spec = importlib.util.spec_from_file_location("benchmarks_plain_vlp", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.paths import REPOSITORY
 from torch import Tensor
 
-from cromic_ds.models.vlp import VLPConfig, VLPModel
+from cromic_ds.models.vlp.config import VLPConfig
+from cromic_ds.models.vlp.model import VLPModel
 
 SMALLEST = {
     **{"vocab_size": 120, "d_model": 32, "encoder_layers": 3, "n_heads": 4, "ffn": 48, "dropout": 0.0},
@@ -36,7 +37,7 @@ def varied(model: VLPModel, seed: int = 3) -> VLPModel:
 
 
 def test_greedy_is_that_of_bert_on_the_whole_sequence(make_batch):
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "plain_vlp.py"
+    path = REPOSITORY / "benchmarks" / "plain_vlp.py"
     spec = importlib.util.spec_from_file_location("benchmarks_plain_vlp_generation", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

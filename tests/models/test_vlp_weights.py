@@ -7,8 +7,9 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from cromic_ds.errors import UserError
-from cromic_ds.models.vlp import VLPConfig, VLPModel
-from cromic_ds.models.vlp_weights import load_foreign, load_pretrained, our_name
+from cromic_ds.models.vlp.config import VLPConfig
+from cromic_ds.models.vlp.model import VLPModel
+from cromic_ds.models.vlp.weights import load_foreign, load_pretrained, our_name
 
 SIZES = {"vocab_size": 120, "d_model": 32, "encoder_layers": 2, "n_heads": 4, "ffn": 48, "max_positions": 40}
 RESNET = {"embedding_size": 16, "hidden_sizes": [16] * 4, "depths": [1] * 4, "layer_type": "basic"}

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from cromic_ds.checkpoints.state import TrainState
+from cromic_ds.engine.engine import StepResult
 from cromic_ds.errors import UserError
+from cromic_ds.ranks.launcher import Ranks
 from cromic_ds.tasks import TASKS
-from cromic_ds.training.distributed import Ranks
-from cromic_ds.training.engine import StepResult
 from cromic_ds.training.loop import LoopSettings, advance, agree, due, next_batches, remember_best, seeds
-from cromic_ds.training.state import TrainState
 
 
 class Saved:

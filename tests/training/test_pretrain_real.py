@@ -7,19 +7,16 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.launching import QUIET, Job, losses, records, run_to_end
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from launching import QUIET, Job, losses, records, run_to_end
-
-from cromic_ds.models import MODELS
+from cromic_ds.models.registry import MODELS
 
 pytestmark = pytest.mark.slow
 
@@ -157,7 +154,7 @@ def test_a_second_sigint_exits_at_once(store, tmp_path):
 
 @every_model
 def test_the_export_gives_the_evaluation_of_the_training_engine(store, runs, tmp_path, model):
-    from cromic_ds.cli import main
+    from cromic_ds.cli.commands import main
 
     run = runs(model)
     result = tmp_path / "result.json"

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from launching import QUIET, REPOSITORY, environment, free_port, records
+from helpers.launching import QUIET, environment, free_port, records
+from helpers.paths import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

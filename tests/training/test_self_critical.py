@@ -5,29 +5,26 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers.launching import Job
+from helpers.paths import HELPERS
+from helpers.scst_world import CAPTIONS, TASK, Pictures, examples, make_model, micro_batches, special, world_tokenizer
 from pycocoevalcap.cider.cider import Cider
 
+from cromic_ds.checkpoints.state import TrainState
 from cromic_ds.data.collate import blank_batch, collate, with_comments
 from cromic_ds.data.dataset import UnreadableRecord
 from cromic_ds.data.tokenizer import decode_text
 from cromic_ds.errors import UserError
+from cromic_ds.inference.decoding import DecodingSettings, generate_texts
 from cromic_ds.metrics.segment import segment
-from cromic_ds.training.decoding import DecodingSettings, generate_texts
-from cromic_ds.training.distributed import Ranks
+from cromic_ds.ranks.launcher import Ranks
 from cromic_ds.training.self_critical import FREQUENCIES, SelfCritical, SelfCriticalSettings, against_the_others, closed
-from cromic_ds.training.state import TrainState
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).parent))
-from launching import Job
-from scst_world import CAPTIONS, TASK, Pictures, examples, make_model, micro_batches, special, world_tokenizer
 
 TOKENIZER = world_tokenizer()
 
@@ -378,7 +375,7 @@ def test_two_ranks_under_zero_3_take_the_steps_of_one(tmp_path):
     answers = []
     for name, ranks, stage in (("one", 1, 0), ("two", 2, 3)):
         (tmp_path / name).mkdir()
-        script = Path(__file__).parent / "scst_worker.py"
+        script = HELPERS / "scst_worker.py"
         job = Job(tmp_path / name, [str(stage), str(tmp_path / name)], ranks, script=str(script))
         assert job.wait() == [0] * ranks, job.output()
         answers.append(json.loads(job.logs[0].read_text().splitlines()[-1]))

@@ -1,0 +1,58 @@
+"""One line for each error of the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+from cromic_ds.errors import nearest
+
+
+def fail(message: str) -> NoReturn:
+    # Under a launcher every rank of a node has the same error (a folder that is missing there, say); one of them says it.
+    if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
+        print(f"error: {message}", file=sys.stderr)
+    sys.stderr.flush()
+    sys.exit(2)
+
+
+def explain(message: str, types: dict[str, Any]) -> str:
+    """jsonargparse's message in one line, with the nearest valid name for an unknown key, the valid values for a wrong one."""
+    text = " ".join(message.split())
+    unknown = re.search(
+        r"unrecognized arguments?: -*([\w.-]+)"
+        r"|Option '([\w.-]+)' is not accepted"
+        r"|Group '([\w.]+)' does not accept option '([\w.-]+)'",
+        text,
+    )
+    if unknown:
+        name = ".".join(filter(None, unknown.groups()))
+        return f"unknown setting {name!r}{nearest(name, types)}; --help lists all settings"
+    wrong = re.match(r'Parser key "([\w.]+)": (.*)', text)
+    if not wrong:
+        return text
+    name, reason = wrong.groups()
+    value = re.search(r"(?:Got|Given) value: (.*)|Unable to load config '(.*?)'", reason)
+    if name not in types or not value:
+        return f"{name}: {reason}"
+    value = value[1] or value[2] or ""
+    options = [o for o in get_args(types[name]) if isinstance(o, str)]
+    return f"{name} is {value!r}: expected {expected(types[name])}{nearest(value, options)}"
+
+
+def expected(hint: Any) -> str:
+    """A type in words."""
+    if dataclasses.is_dataclass(hint):
+        return f"settings by name ({', '.join(f.name for f in dataclasses.fields(hint)[:3])}, …)"
+    if get_origin(hint) is Literal:
+        return " or ".join(str(option) for option in get_args(hint))
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(expected, get_args(hint)))
+    if get_origin(hint) in (tuple, list):
+        return "[" + ", ".join(map(expected, get_args(hint))) + (", …]" if get_origin(hint) is list else "]")
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+    return words.get(hint, str(hint))

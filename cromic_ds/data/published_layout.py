@@ -1,0 +1,220 @@
+"""The layout of the published data: `<name>.pt` with token ids, and images in `<name>_image_lmdb`.
+
+The `.pt` file holds `all_did` (a list of ids), `did2post` and `did2cmts` (in some files `id2post` and `id2cmt`):
+token ids padded with 0, `[CLS] … [SEP]`. Ids may carry a trailing blank, in the file, in the images' keys, or in
+both. The tokens are bert-base-chinese's; a `vocab.txt` or a `tokenizer` folder beside the file is used where there is
+one.
+
+A folder may hold several such pairs: the split is then the name. Where it holds one, every split is that one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterable
+from itertools import islice, pairwise
+from pathlib import Path
+
+import lmdb
+import numpy as np
+
+from cromic_ds.data.dataset import Texts, Tokens, UnreadableRecord
+from cromic_ds.data.lmdb_cache import environment
+from cromic_ds.data.reject_reasons import EMPTY_POST, NO_COMMENTS
+from cromic_ds.data.sources import LmdbSource
+from cromic_ds.errors import UserError, nearest
+
+_KEYS = {"post": ("did2post", "id2post"), "comments": ("did2cmts", "id2cmt")}
+_IMAGES = "_image_lmdb"
+_IDS_CHECKED = 1000
+
+
+def holds_published(path: str | Path) -> bool:
+    """Whether `path` is a folder with a `.pt` file and an image LMDB, or a `.pt` file in one."""
+    path = Path(path)
+    if path.is_file():
+        return path.suffix == ".pt"
+    return path.is_dir() and any(path.glob("*.pt")) and any(path.glob(f"*{_IMAGES}"))
+
+
+def published_names(path: str | Path) -> list[str]:
+    """The names of a folder's complete pairs; for a `.pt` file, its own."""
+    path = Path(path)
+    if path.is_file():
+        return [path.stem]
+    files = sorted(path.glob("*.pt"))
+    paired = [file.stem for file in files if (path / f"{file.stem}{_IMAGES}").is_dir()]
+    return paired or [file.stem for file in files]
+
+
+class PublishedDataset:
+    """One published file as a `Dataset`. It is read whole, as its format demands, and kept as flat arrays."""
+
+    task = answers = answers_fingerprint = None  # posts with comments
+
+    def __init__(self, path: str | Path, split: str = "train"):
+        self.split = split
+        self.file, images = _locate(Path(path), split)
+        self.images = LmdbSource(images)
+        self.single_file = len(published_names(path)) == 1  # then train and val are the same examples
+        self.tokenizer_path = _tokenizer_beside(self.file)
+        self._load()
+        self._check_images()
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def id(self, index: int) -> str:
+        """As the file spells it, which may be with a trailing blank."""
+        return self._ids[index].decode()
+
+    def tokens(self, index: int) -> Tokens:
+        id = self.id(index)
+        start, end = self._post_ends[index : index + 2]
+        first, last = self._comment_rows[index : index + 2]
+        if start == end or first == last:
+            raise UnreadableRecord(id.strip(), EMPTY_POST if start == end else NO_COMMENTS)
+        ends = self._comment_ends[first : last + 1]
+        comments = [self._comments[a:b].astype(np.int32) for a, b in pairwise(ends)]
+        return Tokens(id.strip(), self._posts[start:end].astype(np.int32), comments)
+
+    def image(self, index: int) -> bytes | None:
+        id = self.id(index)
+        try:
+            found = self.images.get(id)
+        except (lmdb.Error, UserError) as error:
+            raise UnreadableRecord(id.strip(), str(error)) from None
+        if found is None:
+            raise UnreadableRecord(id.strip(), f"its image is missing from {self.images.folder}")
+        return found
+
+    def texts(self, index: int) -> Texts:
+        from cromic_ds.data.tokenizer import decode_text
+
+        tokens, tokenizer = self.tokens(index), self.tokenizer
+        comments = [decode_text(tokenizer, comment) for comment in tokens.comments]
+        return Texts(tokens.id, decode_text(tokenizer, tokens.post), comments)
+
+    @property
+    def tokenizer(self):
+        """Loaded at its first use in each process."""
+        from cromic_ds.data.tokenizer import load_tokenizer
+
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.tokenizer_path)
+        return self._tokenizer
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_tokenizer": None}
+
+    def _load(self) -> None:
+        self._tokenizer = None
+        content = _read(self.file)
+        ids = content["all_did"]
+        posts, comments = (_by_id(_pick(content, what, self.file)) for what in ("post", "comments"))
+        per_post = [comments.get(str(id).strip(), ()) for id in ids]
+        self._ids = np.array([str(id).encode() for id in ids], dtype=np.bytes_)
+        try:
+            self._posts, self._post_ends = _flatten(posts.get(str(id).strip(), ()) for id in ids)
+            self._comments, self._comment_ends = _flatten(comment for group in per_post for comment in group)
+        except (TypeError, ValueError, OverflowError):
+            raise UserError(
+                f"{self.file}: posts and comments must be lists of token ids; this file has others"
+            ) from None
+        self._comment_rows = np.concatenate([[0], np.cumsum([len(group) for group in per_post])]).astype(np.int64)
+        digest = hashlib.blake2b(digest_size=8)
+        for array in (self._ids, self._posts, self._post_ends, self._comments, self._comment_ends, self._comment_rows):
+            digest.update(array.tobytes())
+        self.fingerprint = digest.hexdigest()
+
+    def _check_images(self) -> None:
+        """Refuse a file none of whose ids has an image, and say why."""
+        checked = range(0, len(self), max(1, len(self) // _IDS_CHECKED))
+        if not len(self) or any(self.images.get(self.id(i)) is not None for i in checked):
+            return
+        id = self.id(0).strip()
+        with environment(self.images.folder).begin() as txn:
+            keys = [
+                bytes(key).decode(errors="replace").strip()
+                for key in islice(txn.cursor().iternext(values=False), 10_000)
+            ]
+        longer = next((key for key in keys if key.endswith(id) and key != id), None)
+        if longer:
+            cut = len(longer) - len(id)
+            raise UserError(
+                f"{self.file}: its ids are not in {self.images.folder.name}, "
+                f"because the published converter cut off their first {cut} characters ({id!r} is {longer!r} there); "
+                "use the .pt file that has the whole ids, or convert the raw lines with `cromic-ds prepare --text`"
+            )
+        example = f"for example {id!r}; the images have {keys[0]!r}" if keys else "it is empty"
+        raise UserError(
+            f"{self.file}: none of its ids is in {self.images.folder.name} ({example}); give the images that belong to it"
+        )
+
+
+def _locate(path: Path, split: str) -> tuple[Path, Path]:
+    """The `.pt` file and the image LMDB of a split."""
+    folder = path.parent if path.is_file() else path
+    names = published_names(path)
+    if path.is_file() or (folder / f"{split}.pt").is_file():
+        name = path.stem if path.is_file() else split
+    elif len(names) == 1:
+        name = names[0]
+    else:
+        raise UserError(f"{path}: no split {split!r}{nearest(split, names)}; its files are {', '.join(names)}")
+    images = folder / f"{name}{_IMAGES}"
+    others = sorted(folder.glob(f"*{_IMAGES}"))
+    if not images.is_dir() and len(others) == 1:
+        images = others[0]
+    if not images.is_dir():
+        raise UserError(f"{folder / name}.pt: its images are missing, there is no {images.name} beside it")
+    return folder / f"{name}.pt", images
+
+
+def _tokenizer_beside(file: Path) -> Path:
+    candidates = (file.parent / "tokenizer", file.parent / "vocab.txt")
+    return next((path for path in candidates if path.exists()), Path("bert-base-chinese"))
+
+
+def _read(file: Path) -> dict:
+    import torch
+
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(
+            f"{file}: cannot be read as plain data ({reason}); it must hold only lists, dicts and numbers"
+        ) from None
+    if not isinstance(content, dict) or not isinstance(content.get("all_did"), list):
+        found = ", ".join(map(str, islice(content, 5))) if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{file}: not in the published layout, it has no list all_did (found {found})")
+    return content
+
+
+def _pick(content: dict, what: str, file: Path) -> dict:
+    for key in _KEYS[what]:
+        if isinstance(content.get(key), dict):
+            return content[key]
+    raise UserError(f"{file}: not in the published layout, it has neither {' nor '.join(_KEYS[what])}")
+
+
+def _by_id(values: dict) -> dict:
+    """The same under ids without blanks around them; an id that is spelled exactly so wins."""
+    stripped = {str(id).strip(): value for id, value in values.items()}
+    return stripped | {id: value for id, value in values.items() if isinstance(id, str) and id == id.strip()}
+
+
+def _flatten(rows: Iterable) -> tuple[np.ndarray, np.ndarray]:
+    """All rows without their padding in one array, and the n + 1 places where they begin and end."""
+    parts, ends = [], [0]
+    for row in rows:
+        array = np.asarray(row, dtype=np.int64)
+        if array.ndim != 1:
+            raise ValueError(f"shape {array.shape}")
+        length = int(np.count_nonzero(array))  # 0 is the padding, and only that
+        parts.append(array[:length].astype(np.uint32))
+        ends.append(ends[-1] + length)
+    flat = np.concatenate(parts) if parts else np.empty(0, np.uint32)
+    return flat.astype(np.uint16) if not len(flat) or flat.max() < 65_536 else flat, np.array(ends, np.int64)

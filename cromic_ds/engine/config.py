@@ -1,0 +1,346 @@
+"""A DeepSpeed JSON, read strictly: refused where DeepSpeed would misunderstand it, its "auto" values filled from the recipe.
+
+The JSON says how a run is parallelised and nothing else; everything about learning comes from the recipe. DeepSpeed ignores
+unknown keys, keeps "auto" as a string and clips at 1.0 unasked, so nothing reaches it that was not checked here.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from cromic_ds.engine.schema import AUTO, check_schema, dotted, strings_of
+from cromic_ds.errors import UserError
+from cromic_ds.models.common.precision import AUTOCAST
+from cromic_ds.shipped import shipped
+
+NEVER = 2**31 - 1
+DEFAULT_MICRO_BATCH = {"cuda": 64, "cpu": 8}
+DEFAULT_NVME_PATH = Path(tempfile.gettempdir()) / "cromic_ds_offload"
+
+
+@dataclass(frozen=True)
+class ResolveFacts:
+    """What the recipe and the launch decide, and "auto" stands for."""
+
+    global_batch: int
+    """Posts per optimizer step, over all ranks and accumulation steps."""
+    micro_batch: int = 0
+    """Posts per forward pass and rank; 0 = the largest divisor up to 64 on a GPU, 8 on a CPU."""
+    world_size: int = 1
+    ranks_per_node: int = 1
+    device: str = "cpu"
+    """"cuda" or "cpu"."""
+    precision: str = "fp32"
+    """"bf16", "fp16" or "fp32": the answer of `choose_precision`, not "auto"."""
+    clip: float = 1.0
+    """Largest global gradient norm; 0 = no clipping."""
+    hidden_size: int = 768
+    """Width of the model: the sizes of ZeRO-3's buckets follow it."""
+    nvme_path: str = ""
+    """Folder for offloading to NVMe; empty = `cromic_ds_offload` in the folder for temporary files ($TMPDIR)."""
+    source: str = "DeepSpeed config"
+    """Name for messages: the path of the JSON."""
+
+    @property
+    def nodes(self) -> int:
+        return max(1, self.world_size // self.ranks_per_node)
+
+
+def load_ds_config(path: str | Path) -> dict:
+    """The JSON object in `path`; `UserError` with line and column where it is not JSON or repeats a key."""
+    path = Path(path)
+
+    def unique(pairs: list[tuple]) -> dict:
+        keys = [key for key, _ in pairs]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise UserError(f"{path}: the key {key!r} occurs twice; keep one")
+        return dict(pairs)
+
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give a DeepSpeed JSON such as ds_configs/zero3.json") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; give the path of a DeepSpeed JSON") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: must hold one JSON object {{...}}")
+    return config
+
+
+def resolve(config: dict, facts: ResolveFacts, this_machine: bool = True) -> dict:
+    """A copy of `config` that DeepSpeed can take as it is: checked, every "auto" filled, every silent default spelled out.
+
+    `this_machine=False`: the run will be elsewhere, so what has to be installed or writable for it is not looked for.
+    """
+    check_schema(config, facts.source)
+    filled = fill(config, facts)
+    validate(filled, facts, this_machine)
+    for path in strings_of(filled, AUTO):
+        raise UserError(f'{facts.source}: {dotted(path)}: "auto" has no meaning here; give a value or remove the key')
+    return filled
+
+
+def validate(config: dict, facts: ResolveFacts, this_machine: bool = True) -> None:
+    """Refuse unknown and mistyped keys, and what contradicts the run. "auto" values are taken as not contradicting.
+
+    Starts no process group and compiles nothing.
+    """
+    check_schema(config, facts.source)
+    for check in (check_precision, check_batch, check_clipping, check_stage, check_zero_plus_plus):
+        check(config, facts)
+    if this_machine:
+        check_offload(config, facts)
+
+
+def fill(config: dict, facts: ResolveFacts) -> dict:
+    """A copy with "auto" replaced, and with what DeepSpeed would default to otherwise than this system wants."""
+    config = copy.deepcopy(config)
+    zero = config.setdefault("zero_optimization", {"stage": 0})
+    nvme = facts.nvme_path or str(DEFAULT_NVME_PATH)
+    micro, accumulation = split_batch(facts, _given(config, "train_micro_batch_size_per_gpu") or 0)
+    autocast = facts.precision in AUTOCAST
+    quantised = facts.precision == "fp32" and facts.device == "cuda" and facts.nodes > 1
+    bucket = max(facts.hidden_size**2, 2**20)  # hidden² as transformers does; below 4 MB a message costs mostly latency
+    values = {
+        ("train_batch_size",): facts.global_batch,
+        ("train_micro_batch_size_per_gpu",): micro,
+        ("gradient_accumulation_steps",): accumulation,
+        ("gradient_clipping",): float(facts.clip),
+        ("communication_data_type",): "fp16" if quantised else "fp32",
+        ("torch_autocast", "enabled"): autocast,
+        ("torch_autocast", "dtype"): AUTOCAST.get(facts.precision, "bfloat16"),
+        ("zero_optimization", "reduce_bucket_size"): bucket,
+        ("zero_optimization", "allgather_bucket_size"): bucket,
+        ("zero_optimization", "stage3_prefetch_bucket_size"): bucket * 9 // 10,
+        # A parameter that stays whole costs an all-gather of its own after each step; our layers are gathered as a whole.
+        ("zero_optimization", "stage3_param_persistence_threshold"): 0,
+        ("zero_optimization", "zero_hpz_partition_size"): facts.ranks_per_node if facts.nodes > 1 else 1,
+        ("zero_optimization", "zero_quantized_weights"): quantised,
+        ("zero_optimization", "zero_quantized_gradients"): quantised,
+    }
+    for block in ("offload_param", "offload_optimizer"):
+        values["zero_optimization", block, "pin_memory"] = facts.device == "cuda"
+        values["zero_optimization", block, "nvme_path"] = nvme
+    for path in list(strings_of(config, AUTO)):
+        if path in values:
+            _put(config, path, values[path])
+    for path, value in values.items():
+        if len(path) == 1 and path != ("communication_data_type",):
+            config.setdefault(path[0], value)
+    config.setdefault("torch_autocast", {"enabled": autocast, "dtype": AUTOCAST.get(facts.precision, "bfloat16")})
+    config.setdefault("zero_allow_untested_optimizer", True)
+    # DeepSpeed's own printing and its timer (which waits for the device at every step) duplicate our log.
+    config.setdefault("steps_per_print", NEVER)
+    config.setdefault("timers", {"throughput": {"enabled": False, "synchronized": False}})
+    if zero.get("stage") == 3:
+        zero.setdefault("stage3_gather_16bit_weights_on_model_save", True)
+    return config
+
+
+# ---- batch arithmetic
+
+
+def split_batch(facts: ResolveFacts, given_micro_batch: int = 0) -> tuple[int, int]:
+    """(micro-batch, accumulation steps) of a rank: on other ranks, the same micro-batch and another accumulation.
+
+    Raises:
+        UserError: they do not divide, with the nearest ranks, micro-batches and global batches that do.
+    """
+    batch, world = facts.global_batch, facts.world_size
+    micro = facts.micro_batch or given_micro_batch
+    whole = micro > 0 and batch % micro == 0
+    ranks = either(nearest_divisors(batch // micro if whole else batch, world)) if batch > 0 else ""
+    if batch < 1 or batch % world:
+        other = f"start {ranks}, or in a new run " if ranks else ""
+        batches = either([n for n in (batch // world * world, (batch // world + 1) * world) if n > 0])
+        raise UserError(
+            f"global batch {batch} does not divide over {world} ranks: {other}use a global batch of {batches}"
+        )
+    per_rank = batch // world
+    if not micro:
+        limit = DEFAULT_MICRO_BATCH.get(facts.device, DEFAULT_MICRO_BATCH["cuda"])
+        micro = max(m for m in range(1, min(limit, per_rank) + 1) if per_rank % m == 0)
+    if micro < 1 or per_rank % micro:
+        other = f"start {ranks} ranks, " if whole and ranks else ""
+        raise UserError(
+            f"global batch {batch} over {world} ranks is {per_rank} posts each, which micro-batch {micro} does not divide: "
+            f"use micro-batch {either(nearest_divisors(per_rank, micro))}, {other}or another global batch"
+        )
+    return micro, per_rank // micro
+
+
+def nearest_divisors(n: int, wanted: int) -> list[int]:
+    """The largest divisor of `n` below `wanted` and the smallest above it, where there are such."""
+    divisors = [d for d in range(1, n + 1) if n % d == 0]
+    return [*[d for d in divisors if d < wanted][-1:], *[d for d in divisors if d > wanted][:1]]
+
+
+def either(numbers: list[int]) -> str:
+    return " or ".join(map(str, numbers))
+
+
+def batch_arithmetic(config: dict, world_size: int) -> str:
+    """One line for the log: "global batch 64 = micro-batch 8 × accumulation 4 × 2 ranks"."""
+    batch, micro = config["train_batch_size"], config["train_micro_batch_size_per_gpu"]
+    ranks = f"{world_size} rank" + "s" * (world_size != 1)
+    return (
+        f"global batch {batch} = micro-batch {micro} × accumulation {config['gradient_accumulation_steps']} × {ranks}"
+    )
+
+
+# ---- what contradicts
+
+
+def check_precision(config: dict, facts: ResolveFacts) -> None:
+    where, autocast = facts.source, config.get("torch_autocast", {})
+    enabled = [key for key in ("fp16", "bf16", "torch_autocast") if config.get(key, {}).get("enabled") is True]
+    dtype = _given(autocast, "dtype")
+    if len(enabled) > 1:
+        raise UserError(f"{where}: {' and '.join(enabled)} are both enabled; keep torch_autocast alone")
+    if facts.device == "cpu" and ("fp16" in enabled or ("torch_autocast" in enabled and dtype == "float16")):
+        raise UserError(f"{where}: fp16 on a CPU; set precision to bf16 or fp32, or run on a GPU")
+    for key in ("bf16", "fp16"):
+        if key in enabled:
+            raise UserError(
+                f"{where}: {key}.enabled turns BatchNorm's weights to {key} beside fp32 statistics, which fails; "
+                f"use precision {key} (torch_autocast)"
+            )
+    wanted = AUTOCAST.get(facts.precision)
+    on = _given(autocast, "enabled")
+    if on is not None and (on != bool(wanted) or (on and dtype not in (None, wanted))):
+        raise UserError(
+            f"{where}: torch_autocast is {dtype if on else 'off'} but the precision of the run is {facts.precision}; "
+            'write "auto" and choose with the recipe\'s precision'
+        )
+
+
+def check_batch(config: dict, facts: ResolveFacts) -> None:
+    micro, accumulation = split_batch(facts, _given(config, "train_micro_batch_size_per_gpu") or 0)
+    expected = {
+        "train_batch_size": facts.global_batch,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+    }
+    for key, value in expected.items():
+        if _given(config, key) not in (None, value):
+            raise UserError(
+                f"{facts.source}: {key} is {config[key]} but the run has {value} "
+                f'({batch_arithmetic(expected, facts.world_size)}); write "auto" or change the recipe'
+            )
+
+
+def check_clipping(config: dict, facts: ResolveFacts) -> None:
+    if _given(config, "gradient_clipping") not in (None, facts.clip):
+        raise UserError(
+            f"{facts.source}: gradient_clipping is {config['gradient_clipping']} but the recipe clips at {facts.clip}; "
+            'write "auto" and set the recipe\'s clip'
+        )
+
+
+STAGE_3_ONLY = ("offload_param", "zero_hpz_partition_size", "zero_quantized_weights", "zero_quantized_gradients")
+
+
+def check_stage(config: dict, facts: ResolveFacts) -> None:
+    zero = config.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    for key in zero if stage != 3 else ():
+        where = f"{facts.source}: zero_optimization.{key}"
+        if key in STAGE_3_ONLY or key.startswith("stage3_"):
+            raise UserError(f"{where} needs stage 3, and the stage is {stage}; remove one")
+        if key == "offload_optimizer" and stage == 0:
+            raise UserError(f"{where} needs stage 1, 2 or 3, and the stage is 0; remove one")
+
+
+def check_offload(config: dict, facts: ResolveFacts) -> None:
+    from deepspeed.ops.op_builder import AsyncIOBuilder, CPUAdamBuilder
+
+    zero = config.get("zero_optimization", {})
+    for key in ("offload_optimizer", "offload_param"):
+        block = zero.get(key) or {}
+        where = f"{facts.source}: zero_optimization.{key}"
+        device = block.get("device", "none")
+        if device == "nvme":
+            path = block.get("nvme_path")
+            if zero.get("stage") != 3:
+                raise UserError(f"{where}: offloading to NVMe needs stage 3; set stage 3 or device cpu")
+            if not path:
+                raise UserError(f"{where}: device nvme needs nvme_path, a folder on a local disk")
+            if path == str(DEFAULT_NVME_PATH):
+                DEFAULT_NVME_PATH.mkdir(exist_ok=True)
+            if path != AUTO and not _writable(path):
+                raise UserError(f"{where}: nvme_path {path} is not a writable folder; create it or name another")
+            if not AsyncIOBuilder().is_compatible(verbose=False):
+                raise UserError(
+                    f"{where}: device nvme needs DeepSpeed's async_io: install libaio with headers (libaio-dev)"
+                )
+        if key == "offload_optimizer" and device != "none" and not CPUAdamBuilder().is_compatible(verbose=False):
+            raise UserError(
+                f"{where}: device {device} needs DeepSpeed's CPU Adam, which cannot compile: install g++ and ninja"
+            )
+
+
+def check_zero_plus_plus(config: dict, facts: ResolveFacts) -> None:
+    zero = config.get("zero_optimization", {})
+    where = f"{facts.source}: zero_optimization"
+    hpz = _given(zero, "zero_hpz_partition_size") or 1
+    if facts.world_size % hpz:
+        raise UserError(
+            f"{where}.zero_hpz_partition_size {hpz} does not divide {facts.world_size} ranks; use the ranks per node or 1"
+        )
+    for key in ("zero_quantized_weights", "zero_quantized_gradients"):
+        if zero.get(key) is not True:
+            continue
+        if facts.device != "cuda":
+            raise UserError(
+                f'{where}.{key} needs CUDA kernels, and this run is on {facts.device}; write "auto" or false'
+            )
+        if facts.precision in AUTOCAST:
+            # Weights: DeepSpeed asserts. Gradients: its kernel reads every gradient's bytes as fp16, whatever their type.
+            raise UserError(
+                f'{where}.{key} needs precision fp32, and the run\'s is {facts.precision}; write "auto" or false'
+            )
+        if key == "zero_quantized_gradients" and _given(config, "communication_data_type") not in (None, "fp16"):
+            raise UserError(
+                f'{where}.{key} needs communication_data_type "fp16", the type its kernel reads; or write "auto"'
+            )
+
+
+# ---- helpers
+
+
+def _given(block: dict, key: str):
+    """The value of `key`, or None where it is missing or "auto"."""
+    value = block.get(key)
+    return None if value == AUTO else value
+
+
+def _put(config: dict, path: tuple[str, ...], value) -> None:
+    for key in path[:-1]:
+        config = config[key]
+    config[path[-1]] = value
+
+
+def _writable(path: str) -> bool:
+    return Path(path).is_dir() and os.access(path, os.W_OK | os.X_OK)
+
+
+def find_ds_config(name: str) -> Path:
+    """A DeepSpeed JSON by path, or by its name among the shipped ones (`zero2`, `zero2.json`, `ds_configs/zero2.json`).
+
+    Raises:
+        UserError: neither.
+    """
+    folder = shipped("ds_configs")
+    for path in (Path(name), folder / Path(name).name, folder / f"{name}.json"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(p.stem for p in folder.glob("*.json")))
+    raise UserError(f"ds_config: no file {name!r}, and none of the shipped configurations ({known})")

@@ -1,0 +1,140 @@
+"""`Engine`: a model under DeepSpeed, with one verb for a whole training step, the same at every ZeRO stage."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import deepspeed
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cromic_ds.batch import Batch
+from cromic_ds.engine.loss_scale import LossScaler
+from cromic_ds.ranks.collectives import sum_over_ranks
+from cromic_ds.ranks.launcher import local_device
+
+
+@dataclass
+class StepResult:
+    """What one step of the global batch gave, the same on every rank."""
+
+    loss: float  # Σ losses / Σ targets over the global batch
+    n_targets: int
+    n_posts: int
+    grad_norm: float
+    skipped: bool  # a loss too high or not finite, or a gradient not finite: the weights are as they were
+
+
+class Engine:
+    """Legend: A micro-batches of this rank in a step (accumulation), W ranks."""
+
+    def __init__(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, config: dict, compile: bool = False):
+        self.n_parameters = sum(p.numel() for p in model.parameters())
+        self.forward_flops = model.flops_formula()
+        self.stage = config.get("zero_optimization", {}).get("stage", 0)
+        # DeepSpeed clips at stage 0 without telling the norm, so there we do it ourselves.
+        self.clip = config["gradient_clipping"]
+        if self.stage == 0:
+            config = {**config, "gradient_clipping": 0.0}
+        if self.stage == 3:
+            deepspeed.utils.set_z3_leaf_modules(model, list(model.gathered_whole))
+        self.engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=config, dist_init_required=False
+        )
+        if self.stage == 0 and torch.distributed.get_world_size() == 1:
+            # DeepSpeed would flatten, "all-reduce" and copy back every gradient even alone: 6% of a step on a CPU.
+            self.engine.enable_backward_allreduce = False
+        if compile:
+            # Layer by layer: the convolutions gain nothing, and inductor fails on their dynamic strides.
+            for module in model.modules():
+                if isinstance(module, model.compiled):
+                    module.compile(dynamic=True)
+        autocast = config.get("torch_autocast", {})
+        self.autocast_dtype = getattr(torch, autocast["dtype"]) if autocast.get("enabled") else None
+        self.scaler = LossScaler(self.engine) if self.autocast_dtype is torch.float16 else None
+        self.device = local_device()
+        self.watch_forward = contextlib.nullcontext  # around each forward pass of training; the profiler sets it
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.engine.module
+
+    def train_step(
+        self,
+        batches: Sequence[Batch],
+        learning_rate: float,
+        n_targets: int,
+        seeds: Sequence[int],
+        max_loss: float = math.inf,
+    ) -> StepResult:
+        """Forward and backward over this rank's micro-batches, then one optimizer step of all ranks.
+
+        Args:
+            batches: the rank's A micro-batches.
+            n_targets: target tokens of the global batch, all ranks and micro-batches: what the summed loss is divided by.
+            seeds: one for each micro-batch, for dropout.
+            max_loss: the step is skipped on all ranks if a micro-batch of one has a higher loss per target token.
+        """
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+        self.engine.train()
+        world_size = torch.distributed.get_world_size()
+        scale = world_size / max(n_targets, 1)  # DeepSpeed averages gradients over the ranks; we want their sum
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for batch, seed in zip(batches, seeds):
+            torch.manual_seed(seed)
+            with self.watch_forward():
+                loss = self.engine(batch.to(self.device)).float()
+            total += loss.detach()
+            # An infinite loss can have finite gradients, as one that is too high has; as NaN they cannot pass the check before
+            # the update, on any rank.
+            fits = loss.detach().isfinite() & (loss.detach() <= max_loss * batch.n_targets)
+            poison = torch.where(fits, 1.0, math.nan)
+            loss = loss * (scale * poison)
+            self.engine.backward(self.scaler.scale(loss) if self.scaler else loss, scale_wrt_gas=False)
+            if self.stage == 0 and batch is batches[-1]:
+                grad_norm, skipped = self._clip_or_drop()
+            self.engine.step()
+        if self.stage > 0:
+            grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
+            skipped = not self.engine.was_step_applied()
+        if self.scaler:
+            self.scaler.update(skipped)
+        loss_sum, n_posts = sum_over_ranks([float(total), sum(int(b.weights.sum()) for b in batches)])
+        return StepResult(loss_sum / max(n_targets, 1), n_targets, int(n_posts), grad_norm, skipped)
+
+    def _clip_or_drop(self) -> tuple[float, bool]:
+        """Stage 0: clip the reduced gradients, or drop them where they are not finite, so that the update does nothing."""
+        grads = [p for p in self.model.parameters() if p.grad is not None]
+        if self.scaler:
+            self.scaler.unscale(grads)
+        norm = float(torch.nn.utils.clip_grad_norm_(grads, self.clip or math.inf))
+        if math.isfinite(norm):
+            return norm, False
+        for p in grads:
+            p.grad = None
+        return norm, True
+
+    @torch.no_grad()
+    def loss_sum(self, batch: Batch) -> Tensor:
+        """Summed loss of a batch with the sharded weights; every rank must call it the same number of times."""
+        self.engine.eval()
+        return self.engine(batch.to(self.device)).float()
+
+    @contextlib.contextmanager
+    def full_weights(self) -> Iterator[PreTrainedModel]:
+        """The plain model with all weights on this rank, in evaluation mode and under the run's autocast."""
+        self.engine.eval()
+        gathered = (
+            deepspeed.zero.unwrap_model_for_generation(self.engine) if self.stage == 3 else contextlib.nullcontext()
+        )
+        with torch.no_grad(), gathered, self.autocast():
+            yield self.model
+
+    def autocast(self):
+        enabled = self.autocast_dtype is not None
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled)

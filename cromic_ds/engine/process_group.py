@@ -1,0 +1,52 @@
+"""The process group, made by DeepSpeed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from cromic_ds.ranks.collectives import barrier
+from cromic_ds.ranks.launcher import Ranks, local_device, ranks_from
+from cromic_ds.ranks.rendezvous import JOIN, check_devices, free_port, free_with_process, meet
+
+
+def start(environ: Mapping[str, str] = os.environ) -> Ranks:
+    """Join the process group through DeepSpeed, and choose this process's device.
+
+    nccl on GPUs, gloo elsewhere. Variables that a launcher left out are set before DeepSpeed reads them.
+
+    Raises:
+        UserError: more processes on this host than GPUs, the rendezvous port is taken, or not all ranks came.
+    """
+    ranks = ranks_from(environ)
+    os.environ.update(
+        RANK=str(ranks.rank),
+        WORLD_SIZE=str(ranks.world_size),
+        LOCAL_RANK=str(ranks.local_rank),
+        LOCAL_WORLD_SIZE=str(ranks.local_world_size),
+        MASTER_ADDR=ranks.master_addr,
+        MASTER_PORT=str(ranks.master_port or free_port()),
+    )
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    if torch.cuda.is_available():
+        check_devices(ranks, torch.cuda.device_count(), os.environ)
+        torch.cuda.set_device(local_device())
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    meeting = meet(ranks, JOIN)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timedelta(minutes=30))
+    barrier()
+    del meeting
+    free_with_process(ranks)
+    return ranks
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,91 @@
+"""Foreign weights: the published CroMIC-CMT state dict, and ResNet weights from transformers, under our names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from cromic_ds.errors import UserError
+from cromic_ds.models.cmt.model import CMTModel
+from cromic_ds.models.common.weights import LoadReport, load_matching, read_state_dict, renamed
+
+# (published name, our name); `#` stands for a layer's number. Tried in order, first match wins.
+RULES: list[tuple[str, str]] = [
+    (r"token_embed\.embedding\.weight", "token_embedding.weight"),
+    (r"token_type_embed\.weight", "type_embedding.weight"),
+    (r"(encoder|decoder)\.norm\.(\w+)", r"\1_norm.\2"),
+    (r"(encoder|decoder)\.layers\.(\d+)\.self_attn\.in_proj_(\w+)", r"\1_layers.\2.attention.qkv.\3"),
+    (r"(encoder|decoder)\.layers\.(\d+)\.self_attn\.out_proj\.(\w+)", r"\1_layers.\2.attention.out.\3"),
+    (r"decoder\.layers\.(\d+)\.multihead_attn\.out_proj\.(\w+)", r"decoder_layers.\1.cross_attention.out.\2"),
+    (r"(encoder|decoder)\.layers\.(\d+)\.linear1\.(\w+)", r"\1_layers.\2.feed_forward.up.\3"),
+    (r"(encoder|decoder)\.layers\.(\d+)\.linear2\.(\w+)", r"\1_layers.\2.feed_forward.down.\3"),
+    (r"(encoder|decoder)\.layers\.(\d+)\.(norm\d)\.(\w+)", r"\1_layers.\2.\3.\4"),
+    (r"image_encoder\.conv2d\.(\w+)", r"image_encoder.project.\1"),
+    (r"image_encoder\.batch_norm\.(\w+)", r"image_encoder.batch_norm.\1"),
+    (r"vqa_classifier\.(\d)\.(\w+)", r"answer_head.\1.\2"),
+    (r"generator\.(\w+)", r"generator.\1"),
+]
+# torchvision's ResNet as a Sequential (0 = conv1, 1 = bn1, 4…7 = the stages) -> transformers' ResNetModel
+STEM = "image_encoder.backbone.embedder.embedder"
+STAGES = "image_encoder.backbone.encoder.stages"
+RESNET_RULES: list[tuple[str, str]] = [
+    (r"image_encoder\.backbone\.0\.weight", f"{STEM}.convolution.weight"),
+    (r"image_encoder\.backbone\.1\.(\w+)", rf"{STEM}.normalization.\1"),
+    (r"image_encoder\.backbone\.(\d)\.(\d+)\.downsample\.0\.(\w+)", rf"{STAGES}.\1.layers.\2.shortcut.convolution.\3"),
+    (
+        r"image_encoder\.backbone\.(\d)\.(\d+)\.downsample\.1\.(\w+)",
+        rf"{STAGES}.\1.layers.\2.shortcut.normalization.\3",
+    ),
+    (r"image_encoder\.backbone\.(\d)\.(\d+)\.conv(\d)\.(\w+)", rf"{STAGES}.\1.layers.\2.layer.#\3.convolution.\4"),
+    (r"image_encoder\.backbone\.(\d)\.(\d+)\.bn(\d)\.(\w+)", rf"{STAGES}.\1.layers.\2.layer.#\3.normalization.\4"),
+]
+
+
+def our_name(published: str) -> str | None:
+    """The name in `CMTModel` of a published parameter or buffer, or None where it has no place."""
+    name = renamed(published, RULES + RESNET_RULES)
+    if name is None:
+        return None
+    name = re.sub(r"stages\.(\d)", lambda m: f"stages.{int(m[1]) - 4}", name)  # backbone.4 is stage 0
+    return re.sub(r"#(\d)", lambda m: str(int(m[1]) - 1), name)  # conv1 is layer 0
+
+
+def translate(published: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Published names, with or without `module.` in front, to ours; and the names that have no place."""
+    ours: dict[str, Tensor] = {}
+    extra: list[str] = []
+    for full_name, tensor in published.items():
+        name = full_name.removeprefix("module.")
+        cross = re.fullmatch(r"decoder\.layers\.(\d+)\.multihead_attn\.in_proj_(\w+)", name)
+        if cross:  # one matrix for q, k, v there; here q, and k and v together, because they have different inputs
+            width = tensor.shape[0] // 3
+            target = f"decoder_layers.{cross[1]}.cross_attention"
+            ours[f"{target}.q.{cross[2]}"] = tensor[:width]
+            ours[f"source_projections.{cross[1]}.kv.{cross[2]}"] = tensor[width:]
+        elif (mapped := our_name(name)) is not None:
+            ours[mapped] = tensor
+        else:
+            extra.append(full_name)
+    return ours, extra
+
+
+def load_published(model: nn.Module, published: Mapping[str, Tensor]) -> LoadReport:
+    """Load a state dict of the published code into a `CMTModel`.
+
+    Raises:
+        UserError: nothing of it fits.
+    """
+    ours, extra = translate(published)
+    report = load_matching(model, ours)
+    report.extra = extra + report.extra
+    if not report.taken:
+        names = ", ".join(list(published)[:3])
+        raise UserError(f"no tensor fits the published CroMIC-CMT model; the file holds: {names} …")
+    return report
+
+
+def load_cmt(model: CMTModel, source: str) -> LoadReport:
+    return load_published(model, read_state_dict(Path(source)))

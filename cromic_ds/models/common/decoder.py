@@ -1,0 +1,231 @@
+"""The half of a model that generates comments from encoded posts: CroMIC-CMT's decoder, its loss, and `generate`.
+
+Legend: P posts, N comments, S source tokens, T comment tokens, M target tokens, H heads, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from transformers.modeling_outputs import ModelOutput, Seq2SeqLMOutput
+
+from cromic_ds.batch import Batch
+from cromic_ds.models.common.flops import Load, attention_flops, weights_of
+from cromic_ds.models.common.kernels import DEFAULT, IGNORE, Kernels, LayerNorm
+from cromic_ds.models.common.transformer import (
+    DecoderLayer,
+    DenseLayout,
+    RaggedLayout,
+    SourceProjection,
+    sinusoidal_positions,
+)
+
+
+@dataclass
+class Memory(ModelOutput):
+    """An encoded post, ready for the decoder: the same for all of its comments, beams and steps."""
+
+    last_hidden_state: Tensor | None = None  # (P, S, D)
+    mask: Tensor | None = None  # (P, 1, 1, S) bool, True where a token may be read
+    source: tuple | None = None  # per layer that reads it: keys and values, (P, H, S, D/H) each
+
+
+class CommentDecoder:
+    """What a model of posts and comments shares with the others; stands in front of `PreTrainedModel` and `GenerationMixin`.
+
+    The model has two entrances, a `Batch` (training, scoring) and transformers' keyword arguments (generation), and
+    brings `encode` (posts to `Memory`), `answer_logits`, `unused` and `flops_formula`.
+    """
+
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_cache_class = True
+
+    kernels: Kernels = DEFAULT
+    encoder_heads = ("answer_head",)  # modules that stand on the encoder
+
+    @property
+    def image_size(self) -> int:
+        """Side of the crops in pixels; 0 where the model reads no images."""
+        return self.config.image_size if "v" in self.config.mode else 0
+
+    def add_decoder(self, width: int, n_heads: int, inner: int, dropout: float, layers: int, vocab_size: int) -> None:
+        self.decoder_layers = nn.ModuleList(DecoderLayer(width, n_heads, inner, dropout) for _ in range(layers))
+        self.source_projections = nn.ModuleList(SourceProjection(width, n_heads) for _ in range(layers))
+        self.decoder_norm = LayerNorm(width)
+        self.generator = nn.Linear(width, vocab_size)
+
+    def decoder_modules(self) -> list[nn.Module]:
+        return [self.decoder_layers, self.source_projections, self.decoder_norm, self.generator]
+
+    def decoder_flops(self) -> Callable[[Load], float]:
+        """From a batch's load to the FLOPs of the decoder's forward pass, the posts' keys and values included."""
+        width, layers = self.config.d_model, len(self.decoder_layers)
+        of_source = 2 * weights_of(self.source_projections)
+        of_target = 2 * weights_of(self.decoder_layers, self.generator)
+
+        def flops(load: Load) -> float:
+            pairs = load.targets * (load.mean_source + load.mean_own)
+            return of_source * load.source + of_target * load.targets + attention_flops(width, layers, pairs)
+
+        return flops
+
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Token ids and their positions, same shape (…,) -> (…, D)"""
+        width = self.config.d_model
+        return self.get_input_embeddings()(ids) * math.sqrt(width) + sinusoidal_positions(positions, width)
+
+    def decode(
+        self, ids: Tensor, positions: Tensor, layout: RaggedLayout | DenseLayout, memory: Memory, cache=None
+    ) -> Tensor:
+        """Token ids and positions (M,) -> hidden states (M, D), before the output layer."""
+        x = self.dropout(self.embed(ids, positions))
+        for index, (layer, source) in enumerate(zip(self.decoder_layers, memory.source)):
+            x = self._run(layer, x, layout, source, memory.mask, cache, index)
+        return self.decoder_norm(x)
+
+    def output_layer(self) -> tuple[Tensor, Tensor]:
+        """Weight (V, D) and bias (V,) that turn hidden states into logits."""
+        return self.generator.weight, self.generator.bias
+
+    def _run(self, layer: nn.Module, *args):
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(layer.__call__, *args)
+        return layer(*args)
+
+    # ---- training and scoring
+
+    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Learn of the tokens what the draws of training need; by default nothing."""
+
+    def prepare(self, batch: Batch, seed: int) -> Batch:
+        """What is drawn for a training step, before it; by default nothing is."""
+        return batch
+
+    def forward(self, batch: Batch | None = None, **inputs) -> Tensor | Seq2SeqLMOutput:
+        """A `Batch` in: the summed loss out. Keyword arguments in: a decoding step, as `generate` makes it.
+
+        The loss of a batch with answer targets is Σ over posts of the summed binary cross-entropy of all answers,
+        otherwise Σ over target tokens of the cross-entropy; the caller divides by the global count.
+        """
+        if batch is None:
+            return self.decoding_step(**inputs)
+        return self.text_loss(batch) if batch.answer_targets is None else self.answer_loss(batch)
+
+    def answer_loss(self, batch: Batch) -> Tensor:
+        logits = self.answer_logits(batch).float()
+        losses = F.binary_cross_entropy_with_logits(logits, batch.answer_targets, reduction="none").sum(1)
+        return (losses * batch.weights).sum()
+
+    def text_loss(self, batch: Batch) -> Tensor:
+        return self.comment_loss(batch, self.encode(batch.post_ids, self.post_mask(batch), batch.images))
+
+    def comment_loss(self, batch: Batch, memory: Memory) -> Tensor:
+        """Σ cross-entropy of the comments' target tokens, with the factors of `Batch.comment_weights` where it has some."""
+        hidden, targets = self.decode_comments(batch, memory)
+        output = (hidden, *self.output_layer(), targets)
+        if batch.comment_weights is not None:
+            length = batch.comment_ids.shape[1] - 1
+            return weighted_cross_entropy(*output, batch.comment_weights[batch.rows // length])
+        return self.kernels.linear_cross_entropy(*output, self.config.label_smoothing if self.training else 0.0)
+
+    def decode_comments(self, batch: Batch, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Teacher forcing on all comments: hidden states (M, D) and targets (M,), ignored where the post's weight is 0."""
+        n, length = batch.comment_ids.shape[0], batch.comment_ids.shape[1] - 1
+        layout = RaggedLayout(batch.rows, n, length, batch.post_rows, batch.n_posts, batch.tokens_per_post)
+        inputs = batch.comment_ids[:, :-1].flatten()[batch.rows]
+        targets = batch.comment_ids[:, 1:].flatten()[batch.rows]
+        comment = batch.rows // length
+        counts = batch.weights[batch.owner[comment]] > 0
+        hidden = self.decode(inputs, batch.rows % length, layout, memory)
+        return hidden, targets.masked_fill(~counts, IGNORE)
+
+    @staticmethod
+    def post_mask(batch: Batch) -> Tensor:
+        return torch.arange(batch.post_ids.shape[1], device=batch.post_ids.device) < batch.post_lengths[:, None]
+
+    # ---- fine-tuning
+
+    def depth(self, name: str) -> int:
+        """The layer that a parameter belongs to, counted from the input (0: embeddings and image encoder)."""
+        part, _, rest = name.partition(".")
+        index = int(rest.split(".")[0]) if part.endswith(("_layers", "projections")) else 0
+        encoder, decoder = len(self.encoder_layers), len(getattr(self, "decoder_layers", ()))
+        places = {
+            "encoder_layers": 1 + index,
+            "encoder_norm": encoder,
+            "decoder_layers": encoder + 1 + index,
+            "source_projections": encoder + 1 + index,
+            "decoder_norm": encoder + decoder,
+            "generator": encoder + decoder + 1,
+            **dict.fromkeys(self.encoder_heads, encoder + 1),
+        }
+        return places.get(part, 0)
+
+    # ---- generation (transformers)
+
+    def decoding_step(
+        self,
+        decoder_input_ids: Tensor,
+        encoder_outputs: Memory | None = None,
+        past_key_values=None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        **_unused,
+    ) -> Seq2SeqLMOutput:
+        """decoder_input_ids (N, T), N a multiple of the posts -> logits (N, T, V) and the grown cache."""
+        memory = (
+            encoder_outputs if encoder_outputs is not None else self.encode(input_ids, attention_mask, pixel_values)
+        )
+        n, length = decoder_input_ids.shape
+        cache = getattr(past_key_values, "self_attention_cache", past_key_values)
+        start = cache.get_seq_length() if cache is not None else 0
+        positions = torch.arange(start, start + length, device=decoder_input_ids.device).repeat(n)
+        layout = DenseLayout(n, memory.mask.shape[0])
+        hidden = self.decode(decoder_input_ids.flatten(), positions, layout, memory, cache)
+        logits = F.linear(hidden, *self.output_layer()).unflatten(0, (n, length))
+        return Seq2SeqLMOutput(logits=logits, past_key_values=past_key_values)
+
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor | None = None, attention_mask=None, pixel_values=None, **kwargs):
+        """transformers' `generate`; the post is encoded here, once, whatever the number of beams or samples."""
+        if kwargs.get("encoder_outputs") is None:
+            kwargs["encoder_outputs"] = self.encode(input_ids, attention_mask, pixel_values)
+        return super().generate(**kwargs)
+
+    def prepare_inputs_for_generation(self, decoder_input_ids: Tensor, past_key_values=None, encoder_outputs=None, **_):
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        return {
+            "decoder_input_ids": decoder_input_ids[:, seen:],
+            "past_key_values": past_key_values,
+            "encoder_outputs": encoder_outputs,
+        }
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=True, input_ids=None, **model_kwargs):
+        # Beams and samples of a post share its memory: only the target rows multiply, in the posts' order.
+        return input_ids.repeat_interleave(expand_size, dim=0), model_kwargs
+
+
+def answer_head(width: int, n_answers: int) -> nn.Sequential | None:
+    """width -> 2·width -> layer norm -> GELU -> answers; None where answers are not classified."""
+    if not n_answers:
+        return None
+    return nn.Sequential(nn.Linear(width, 2 * width), LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, n_answers))
+
+
+def weighted_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, factors: Tensor) -> Tensor:
+    """Σ factor · cross-entropy over the tokens; hidden (M, D), targets and factors (M,)."""
+    losses = F.cross_entropy(F.linear(hidden, weight, bias).float(), targets, ignore_index=IGNORE, reduction="none")
+    return (losses * factors).sum()
+
+
+def needed_inputs(mode: str) -> str:
+    return {"t": "post tokens", "v": "an image"}.get(mode, "post tokens or an image")

@@ -1,0 +1,202 @@
+"""Post-norm transformer layers on ragged tokens, as CroMIC-CMT's encoder and decoder use them.
+
+Legend: P posts, N rows (comments or beams), T tokens a row, M real tokens, S source tokens, D width, H heads.
+
+The decoder's linear layers run on the M real tokens alone. Only attention needs rectangles, and a layout maps between the
+two: `rows` for self-attention (N, T), `posts` for cross-attention (P, tokens of a post), where all comments of a post read
+the same keys and values, computed once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cromic_ds.models.common.kernels import DEFAULT, Kernels, LayerNorm
+
+
+@dataclass
+class RaggedLayout:
+    """The M real tokens of N comments of different lengths (training)."""
+
+    rows: Tensor  # (M,) positions in the flattened (N, T)
+    n_rows: int
+    row_length: int
+    posts: Tensor  # (M,) positions in the flattened (P, post_length)
+    n_posts: int
+    post_length: int
+
+    def to_rows(self, x: Tensor) -> Tensor:
+        """(M, D) -> (N, T, D)"""
+        return spread(x, self.rows, self.n_rows, self.row_length)
+
+    def from_rows(self, x: Tensor) -> Tensor:
+        """(N, T, D) -> (M, D)"""
+        return x.flatten(0, 1).index_select(0, self.rows)
+
+    def to_posts(self, x: Tensor) -> Tensor:
+        """(M, D) -> (P, post_length, D)"""
+        return spread(x, self.posts, self.n_posts, self.post_length)
+
+    def from_posts(self, x: Tensor) -> Tensor:
+        """(P, post_length, D) -> (M, D)"""
+        return x.flatten(0, 1).index_select(0, self.posts)
+
+
+@dataclass
+class DenseLayout:
+    """N rows of equal length, N/P of them for each post (decoding: beams and samples)."""
+
+    n_rows: int
+    n_posts: int
+
+    def to_rows(self, x: Tensor) -> Tensor:
+        return x.unflatten(0, (self.n_rows, -1))
+
+    def from_rows(self, x: Tensor) -> Tensor:
+        return x.flatten(0, 1)
+
+    def to_posts(self, x: Tensor) -> Tensor:
+        return x.unflatten(0, (self.n_posts, -1))
+
+    from_posts = from_rows
+
+
+def spread(x: Tensor, index: Tensor, n: int, length: int) -> Tensor:
+    """(M, D) -> (n, length, D), zero where `index` names no token. Each slot is written once, so it is deterministic."""
+    return x.new_zeros(n * length, x.shape[-1]).index_copy(0, index, x).unflatten(0, (n, length))
+
+
+def heads(x: Tensor, n_heads: int) -> Tensor:
+    """(B, L, D) -> (B, H, L, D/H)"""
+    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+
+
+def unheads(x: Tensor) -> Tensor:
+    """(B, H, L, D/H) -> (B, L, D)"""
+    return x.transpose(1, 2).flatten(-2)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.up = nn.Linear(width, inner)
+        self.down = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(x)))
+
+
+class SelfAttention(nn.Module):
+    kernels: Kernels = DEFAULT
+
+    def __init__(self, width: int, n_heads: int, dropout: float):
+        super().__init__()
+        self.n_heads, self.dropout = n_heads, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, **mask) -> Tensor:
+        return unheads(self.kernels.attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, **mask))
+
+
+class EncoderLayer(nn.Module):
+    """x = LN(x + attention(x)); x = LN(x + ffn(x))"""
+
+    def __init__(self, width: int, n_heads: int, inner: int, dropout: float):
+        super().__init__()
+        self.attention = SelfAttention(width, n_heads, dropout)
+        self.feed_forward = FeedForward(width, inner)
+        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x: (P, S, D); mask: (P, 1, 1, S) bool, True where a key may be read."""
+        q, k, v = (heads(part, self.attention.n_heads) for part in self.attention.qkv(x).chunk(3, dim=-1))
+        x = self.norm1(x + self.dropout(self.attention.out(self.attention.attend(q, k, v, attn_mask=mask))))
+        return self.norm2(x + self.dropout(self.feed_forward(x)))
+
+
+class CrossAttention(SelfAttention):
+    """Queries from the target; its keys and values come from a `SourceProjection`."""
+
+    def __init__(self, width: int, n_heads: int, dropout: float):
+        nn.Module.__init__(self)
+        self.n_heads, self.dropout = n_heads, dropout
+        self.q = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+
+class SourceProjection(nn.Module):
+    """A decoder layer's cross-attention keys and values, computed once per post for all of its comments and steps.
+
+    A module of its own, not a part of the layer: ZeRO-3 gathers a module's weights when it is called, and this one is
+    called with the encoder.
+    """
+
+    def __init__(self, width: int, n_heads: int):
+        super().__init__()
+        self.n_heads = n_heads
+        self.kv = nn.Linear(width, 2 * width)
+
+    def forward(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """(P, S, D) -> keys and values, each (P, H, S, D/H)"""
+        k, v = (heads(part, self.n_heads) for part in self.kv(memory).chunk(2, dim=-1))
+        if torch.is_grad_enabled():
+            return k, v
+        return k.contiguous(), v.contiguous()  # read again at every decoding step
+
+
+class DecoderLayer(nn.Module):
+    """x = LN(x + self-attention(x)); x = LN(x + cross-attention(x, memory)); x = LN(x + ffn(x))"""
+
+    def __init__(self, width: int, n_heads: int, inner: int, dropout: float):
+        super().__init__()
+        self.attention = SelfAttention(width, n_heads, dropout)
+        self.cross_attention = CrossAttention(width, n_heads, dropout)
+        self.feed_forward = FeedForward(width, inner)
+        self.norm1, self.norm2, self.norm3 = LayerNorm(width), LayerNorm(width), LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        layout: RaggedLayout | DenseLayout,
+        source: tuple[Tensor, Tensor],
+        source_mask: Tensor,
+        cache=None,
+        index: int = 0,
+    ) -> Tensor:
+        """x: (M, D); source: this layer's keys and values (P, H, S, D/H); source_mask: (P, 1, 1, S) bool;
+        cache: transformers' Cache with this layer's past at `index`."""
+        n_heads = self.attention.n_heads
+        q, k, v = (heads(part, n_heads) for part in layout.to_rows(self.attention.qkv(x)).chunk(3, dim=-1))
+        if cache is not None:
+            k, v = cache.update(k, v, index)
+        # Comments are padded on the right, so a causal mask alone keeps real tokens from reading padding.
+        mask = {"is_causal": True} if q.shape[2] == k.shape[2] else {"attn_mask": causal_mask(q, k)}
+        y = layout.from_rows(self.attention.attend(q, k, v, **mask))
+        x = self.norm1(x + self.dropout(self.attention.out(y)))
+        q = heads(layout.to_posts(self.cross_attention.q(x)), n_heads)
+        y = layout.from_posts(self.cross_attention.attend(q, *source, attn_mask=source_mask))
+        x = self.norm2(x + self.dropout(self.cross_attention.out(y)))
+        return self.norm3(x + self.dropout(self.feed_forward(x)))
+
+
+def causal_mask(q: Tensor, k: Tensor) -> Tensor | None:
+    """Mask for queries that continue a cached prefix: the last query sees every key. None for a single query."""
+    if q.shape[2] == 1:
+        return None
+    return torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
+
+
+def sinusoidal_positions(positions: Tensor, width: int) -> Tensor:
+    """(…,) -> (…, width): sin in even, cos in odd columns, wavelengths from 2π to 10,000·2π (Vaswani et al. 2017)."""
+    frequencies = torch.exp(
+        torch.arange(0, width, 2, device=positions.device) * (-torch.log(torch.tensor(1e4)) / width)
+    )
+    angles = positions[..., None].float() * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)

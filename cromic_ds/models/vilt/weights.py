@@ -1,0 +1,94 @@
+"""Weights of transformers' ViLT checkpoints (dandelin/vilt-b32-mlm and the like) for our ViLT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, ViltConfig, ViltForMaskedLM, ViltForQuestionAnswering, ViltModel
+
+from cromic_ds.errors import UserError
+from cromic_ds.models.common.weights import LoadReport, load_matching, renamed
+
+CLASSES = {kind.__name__: kind for kind in (ViltModel, ViltForMaskedLM, ViltForQuestionAnswering)}
+
+# (transformers' name without `vilt.`, our name), tried in order, first match wins.
+RULES: list[tuple[str, str]] = [
+    (r"embeddings\.text_embeddings\.(.+)", r"text_embeddings.\1"),
+    (r"embeddings\.token_type_embeddings\.weight", "type_embedding.weight"),
+    (r"embeddings\.(.+)", r"image_encoder.\1"),
+    (r"encoder\.layer\.(.+)", r"encoder_layers.\1"),
+    (r"layernorm\.(\w+)", r"encoder_norm.\1"),
+    (r"(pooler\..+)", r"\1"),
+    (r"mlm_score\.(transform\..+)", r"masked_word_head.\1"),
+    (r"mlm_score\.decoder\.bias", "masked_word_head.bias"),
+    (r"mlm_score\.decoder\.weight", "text_embeddings.word_embeddings.weight"),  # tied
+    (r"classifier\.(\d\.\w+)", r"answer_head.\1"),
+]
+# Tables whose first rows mean the same in a longer one: positions; text and image (a third type is a second image).
+BY_ROWS = ("text_embeddings.position_embeddings.weight", "type_embedding.weight")
+
+
+def our_name(foreign: str) -> str | None:
+    """The name in `ViLTModel` of a parameter of transformers' ViLT, or None where it has no place."""
+    return renamed(foreign.removeprefix("vilt."), RULES)
+
+
+def load_foreign(model: nn.Module, foreign: Mapping[str, Tensor]) -> LoadReport:
+    """Load a state dict of transformers' ViLT into a `ViLTModel`, and tell what did not fit.
+
+    Raises:
+        UserError: nothing of it fits.
+    """
+    ours: dict[str, Tensor] = {}
+    extra = []
+    for name, tensor in foreign.items():
+        mapped = our_name(name)
+        if mapped is None:
+            extra.append(name)
+        else:
+            ours.setdefault(mapped, tensor)
+    own, partly = model.state_dict(), []
+    for name in BY_ROWS:
+        there = ours.get(name)
+        if there is not None and there.shape[1:] == own[name].shape[1:] and len(there) != len(own[name]):
+            n = min(len(there), len(own[name]))
+            ours[name] = own[name].clone()
+            ours[name][:n] = there[:n]
+            partly.append(f"{name}: the first {n} rows of {len(there)} there, {len(own[name])} here")
+    report = load_matching(model, ours)
+    report.extra = extra + report.extra
+    report.mismatched += partly
+    if not report.taken:
+        raise UserError(f"no tensor fits a ViLT of these sizes; there are: {', '.join(list(foreign)[:3])} …")
+    return report
+
+
+def read_foreign(source: str | Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights of a ViltModel, ViltForMaskedLM or ViltForQuestionAnswering, a folder or a hub name; and the names of
+    those that these classes do not have.
+
+    Raises:
+        UserError: not readable, or no ViLT.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source)
+        if not isinstance(config, ViltConfig):
+            raise UserError(f"{source}: no ViLT of transformers but a model of type {config.model_type!r}")
+        kind = CLASSES.get((config.architectures or [""])[0], ViltModel)
+        vilt, found = kind.from_pretrained(source, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{source}: cannot be read as a ViLT ({str(error).strip().splitlines()[0]})") from None
+    absent = set(found["missing_keys"])  # transformers fills these in with random weights
+    weights = {name: tensor for name, tensor in vilt.state_dict().items() if name not in absent}
+    return weights, sorted(found["unexpected_keys"])
+
+
+def load_pretrained(model: nn.Module, source: str | Path) -> LoadReport:
+    """`read_foreign`, then `load_foreign`."""
+    weights, unknown = read_foreign(source)
+    report = load_foreign(model, weights)
+    report.extra += unknown
+    return report

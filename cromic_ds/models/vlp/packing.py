@@ -1,0 +1,309 @@
+"""Unified VLP's draws and index arithmetic: a `Batch` to the stream of tokens that the layers run on.
+
+Legend: P posts, N comments, T comment targets (padded), M target tokens, K image tokens, R rows, S tokens of the longest
+row, X tokens of the stream; `vlp_layers` says what rows and targets are.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cromic_ds.batch import Batch
+from cromic_ds.errors import UserError
+from cromic_ds.models.vlp.layers import Packed
+
+IMAGE, POST, COMMENT = 0, 1, 2  # the parts of a sequence, as columns of `segments`
+
+
+class Draw(NamedTuple):
+    """What is random about a masked step."""
+
+    bidirectional: Tensor  # (N,) bool: the comments that are read in both directions
+    masked: Tensor  # (M,) bool: the target tokens to predict
+    inputs: Tensor  # (M,) the target tokens as they are read
+
+
+def draw_masks(batch: Batch, seed: int, config) -> Draw:
+    """Directions, masked tokens and what stands in their place, on the host.
+
+    Each post has its own generator, seeded by (`seed`, its index in the data set): what is drawn for a post does not depend
+    on the others of its micro-batch.
+    """
+    length = batch.comment_ids.shape[1] - 1
+    rows, owner = batch.rows.numpy(), batch.owner.numpy()
+    comment = rows // length
+    counts = np.bincount(comment, minlength=len(owner))
+    comments_of = np.bincount(owner, minlength=batch.n_posts)
+    tokens_of = np.bincount(owner[comment], minlength=batch.n_posts)
+    direction, key, fate, word = [], [], [], []
+    for index, n_comments, n_tokens in zip(batch.indices or range(batch.n_posts), comments_of, tokens_of):
+        rng = np.random.default_rng([seed, index + 1])  # a blank post's index is -1
+        direction.append(rng.random(n_comments))
+        key.append(rng.random(n_tokens))
+        fate.append(rng.random(n_tokens))
+        word.append(rng.integers(config.vocab_size, size=n_tokens))
+    direction, key, fate, word = (np.concatenate(part) for part in (direction, key, fate, word))
+
+    rank = np.empty_like(comment)
+    rank[np.lexsort((key, comment))] = np.arange(len(comment)) - (np.cumsum(counts) - counts)[comment]
+    masked = rank < np.maximum(1, np.rint(config.mask_rate * counts))[comment]
+    targets = batch.comment_ids[:, 1:].flatten()[batch.rows].numpy()
+    replacement = np.where(fate < config.mask_token_rate, config.mask_token_id, word)
+    changed = masked & (fate < config.mask_token_rate + config.random_token_rate)
+    inputs = np.where(changed, replacement, targets)
+    return Draw(*(torch.from_numpy(t) for t in (direction < config.bidirectional_rate, masked, inputs)))
+
+
+class Rows(NamedTuple):
+    """Full rows as a stream: first the posts' sources, then the comments in bidirectional mode."""
+
+    ids: Tensor  # (F,)
+    positions: Tensor  # (F,)
+    types: Tensor  # (F,)
+    posts: Tensor  # (R,)
+    image_slots: Tensor  # (R·K,)
+    mask: Tensor  # (R, S)
+    slots: Tensor  # (F,)
+    lengths: Tensor  # (R,)
+    starts: Tensor  # (R,) where in the stream each row begins
+
+
+def pack_rows(
+    config,
+    post_ids: Tensor,
+    post_lengths: Tensor,
+    n_image: int,
+    length: int = 0,
+    comments: tuple[Tensor, Tensor, Tensor] | None = None,
+    source_mode: str = "seq2seq",
+) -> Rows:
+    """[CLS] image [SEP] post [SEP], and for bidirectional comments the comment behind it, without the padding.
+
+    Args:
+        post_ids: (P, L) [CLS] … [SEP], right-padded; L = 0 for images alone.
+        n_image: image tokens K; without an image the source is the post as it is.
+        length: the most tokens T that will stand behind a source.
+        comments: the bidirectional comments' posts (B,), tokens after [CLS] (B, T), and which of these are real (B, T).
+        source_mode: whose segment ids the sources have.
+    """
+    n, device = post_ids.shape[0], post_ids.device
+    owner, tokens, real = comments or (post_lengths[:0], post_ids[:0, :0], post_ids[:0, :0].bool())
+    posts = torch.cat([torch.arange(n, device=device), owner])
+    # Everything side by side in one wide table, of which only what is real is kept.
+    head = [config.bos_token_id] + n_image * [config.pad_token_id] + bool(n_image) * [config.eos_token_id]
+    texts = post_ids[posts, 1:]
+    widths = (len(head), texts.shape[1], tokens.shape[1])
+    check_positions(config, widths[0] + widths[1] + length)
+    ids = torch.cat(
+        [
+            torch.tensor(head, device=device).expand(len(posts), -1),
+            texts,
+            torch.cat([tokens.new_zeros(n, widths[2]), tokens]),
+        ],
+        dim=1,
+    )
+    kept = torch.cat(
+        [
+            torch.ones(len(posts), widths[0], dtype=torch.bool, device=device),
+            torch.arange(widths[1], device=device) < post_lengths[posts, None] - 1,
+            torch.cat([real.new_zeros(n, widths[2]), real]),
+        ],
+        dim=1,
+    )
+    part = torch.tensor([IMAGE if n_image else POST, POST, COMMENT], device=device)
+    part = part.repeat_interleave(torch.tensor(widths, device=device))
+    segments = torch.tensor([config.segments[source_mode], config.segments["bidirectional"]], device=device)
+    types = segments[(torch.arange(len(posts), device=device) >= n).long()][:, part]
+    column = torch.arange(sum(widths), device=device)
+    is_image = ((column > 0) & (column <= n_image)).expand_as(kept)
+
+    within, lengths = kept.cumsum(1) - 1, kept.sum(1)
+    mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
+    return Rows(
+        ids=ids[kept],
+        positions=within[kept],
+        types=types[kept],
+        posts=posts,
+        image_slots=is_image[kept].nonzero().squeeze(1),
+        mask=mask,
+        slots=mask.flatten().nonzero().squeeze(1),
+        lengths=lengths,
+        starts=lengths.cumsum(0) - lengths,
+    )
+
+
+class Behind(NamedTuple):
+    """The stream's tokens behind the rows."""
+
+    ids: Tensor  # (O,)
+    positions: Tensor  # (O,)
+    types: Tensor  # (O,)
+    rows: Tensor  # (O,) positions in the flattened (N, T)
+    posts: Tensor  # (O,) positions in the flattened (P, tokens of a post)
+    own_mask: Tensor  # (T, T) bool: which slots of its own comment a token reads
+
+
+class Wanted(NamedTuple):
+    """Whose last states are used, and what for: see `Packed`."""
+
+    row_queries: Tensor  # (A,)
+    own_queries: Tensor  # (B,)
+    outputs: Tensor  # (Z,)
+    tokens: Tensor  # (Z,)
+
+
+def join(rows: Rows, behind: Behind, wanted: Wanted) -> dict[str, Tensor]:
+    """The tensors of a `Packed`."""
+    stream = {name: torch.cat([getattr(rows, name), getattr(behind, name)]) for name in ("ids", "positions", "types")}
+    places = {"row_posts": rows.posts, "image_slots": rows.image_slots, "mask": rows.mask, "slots": rows.slots}
+    return {**behind._asdict(), **places, **wanted._asdict(), **stream}
+
+
+def whole(batch: Batch, tensors: dict[str, Tensor]) -> Packed:
+    """A `Packed` from its tensors; the sizes that are no tensors are the batch's."""
+    n_comments, width = batch.comment_ids.shape
+    streams = tensors["own_mask"].shape[0] // max(width - 1, 1)  # two where committed tokens and queries are apart
+    return Packed(**tensors, n_posts=batch.n_posts, n_comments=n_comments, post_length=streams * batch.tokens_per_post)
+
+
+# ---- what is computed: sources alone, masked training, left to right with [MASK], causal
+
+
+def pack_sources(
+    config, post_ids: Tensor, post_lengths: Tensor, n_image: int, mode: str = "seq2seq"
+) -> dict[str, Tensor]:
+    """The sources alone; wanted are all [CLS], then all [SEP] that close a source."""
+    rows = pack_rows(config, post_ids, post_lengths, n_image, source_mode=mode)
+    none = rows.ids[:0]
+    behind = Behind(none, none, none, none, none, none.bool().view(0, 0))
+    return join(rows, behind, Wanted(torch.cat([rows.starts, rows.starts + rows.lengths - 1]), none, none, none))
+
+
+def check_positions(config, length: int) -> None:
+    """Raise UserError where a sequence has more tokens than there are positions."""
+    if length > config.max_positions:
+        raise UserError(
+            f"a sequence of up to {length} tokens (image, post and comment) is longer than model.max_positions "
+            f"{config.max_positions}: raise that, or shorten posts, comments or model.image_size"
+        )
+
+
+class Targets(NamedTuple):
+    """The batch's M target tokens, one by one, and where they stand."""
+
+    ids: Tensor  # (M,)
+    comment: Tensor  # (M,)
+    owner: Tensor  # (M,)
+    time: Tensor  # (M,) 0 for the first token of a comment
+    length: int  # T
+
+
+def targets_of(batch: Batch) -> Targets:
+    length = batch.comment_ids.shape[1] - 1
+    comment = batch.rows // length
+    ids = batch.comment_ids[:, 1:].flatten()[batch.rows]
+    return Targets(ids, comment, batch.owner[comment], batch.rows % length, length)
+
+
+def pack_masked(config, batch: Batch, n_image: int, draw: Draw) -> dict[str, Tensor]:
+    """Each comment in its direction; wanted are the masked tokens."""
+    n, length = batch.comment_ids.shape[0], batch.comment_ids.shape[1] - 1
+    targets = targets_of(batch)
+    two_way = draw.bidirectional.nonzero().squeeze(1)
+    tokens = batch.comment_ids[:, 1:].flatten().index_copy(0, batch.rows, draw.inputs).view(n, length)
+    real = torch.zeros(n * length, dtype=torch.bool).index_fill(0, batch.rows, True).view(n, length)
+    comments = (batch.owner[two_way], tokens[two_way], real[two_way])
+    rows = pack_rows(config, *text_of(config, batch), n_image, length, comments)
+
+    one_way = ~draw.bidirectional[targets.comment]  # (M,)
+    kept = one_way.nonzero().squeeze(1)
+    position = rows.lengths[targets.owner] + targets.time  # in the whole sequence
+    behind = Behind(
+        ids=draw.inputs[kept],
+        positions=position[kept],
+        types=torch.full_like(kept, config.segments["seq2seq"][COMMENT]),
+        rows=batch.rows[kept],
+        posts=batch.post_rows[kept],
+        own_mask=torch.ones(length, length, dtype=torch.bool).tril(),
+    )
+    in_rows, in_targets = (draw.masked & ~one_way).nonzero().squeeze(1), (draw.masked & one_way).nonzero().squeeze(1)
+    row_of = batch.n_posts - 1 + draw.bidirectional.cumsum(0)  # (N,), where the comment is a row
+    predicted = torch.cat([in_rows, in_targets])
+    wanted = Wanted(
+        row_queries=rows.starts[row_of[targets.comment[in_rows]]] + position[in_rows],
+        own_queries=(one_way.cumsum(0) - 1)[in_targets],
+        outputs=torch.arange(len(predicted)),
+        tokens=predicted,
+    )
+    return join(rows, behind, wanted)
+
+
+def pack_left_to_right(config, batch: Batch, n_image: int) -> dict[str, Tensor]:
+    """What decoding sees at each of its steps, all in one pass: a committed token reads the source and the tokens up to
+    itself; a [MASK] at each position reads the source, the committed tokens to its left, and itself."""
+    targets = targets_of(batch)
+    rows = pack_rows(config, *text_of(config, batch), n_image, targets.length)
+    device, length, most = rows.ids.device, targets.length, batch.tokens_per_post
+    read = followed(targets)  # nothing reads the last token of a comment
+    position = rows.lengths[targets.owner] + targets.time
+    query_row = targets.comment * 2 * length + targets.time  # slots of the committed tokens; T further on, the queries'
+    query_post = batch.post_rows + targets.owner * most
+    n_read, n_queries = len(read), len(targets.ids)
+    triangle = torch.ones(length, length, dtype=torch.bool, device=device)
+    behind = Behind(
+        ids=torch.cat([targets.ids[read], torch.full_like(targets.ids, config.mask_token_id)]),
+        positions=torch.cat([position[read], position]),
+        types=torch.full((n_read + n_queries,), config.segments["seq2seq"][COMMENT], device=device),
+        rows=torch.cat([query_row[read], query_row + length]),
+        posts=torch.cat([query_post[read], query_post + most]),
+        own_mask=torch.cat(
+            [
+                torch.cat([triangle.tril(), torch.zeros_like(triangle)], dim=1),
+                torch.cat([triangle.tril(-1), torch.eye(length, dtype=torch.bool, device=device)], dim=1),
+            ]
+        ),
+    )
+    every = torch.arange(n_queries, device=device)
+    return join(rows, behind, Wanted(rows.ids[:0], n_read + every, every, every))
+
+
+def pack_causal(config, batch: Batch, n_image: int) -> dict[str, Tensor]:
+    """A language model on the comments under the seq2seq mask: the [SEP] that closes the source predicts the first token."""
+    targets = targets_of(batch)
+    rows = pack_rows(config, *text_of(config, batch), n_image, targets.length)
+    device = rows.ids.device
+    read = followed(targets)
+    position = rows.lengths[targets.owner] + targets.time
+    behind = Behind(
+        ids=targets.ids[read],
+        positions=position[read],
+        types=torch.full_like(read, config.segments["seq2seq"][COMMENT]),
+        rows=batch.rows[read],
+        posts=batch.post_rows[read],
+        own_mask=torch.ones(targets.length, targets.length, dtype=torch.bool, device=device).tril(),
+    )
+    every, first = torch.arange(len(targets.ids), device=device), targets.time == 0
+    before = batch.n_posts + every - first.cumsum(0)  # the token before: every comment's last one is not in the stream
+    wanted = Wanted(
+        row_queries=rows.starts + rows.lengths - 1,
+        own_queries=torch.arange(len(read), device=device),
+        outputs=torch.where(first, targets.owner, before),
+        tokens=every,
+    )
+    return join(rows, behind, wanted)
+
+
+def followed(targets: Targets) -> Tensor:
+    """The target tokens that are not the last of their comment."""
+    return (targets.comment[:-1] == targets.comment[1:]).nonzero().squeeze(1)
+
+
+def text_of(config, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The posts' tokens and lengths as far as the model reads them."""
+    if "t" in config.mode:
+        return batch.post_ids, batch.post_lengths
+    return batch.post_ids[:, :0], torch.zeros_like(batch.post_lengths)

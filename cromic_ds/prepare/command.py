@@ -1,0 +1,205 @@
+"""`cromic-ds prepare`: raw lines and images, the published layout, or a task's official files, to a store.
+
+A first pass over the text finds what is usable (scan.py); then each shard is made on its own, by any process, from its
+range of entries. All of it happens in OUT.partial, where finished shards stay finished: the same command after a kill
+continues. The result depends on the input and the settings only, not on the number of workers or interruptions.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from cromic_ds.data.sources import open_source
+from cromic_ds.data.store import read_meta
+from cromic_ds.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_tokenizer
+from cromic_ds.errors import UserError
+from cromic_ds.prepare.corpus import Corpus, PublishedCorpus, TextCorpus
+from cromic_ds.prepare.extras import ExtrasSource
+from cromic_ds.prepare.official import open_reader
+from cromic_ds.prepare.official_corpus import OfficialCorpus
+from cromic_ds.prepare.rejects import REJECTS_FILE, list_reasons, merge_rejects
+from cromic_ds.prepare.resume import only_one, refuse_other_settings
+from cromic_ds.prepare.scan import image_boundary, read_entries, scan
+from cromic_ds.prepare.settings import PrepareSettings
+from cromic_ds.prepare.shards import ShardJob, ShardMaker, rejects_file, run_jobs
+from cromic_ds.prepare.store_writer import partial_folder, refuse_existing, write_meta
+from cromic_ds.progress import ProgressBar
+from cromic_ds.tasks.reader import Reader
+
+_TRAIN_TOKENIZER_ON = 200_000  # posts with their comments, evenly spread: enough for a vocabulary, and bounded
+
+
+def prepare(settings: PrepareSettings) -> None:
+    """Make the store `settings.out`. Raises UserError; what is finished stays in OUT.partial for the next call."""
+    settings.check()
+    out = Path(settings.out)
+    refuse_existing(out)
+    partial = partial_folder(out)
+    work = partial / "work"
+    with only_one(work):
+        try:
+            if not (partial / "store.json").exists():
+                _build(settings, partial, work)
+        except UserError:
+            if not (work / "scan" / "counts.json").exists():  # nothing yet that is worth resuming, or looking into
+                shutil.rmtree(partial)
+            raise
+        shutil.rmtree(work)
+    partial.rename(out)
+    _report(out)
+
+
+def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
+    trained = settings.tokenizer == "train"
+    tokenizer = load_tokenizer(settings.tokenizer) if settings.tokenizer and not trained else None
+    reader = open_reader(settings.task, settings.root, settings.split, settings.answers) if settings.task else None
+    refuse_other_settings(settings, tokenizer, reader.inputs() if reader else [], work / "settings.json")
+    corpus = _open_corpus(settings, tokenizer, reader, work)
+    extras = ExtrasSource(Path(settings.extras), work) if settings.extras else None
+    counts = scan(corpus, work / "scan", 0 if reader else settings.val_fraction)
+    most_rejects = settings.max_reject_rate * counts["lines"]
+    if counts["rejected"] > most_rejects or not any(counts["records"].values()):
+        raise _too_many_rejects(settings, corpus, counts["lines"], [], partial, work)
+
+    if trained:
+        tokenizer = _trained_tokenizer(settings, corpus, counts["records"], partial, work)
+    elif tokenizer is None:
+        tokenizer = load_tokenizer(corpus.tokenizer_path)
+    tokenizer.save_pretrained(partial / "tokenizer")
+    max_comment_tokens = settings.max_comment_tokens or corpus.max_comment_tokens
+    maker = ShardMaker(
+        corpus=corpus,
+        extras=extras,
+        tokenizer_file=partial / "tokenizer" / "tokenizer.json",
+        vocab_size=len(tokenizer),
+        short_side=settings.short_side,
+        jpeg_quality=settings.jpeg_quality,
+        max_post_tokens=settings.max_post_tokens,
+        max_comment_tokens=max_comment_tokens,
+        out=partial,
+        work=work,
+    )
+    jobs = _jobs(corpus, counts["records"], settings.records_per_shard, work)
+    if not _make_shards(maker, jobs, settings, counts["rejected"], most_rejects):
+        raise _too_many_rejects(settings, corpus, counts["lines"], jobs, partial, work)
+    shards: dict[str, list] = {}
+    for job in jobs:
+        shards.setdefault(job.split, []).append(maker.finished(job))
+    write_meta(
+        partial,
+        tokenizer,
+        shards,
+        corpus.answers,
+        **({"task": settings.task} if settings.task else {}),
+        image_short_side=settings.short_side,
+        jpeg_quality=settings.jpeg_quality,
+        max_post_tokens=settings.max_post_tokens,
+        max_comment_tokens=max_comment_tokens,
+        lines=counts["lines"],
+        rejects=_merge_rejects(corpus, jobs, partial, work),
+    )
+
+
+def _open_corpus(settings: PrepareSettings, tokenizer, reader: Reader | None, work: Path) -> Corpus:
+    if reader:
+        return OfficialCorpus(reader, settings.answers, settings.min_answer_count, work)
+    if settings.text:
+        return TextCorpus(settings.text, open_source(settings.images, work))
+    corpus = PublishedCorpus(settings.published)
+    if settings.tokenizer:
+        own = load_tokenizer(corpus.tokenizer_path)
+        corpus.keep_tokens = tokenizer is not None and tokenizer_fingerprint(own) == tokenizer_fingerprint(tokenizer)
+    return corpus
+
+
+def _trained_tokenizer(settings: PrepareSettings, corpus: Corpus, records: dict, partial: Path, work: Path):
+    """A vocabulary of the corpus; the one that an interrupted run has trained, if there is one."""
+    aside = work / "tokenizer"
+    if not (aside / "tokenizer_config.json").exists():
+        step = max(1, sum(records.values()) // _TRAIN_TOKENIZER_ON)
+
+        def texts() -> Iterator[str]:
+            for split, n in records.items():
+                for start in range(0, n, step):
+                    for file, _, position, _ in read_entries(work / "scan", split, start, start + 1).tolist():
+                        post = corpus.read(file, position)
+                        yield post.post
+                        yield from post.comments
+
+        train_tokenizer(texts(), settings.vocab_size).save_pretrained(aside)
+    return load_tokenizer(aside)
+
+
+def _jobs(corpus: Corpus, records: dict[str, int], per_shard: int, work: Path) -> list[ShardJob]:
+    jobs = []
+    for split, n in records.items():
+        number = start = 0
+        while start < n:
+            stop = image_boundary(corpus, work / "scan", split, min(start + per_shard, n), n)
+            jobs.append(ShardJob(split, number, start, stop))
+            number, start = number + 1, stop
+    return jobs
+
+
+def _make_shards(
+    maker: ShardMaker, jobs: list[ShardJob], settings: PrepareSettings, rejected: int, most_rejects: float
+) -> bool:
+    """Make the shards that are not finished; False when it stopped because too much was rejected."""
+    finished = {job: info for job in jobs if (info := maker.finished(job))}
+    done = sum(job.stop - job.start for job in finished)
+    rejected += sum(job.stop - job.start - info.records for job, info in finished.items())
+    total = sum(job.stop - job.start for job in jobs)
+    with ProgressBar("prepare", total, "records", done) as bar:
+
+        def report(records: int, bad: int) -> None:
+            nonlocal done, rejected
+            done, rejected = done + records, rejected + bad
+            bar.update(done, f"{rejected:,} rejected")
+            if rejected > most_rejects:
+                raise _Stop
+
+        try:
+            report(0, 0)
+            workers = settings.workers or os.cpu_count() or 1
+            run_jobs(maker, [job for job in jobs if job not in finished], workers, report)
+        except _Stop:
+            return False
+    return True
+
+
+class _Stop(Exception):
+    """Too much has been rejected."""
+
+
+def _merge_rejects(corpus: Corpus, jobs: list[ShardJob], partial: Path, work: Path) -> dict[str, int]:
+    scanned = (work / "scan" / "unusable.jsonl", work / "scan" / "repeated.jsonl")
+    parts = [*scanned, *(rejects_file(work, job) for job in jobs)]
+    return merge_rejects(parts, corpus.files, partial / REJECTS_FILE, work)
+
+
+def _too_many_rejects(
+    settings: PrepareSettings, corpus: Corpus, lines: int, jobs: list[ShardJob], partial: Path, work: Path
+) -> UserError:
+    reasons = _merge_rejects(corpus, jobs, partial, work)
+    rejected = sum(reasons.values())
+    return UserError(
+        f"{rejected:,} of {lines:,} lines cannot be used, more than max_reject_rate {settings.max_reject_rate:g} allows: "
+        f"{list_reasons(reasons)}; see {partial / REJECTS_FILE}, then correct the input or allow more"
+    )
+
+
+def _report(out: Path) -> None:
+    meta = read_meta(out)
+    posts, comments = ("records", "answers or captions") if "task" in meta else ("posts", "comments")
+    splits = [
+        f"{split} {counts['records']:,} {posts}"
+        + (f" with {counts['comments']:,} {comments}" if counts["comments"] else "")
+        for split, counts in meta["splits"].items()
+    ]
+    print(f"store {out}: {'; '.join(splits)}")
+    if rejects := meta["rejects"]:
+        rejected = sum(rejects.values())
+        print(f"{rejected:,} of {meta['lines']:,} lines rejected ({list_reasons(rejects)}): {out / REJECTS_FILE}")

@@ -1,0 +1,58 @@
+"""The official files of the downstream tasks, as their owners distribute them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cromic_ds.errors import UserError, nearest
+from cromic_ds.tasks.aic_icc import AicIcc
+from cromic_ds.tasks.flickr30k_cn import Flickr30kCn
+from cromic_ds.tasks.fmiqa import FmIqa
+from cromic_ds.tasks.muge import Muge
+from cromic_ds.tasks.reader import Reader
+from cromic_ds.tasks.vqa2 import Vqa2
+
+READERS: dict[str, type[Reader]] = {
+    "fmiqa": FmIqa,
+    "vqa2": Vqa2,
+    "aic_icc": AicIcc,
+    "flickr30k_cn": Flickr30kCn,
+    "muge": Muge,
+}
+
+
+def open_reader(task: str, root: str, wanted: list[str], answers: str) -> Reader:
+    """The reader of a task's files, with the splits that are wanted. Where none is named these are all whose files are
+    there, and the others are named in a line each.
+
+    Raises UserError, which lists everything that is missing; for the answer vocabulary too, unless `answers` is one.
+    """
+    reader = READERS[task](Path(root))
+    missing = {split: [path for path in paths if not _is_there(path)] for split, paths in reader.needs().items()}
+    for split in wanted:
+        if split not in missing:
+            raise UserError(f"{task} has no split {split!r}{nearest(split, missing)}; it has {', '.join(missing)}")
+    chosen = list(dict.fromkeys(wanted)) or [split for split, paths in missing.items() if not paths]
+    absent = [path for split in (chosen or missing) for path in missing[split]]
+    unanswered = [] if answers else [path for path in reader.answer_files() if not _is_there(path)]
+    if absent or unanswered:
+        advice = "" if absent else ", or give an answer vocabulary, which comes from them, with --answers"
+        raise UserError(
+            f"{root}: {_in_words(reader, absent + unanswered)} missing; "
+            f"put what the owners distribute there, under these names{advice}"
+        )
+    for split, paths in missing.items():
+        if paths and split not in chosen and not wanted:
+            print(f"without split {split}: {_in_words(reader, paths)} missing")
+    reader.splits = chosen
+    return reader
+
+
+def _in_words(reader: Reader, paths: list[Path]) -> str:
+    names = [str(path.relative_to(reader.root)) + ("" if path.suffix else "/") for path in dict.fromkeys(paths)]
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
+
+
+def _is_there(path: Path) -> bool:
+    """Also not an empty folder."""
+    return path.is_file() or (path.is_dir() and next(path.iterdir(), None) is not None)

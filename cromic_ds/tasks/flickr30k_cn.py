@@ -1,0 +1,99 @@
+"""Flickr30k-CN: the images of Flickr30k with five captions each in segmented Chinese.
+
+    flickr30kzhbbosontrain/ImageSets/flickr30kzhbbosontrain.txt            an image id a line
+    flickr30kzhbbosontrain/TextData/seg.flickr30kzhbbosontrain.caption.txt
+                                               `<image id>#zhb#<number> word word  word`, translated by machine
+    flickr30kzhbbosonval/                      the same
+    flickr30kzhmbosontest/                     `<image id>#zhm#<number> word:n ，:wd word:v`, translated by people
+    flickr30k-images/<image id>.jpg
+
+Captions are put together again: the tags of the words go, two blanks, where a mark has been taken out, become a comma, and
+the words are joined without blanks. Some releases have "Jan" before "boson" in the folders' names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from cromic_ds.data.reject_reasons import BAD_UTF8, DUPLICATE
+from cromic_ds.files import read_lines
+from cromic_ds.tasks.base import captioning
+from cromic_ds.tasks.groups import DiskGroups
+from cromic_ds.tasks.predictions import Form, image_id
+from cromic_ds.tasks.reader import BadEntry, Entry, FolderReader, caption_entry, captions_of, without_extension
+
+CAPTIONS = 5
+SETS = {"train": "flickr30kzhb{}bosontrain", "val": "flickr30kzhb{}bosonval", "test": "flickr30kzhm{}bosontest"}
+
+_CAPTION_LINE = re.compile(r"(?P<image>[^#\s]+)#\w+#(?P<number>\d+)(?:[ \t](?P<words>.*))?")
+_TAG = re.compile(r":[A-Za-z]+$")
+
+
+class Flickr30kCn(FolderReader):
+    """An image is described: no post, its captions are the comments."""
+
+    max_comment_tokens = 72
+
+    def needs(self) -> dict[str, list[Path]]:
+        return {split: [self._ids(split), self._captions(split), self.image_folder(split)] for split in SETS}
+
+    def entries(self, split: str, work: Path) -> Iterator[Entry]:
+        ids, captions_file = self._ids(split), self._captions(split)
+        with DiskGroups(work / "captions.db") as captions:
+            for id, caption in captions.fill(map(_keyed, read_lines(captions_file))):
+                yield Entry(id, reason=DUPLICATE, file=str(captions_file), number=caption["line"])
+            for number, _, line in read_lines(ids):
+                if id := without_extension(line.decode(errors="replace").strip()):
+                    yield _described(id, captions.get(id), file=str(ids), number=number)
+            for id, caption in captions.unused():
+                reason = caption.get("reason", f"image is not in {ids.name}")
+                yield Entry(id, reason=reason, file=str(captions_file), number=caption["line"])
+
+    def image_folder(self, split: str) -> Path:
+        return self.find("flickr30k-images")
+
+    def _ids(self, split: str) -> Path:
+        folder = self._set(split)
+        return folder / "ImageSets" / f"{folder.name}.txt"
+
+    def _captions(self, split: str) -> Path:
+        folder = self._set(split)
+        return folder / "TextData" / f"seg.{folder.name}.caption.txt"
+
+    def _set(self, split: str) -> Path:
+        usual, other = (self.find(SETS[split].format(name)) for name in ("", "Jan"))
+        return other if other.exists() and not usual.exists() else usual
+
+
+def join_words(words: str) -> str:
+    """A caption as people write it, from its words with blanks between them, with or without tags."""
+    parts = ("".join(_TAG.sub("", word) for word in part.split()) for part in words.split("  "))
+    return "，".join(part for part in parts if part)
+
+
+def _keyed(numbered_line: tuple[int, int, bytes]) -> tuple[str, int, dict]:
+    """The image's id and the caption's number, and the caption or the reason why the line has none."""
+    line, _, content = numbered_line
+    try:
+        match = _CAPTION_LINE.fullmatch(content.decode("utf-8-sig" if line == 1 else "utf-8").rstrip("\r\n"))
+    except UnicodeDecodeError:
+        return "", line, {"line": line, "reason": BAD_UTF8}
+    if not match:
+        return "", line, {"line": line, "reason": "not <image id>#<language>#<number> <words>"}
+    caption = join_words(match["words"] or "")
+    return without_extension(match["image"]), int(match["number"]), {"line": line, "caption": caption}
+
+
+def _described(id: str, captions: list[dict], file: str, number: int) -> Entry:
+    try:
+        entry = caption_entry(id, captions_of([caption["caption"] for caption in captions], CAPTIONS))
+    except BadEntry as error:
+        entry = Entry(id, reason=str(error))
+    entry.file, entry.number = file, number
+    return entry
+
+
+# Scored on characters here; publications also use words (--tokenisation jieba). There is no server: the form is ours.
+FLICKR30K_CN = captioning("flickr30k_cn", "char", Form("image_id", "caption", image_id, lines=True))

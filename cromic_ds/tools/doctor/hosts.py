@@ -1,0 +1,114 @@
+"""The hosts of a hostfile, asked over ssh as DeepSpeed's launcher would reach them, and compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from cromic_ds.errors import UserError
+from cromic_ds.tools.doctor.look import Check, Report
+
+CONNECT_SECONDS = 5
+ANSWER_SECONDS = 90  # on a busy host torch alone can take ten seconds to import
+ASK = "from cromic_ds.cli import main; main()"
+BEGIN = '{"host": '
+
+
+def read_hostfile(path: str) -> dict[str, int]:
+    """Slots by host, from lines `host slots=N`; what follows a `#` is left out.
+
+    Raises:
+        UserError: no such file, or a line that DeepSpeed would not understand.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--hostfile {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    slots: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        text = line.partition("#")[0].strip()
+        if not text:
+            continue
+        match = re.fullmatch(r"(\S+)\s+slots=([1-9]\d*)", text)
+        if not match:
+            raise UserError(f"{path}: line {number}: {text!r}: a line is `host slots=N`, such as `node1 slots=8`")
+        if match[1] in slots:
+            raise UserError(
+                f"{path}: line {number}: the host {match[1]} is there twice; keep one line and add the slots"
+            )
+        slots[match[1]] = int(match[2])
+    if not slots:
+        raise UserError(f"{path}: no hosts in it; a line is `host slots=N`, such as `node1 slots=8`")
+    return slots
+
+
+def ask(host: str, data: str, out: str) -> Report | str:
+    """The report of the doctor on `host`, started with this Python in this folder as the launcher would start a rank."""
+    command = [sys.executable, "-c", ASK, "doctor", "--json", "true"]
+    for name, value in (("--data", data), ("--out", out)):
+        command += [name, value] if value else []
+    # By standard input: what .deepspeed_env holds is not for everybody's process list.
+    settings = [f"export {name}={shlex.quote(value)}" for name, value in launcher_environment().items()]
+    script = "\n".join([*settings, f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(command)} </dev/null"])
+    ssh = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
+    ssh += shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", ""))  # what pdsh, and so the launcher, gives ssh
+    try:
+        done = subprocess.run([*ssh, host, "sh"], input=script, capture_output=True, text=True, timeout=ANSWER_SECONDS)
+    except FileNotFoundError:
+        return "there is no ssh on this machine: install openssh-client"
+    except subprocess.TimeoutExpired:
+        return f"no answer in {ANSWER_SECONDS} s"
+    line = next((line for line in done.stdout.splitlines() if line.startswith(BEGIN)), "")
+    if line:
+        values = json.loads(line)
+        known = {name: values[name] for name in Report.__dataclass_fields__}
+        return Report(**{**known, "checks": [Check(**check) for check in known["checks"]]})
+    said = ([text for text in done.stderr.splitlines() if text.strip()] or ["it said nothing"])[-1]
+    if done.returncode == 255:  # ssh's own
+        return f"cannot be reached by ssh ({said}): `ssh {host} true` must work without a question"
+    return f"cromic-ds does not run there ({said}): it must be installed at the same path, {sys.executable}, as here"
+
+
+def launcher_environment() -> dict[str, str]:
+    """What DeepSpeed's launcher sets on every host: variables of Python, and the lines of .deepspeed_env."""
+    values = {name: value for name, value in os.environ.items() if name.startswith("PYTHON")}
+    for folder in (Path.home(), Path.cwd()):
+        path = folder / os.environ.get("DS_ENV_FILE", ".deepspeed_env")
+        if path.is_file():
+            lines = [line.partition("=") for line in path.read_text().splitlines() if "=" in line]
+            values |= {name.strip(): value.strip() for name, _, value in lines}
+    return values
+
+
+def compare(hosts: dict[str, Report | str], slots: dict[str, int]) -> tuple[list[str], list[str]]:
+    """(what would stop a run, what is worth a note) on the hosts, a line each that names the host."""
+    stops = [f"{name}: {why}" for name, why in hosts.items() if isinstance(why, str)]
+    warns = []
+    reports = {name: report for name, report in hosts.items() if isinstance(report, Report)}
+    if not reports:
+        return stops, warns
+    first_name, first = next(iter(reports.items()))
+    for name, report in reports.items():
+        stops += [f"{name}: {check.stops}" for check in report.checks if check.stops]
+        warns += [f"{name}: {check.warns}" for check in report.checks if check.warns]
+        if not report.slots:
+            continue
+        if report.device == "cuda" and slots[name] > report.slots:
+            stops.append(f"{name}: slots={slots[name]} and it has {report.slots} GPUs: correct the hostfile")
+        elif slots[name] > report.slots:
+            warns.append(
+                f"{name}: slots={slots[name]} and it has {report.slots} CPU cores: its ranks will wait for each other"
+            )
+        if report.device != first.device:
+            stops.append(f"{name}: its ranks would run on {report.device} and those of {first_name} on {first.device}")
+        for what, version in first.versions.items():
+            if (other := report.versions.get(what)) and other != version:
+                stops.append(
+                    f"{name}: {what} is {other} there and {version} on {first_name}: install the same on all hosts"
+                )
+    return stops, warns

@@ -1,0 +1,173 @@
+"""`cromic-ds inspect`: what a data set holds, in numbers on the terminal and as a sheet of pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cromic_ds.data.dataset import Dataset, UnreadableRecord
+from cromic_ds.data.images import BadImage, decode
+from cromic_ds.data.open_dataset import available_splits, open_dataset
+from cromic_ds.data.store import StoreDataset
+from cromic_ds.errors import UserError
+from cromic_ds.tools.contact_sheet import Entry, draw_png, find_font, has_chinese, write_html
+
+BAR = 40  # characters of the longest bar of a histogram
+BINS = 12
+
+
+@dataclass
+class InspectSettings:
+    """What is looked at, and how much of it is shown."""
+
+    store: str = ""
+    """Store folder, or folder in the published layout."""
+    split: str = ""
+    """Split to look at; empty = all of them."""
+    out: str = "contact_sheet.png"
+    """PNG file to be written: pictures with their posts and comments."""
+    posts: int = 12
+    """Posts on the sheet, evenly spread over the first split looked at."""
+    comments: int = 4
+    """Comments shown with each post on the sheet."""
+    top: int = 15
+    """Most common comments to be listed."""
+    most: int = 100_000
+    """Posts of a split that histograms and common comments are taken from, evenly spread; 0 = all."""
+    font: str = ""
+    """Font file (.ttf, .otf, .ttc) with Chinese characters; empty = one that is installed."""
+
+    def check(self) -> None:
+        """Raise UserError for values that cannot work."""
+        if not self.store:
+            raise UserError("store is missing: give a store folder")
+        if self.posts < 1 or min(self.comments, self.top, self.most) < 0:
+            raise UserError("posts must be at least 1, and comments, top and most at least 0")
+        if self.font and not (Path(self.font).is_file() and has_chinese(Path(self.font))):
+            raise UserError(
+                f"{self.font}: not a font file with Chinese characters; give a .ttf, .otf or .ttc file that has them"
+            )
+
+
+@dataclass
+class Counted:
+    """What was counted over the posts of a split."""
+
+    posts: int = 0
+    unreadable: Counter[str] = field(default_factory=Counter)
+    post_tokens: Counter[int] = field(default_factory=Counter)
+    comment_tokens: Counter[int] = field(default_factory=Counter)
+    comments_per_post: Counter[int] = field(default_factory=Counter)
+    comments: Counter[str] = field(default_factory=Counter)
+
+
+def inspect(settings: InspectSettings) -> None:
+    """Print counts, histograms and common comments; write the contact sheet. Raises UserError."""
+    settings.check()
+    font = Path(settings.font) if settings.font else find_font()
+    console = Console()
+    splits = [settings.split] if settings.split else available_splits(settings.store)
+    datasets = [open_dataset(settings.store, split) for split in splits]
+    for dataset in datasets:
+        _print_split(console, dataset, _count(dataset, settings.most), settings.top)
+    _print_rejects(console, datasets[0])
+    entries = next(filter(None, (_entries(dataset, settings) for dataset in datasets)), None)
+    if entries is None:
+        raise UserError(f"{settings.store}: no post with a readable picture, there is nothing to draw")
+    out = Path(settings.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw_png(entries, font, out)
+    print(f"contact sheet: {out}")
+    if font is None:
+        page = out.with_suffix(".html")
+        write_html(entries, page)
+        print(
+            f"no installed font has Chinese characters, so the PNG shows token ids; open {page} for the text, "
+            "or install one (fonts-noto-cjk), or give --font FILE"
+        )
+
+
+def _spread(n: int, most: int) -> range:
+    """Up to about `most` of n positions, evenly spread; 0 = all."""
+    return range(0, n, max(1, n // most) if most else 1)
+
+
+def _count(dataset: Dataset, most: int) -> Counted:
+    counted = Counted()
+    for index in _spread(len(dataset), most):
+        try:
+            tokens, texts = dataset.tokens(index), dataset.texts(index)
+        except UnreadableRecord as error:
+            counted.unreadable[error.reason] += 1
+            continue
+        counted.posts += 1
+        counted.post_tokens[len(tokens.post)] += 1
+        counted.comments_per_post[len(tokens.comments)] += 1
+        counted.comment_tokens.update(map(len, tokens.comments))
+        counted.comments.update(texts.comments)
+    return counted
+
+
+def _print_split(console: Console, dataset: Dataset, counted: Counted, top: int) -> None:
+    console.rule(f"split {dataset.split}")
+    comments = sum(counted.comment_tokens.values())
+    of = "" if counted.posts == len(dataset) else f" (numbers below are of {counted.posts:,} of them, evenly spread)"
+    console.print(f"{len(dataset):,} posts{of}, {comments:,} comments", markup=False)
+    for reason, n in counted.unreadable.most_common():
+        console.print(f"unreadable: {n:,} {reason}", markup=False)
+    if not counted.posts:
+        return
+    for title, lengths in (
+        ("tokens of a post, with [CLS] and [SEP]", counted.post_tokens),
+        ("tokens of a comment, with [CLS] and [SEP]", counted.comment_tokens),
+        ("comments of a post", counted.comments_per_post),
+    ):
+        _print_histogram(console, title, lengths)
+    table = Table("times", "most common comments", box=None)
+    for comment, n in counted.comments.most_common(top):
+        table.add_row(f"{n:,}", escape(comment))
+    console.print(table)
+
+
+def _print_histogram(console: Console, title: str, lengths: Counter[int]) -> None:
+    if not lengths:
+        return
+    values, weights = np.array(list(lengths)), np.array(list(lengths.values()))
+    low, high = int(values.min()), int(values.max())
+    width = -(-(high - low + 1) // BINS)
+    counts = np.bincount((values - low) // width, weights).astype(int)
+    mean = float((values * weights).sum() / weights.sum())
+    console.print(f"\n{title}: mean {mean:.1f}, from {low} to {high}", markup=False)
+    for i, n in enumerate(counts):
+        first, last = low + i * width, min(low + (i + 1) * width - 1, high)
+        name = f"{first}" if first == last else f"{first}-{last}"
+        console.print(f"{name:>11} {'█' * round(BAR * n / counts.max())} {n:,}", markup=False)
+
+
+def _print_rejects(console: Console, dataset: Dataset) -> None:
+    rejects = dataset.meta.get("rejects", {}) if isinstance(dataset, StoreDataset) else {}
+    for reason, n in rejects.items():
+        console.print(f"rejected when it was prepared: {n:,} {reason}", markup=False)
+
+
+def _entries(dataset: Dataset, settings: InspectSettings) -> list[Entry]:
+    """Posts for the sheet; those without a readable picture are left out."""
+    entries = []
+    for index in _spread(len(dataset), settings.posts):
+        try:
+            tokens, texts, image = dataset.tokens(index), dataset.texts(index), dataset.image(index)
+            if image is None:
+                continue
+            decode(image)
+        except (UnreadableRecord, BadImage):
+            continue
+        kept = [tokens.post, *tokens.comments[: settings.comments]]
+        ids = [" ".join(map(str, sequence.tolist())) for sequence in kept]
+        entries.append(Entry(texts.id, image, texts.post, texts.comments[: settings.comments], ids))
+    return entries[: settings.posts]

@@ -1,0 +1,240 @@
+"""`cromic-ds plan`: what a model needs on each GPU under each DeepSpeed config, and which of them fit; nothing is started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from cromic_ds.batch import Batch
+from cromic_ds.engine.config import ResolveFacts, find_ds_config, load_ds_config, resolve
+from cromic_ds.engine.memory import MemoryPlan, ModelFacts, memory_plan, model_facts
+from cromic_ds.errors import UserError
+from cromic_ds.models.common.precision import AUTOCAST
+from cromic_ds.shipped import shipped
+
+SHIPPED = shipped("ds_configs")
+GIB = 2**30
+ALLOCATOR = 0.9
+"""Share of a GPU's memory that tensors can fill: the rest goes to the CUDA context, libraries and fragmentation."""
+
+
+@dataclass
+class PlanSettings:
+    """A model and the machines to train it on."""
+
+    model: str = "paper"
+    """Preset of cmt: tiny, small, paper, large or xl; or another model and its preset, as vlp/paper, vilt/small."""
+    ds_config: str = ""
+    """DeepSpeed JSON of your own to plan for, beside the shipped ones; empty = the shipped ones alone."""
+    gpus: int = 8
+    """GPUs per node."""
+    nodes: int = 1
+    """Nodes."""
+    gpu_memory: float = 80.0
+    """Memory of a GPU in GiB."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Format that the run computes in."""
+    global_batch: int = 0
+    """Posts per optimizer step; 0 = 64 for each GPU."""
+    micro_batch: int = 0
+    """Posts per forward pass and GPU; 0 = the largest divisor up to 64."""
+    post_tokens: int = 40
+    """Length of a post in tokens."""
+    comments: int = 10
+    """Comments of a post that a step trains on."""
+    comment_tokens: int = 25
+    """Length of a comment in tokens, [CLS] and [SEP] included."""
+    posts: int = 1_000_000
+    """Posts of a whole run, all epochs together, for its GPU hours."""
+    gpu_tflops: float = 989.0
+    """Peak of a GPU in TFLOP/s, dense, 16 bit: H100 989, A100 312."""
+    mfu: float = 0.3
+    """Share of that peak that is reached: an assumption; a run's log says what it is."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One config's plan."""
+
+    name: str
+    stage: int
+    plan: MemoryPlan
+    fits: bool
+    largest_micro_batch: int
+    """Posts that would still fit into a forward pass; 0 where not even one does."""
+
+
+def plan(settings: PlanSettings) -> None:
+    """Print the plan: parameters, memory of a GPU, bytes sent in a step, and which configs fit."""
+    from rich.console import Console
+
+    facts = measure(settings)
+    rows = list(plan_rows(settings, facts))
+    render(settings, facts, rows, Console())
+
+
+def measure(settings: PlanSettings) -> ModelFacts:
+    """The facts of a preset: its real modules and its real forward pass, on tensors that have sizes but no memory.
+
+    Activations are what autograd saves in a forward pass on one and on two posts. The count equals that of a real forward
+    pass on a CPU; on a GPU other kernels save slightly other tensors, and temporaries come on top: take it as ±20%.
+    """
+    from torch._subclasses import FakeTensorMode
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    from cromic_ds.models.registry import build_config, build_model
+
+    kind, _, preset = settings.model.rpartition("/")
+    config = build_config(kind or "cmt", preset)
+    with FakeTensorMode() as sizes_only:
+        model = build_model(config).train()
+        with unset_fake_temporarily():  # draws need values
+            batches = [model.prepare(full_batch(posts, settings, config.image_size), seed=0) for posts in (1, 2)]
+        one, two = (saved_bytes(model, batch.map(sizes_only.from_tensor), settings.precision) for batch in batches)
+    return model_facts(
+        model,
+        activation_bytes=max(0, 2 * one - two),
+        activation_bytes_per_post=two - one,
+        flops_per_post=model.flops_formula()(batches[0]),
+    )
+
+
+def full_batch(n_posts: int, settings: PlanSettings, image_size: int) -> Batch:
+    """Posts, comments and images at their full lengths."""
+    n_comments, n_targets = n_posts * settings.comments, settings.comment_tokens - 1
+    rows = torch.arange(n_comments * n_targets)
+    return Batch(
+        post_ids=torch.ones(n_posts, settings.post_tokens, dtype=torch.long),
+        post_lengths=torch.full((n_posts,), settings.post_tokens),
+        images=torch.zeros(n_posts, 3, image_size, image_size, dtype=torch.uint8),
+        comment_ids=torch.ones(n_comments, settings.comment_tokens, dtype=torch.long),
+        owner=torch.arange(n_posts).repeat_interleave(settings.comments),
+        rows=rows,
+        post_rows=rows,
+        tokens_per_post=settings.comments * n_targets,
+        weights=torch.ones(n_posts),
+        indices=list(range(n_posts)),
+        n_targets=len(rows),
+    )
+
+
+def saved_bytes(model: torch.nn.Module, batch: Batch, precision: str) -> int:
+    """Bytes of the distinct storages, parameters apart, that a forward pass keeps for its backward pass."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage  # kept, so that its address is not used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), _autocast(precision):
+        loss = model(batch)
+    for p in model.parameters():
+        storages.pop(p.untyped_storage()._cdata, None)
+    del loss
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@contextmanager
+def _autocast(precision: str) -> Iterator[None]:
+    with torch.autocast("cpu", getattr(torch, AUTOCAST.get(precision, "bfloat16")), enabled=precision in AUTOCAST):
+        yield
+
+
+def plan_rows(settings: PlanSettings, facts: ModelFacts) -> Iterator[Row]:
+    """A row for the given config and for each shipped one."""
+    for name, minimum in {
+        "gpus": 1,
+        "nodes": 1,
+        "gpu_memory": 0.1,
+        "comments": 1,
+        "comment_tokens": 2,
+        "posts": 1,
+    }.items():
+        if getattr(settings, name) < minimum:
+            raise UserError(f"{name} is {getattr(settings, name)}: must be at least {minimum}")
+    for name in ("gpu_tflops", "mfu"):
+        if getattr(settings, name) <= 0:
+            raise UserError(f"{name} is {getattr(settings, name)}: must be above 0")
+    paths = [find_ds_config(settings.ds_config)] if settings.ds_config else []
+    paths += [p for p in sorted(SHIPPED.glob("*.json")) if p.resolve() not in [q.resolve() for q in paths]]
+    if not paths:
+        raise UserError(f"{SHIPPED}: no DeepSpeed configs there; name one with --ds_config")
+    world_size = settings.gpus * settings.nodes
+    budget = settings.gpu_memory * GIB * ALLOCATOR
+    for path in paths:
+        resolve_facts = ResolveFacts(
+            global_batch=settings.global_batch or 64 * world_size,
+            micro_batch=settings.micro_batch,
+            world_size=world_size,
+            ranks_per_node=settings.gpus,
+            device="cuda",
+            precision=settings.precision,
+            source=str(path),
+        )
+        config = resolve(load_ds_config(path), resolve_facts, this_machine=False)
+        result = memory_plan(facts, config, world_size)
+        rest = budget - (result.device - result.activations) - facts.activation_bytes
+        yield Row(
+            name=path.stem if path.resolve().parent == SHIPPED else str(path),
+            stage=config["zero_optimization"].get("stage", 0),
+            plan=result,
+            fits=result.device <= budget,
+            largest_micro_batch=max(0, int(rest // max(1, facts.activation_bytes_per_post))),
+        )
+
+
+def render(settings: PlanSettings, facts: ModelFacts, rows: list[Row], console) -> None:
+    """The tables, to a rich console."""
+    from rich.table import Table
+
+    world_size = settings.gpus * settings.nodes
+    console.print(
+        f"[bold]{settings.model}[/]: {facts.n_parameters:,} parameters ({gib(4 * facts.n_parameters)} GiB in fp32), "
+        f"{world_size} × GPU of {settings.gpu_memory:g} GiB on {settings.nodes} × node, {settings.precision}; activations "
+        f"{facts.activation_bytes_per_post / 2**20:.0f} MiB a post + {facts.activation_bytes / 2**20:.0f} MiB, about ±20%"
+    )
+    per_second = settings.mfu * settings.gpu_tflops * 1e12 / (3 * facts.flops_per_post)  # backward is twice forward
+    console.print(
+        f"{3 * facts.flops_per_post / 1e12:.3g} TFLOP a post; at {settings.mfu:.0%} of {settings.gpu_tflops:g} TFLOP/s that is "
+        f"{per_second:,.0f} posts/s a GPU, and {settings.posts / per_second / 3600:,.1f} GPU hours for {settings.posts:,} posts"
+    )
+    memory = Table("", title="GiB per GPU (state within 10%; the total is an upper bound)", box=None, pad_edge=False)
+    sent = Table("", title="GiB per optimizer step", box=None, pad_edge=False)
+    for row in rows:
+        for table in (memory, sent):
+            table.add_column(row.name.replace("_", "\n"), justify="right", no_wrap=True)
+    for name in (
+        "parameters",
+        "gathered",
+        "gradients",
+        "optimizer",
+        "buffers",
+        "activations",
+        "device",
+        "host",
+        "disk",
+    ):
+        label = {"device": "total", "host": "host/rank", "disk": "disk/rank"}.get(name, name)
+        memory.add_row(label, *(gib(getattr(row.plan, name)) for row in rows))
+    memory.add_row("fits", *("[green]yes[/]" if row.fits else "[red]no[/]" for row in rows))
+    memory.add_row("max posts", *(str(row.largest_micro_batch) for row in rows))
+    for name in ("all_reduce", "reduce_scatter", "all_gather"):
+        sent.add_row(name.replace("_", "-"), *(gib(row.plan.messages.get(name, 0)) for row in rows))
+    sent.add_row("sent by a GPU", *(gib(row.plan.sent) for row in rows))
+    console.print(memory)
+    console.print(sent)
+    fitting = [row.name for row in rows if row.fits]
+    console.print(f"fit into {ALLOCATOR:.0%} of {settings.gpu_memory:g} GiB: {', '.join(fitting) or 'none'}")
+    best = max(rows, key=lambda row: (row.largest_micro_batch, -row.plan.disk, -row.plan.host))
+    if not fitting and best.largest_micro_batch:
+        console.print(f"{best.name} fits with --micro_batch {best.largest_micro_batch} or less")
+
+
+def gib(n_bytes: int) -> str:
+    """Three significant digits, and a dash for nothing."""
+    return f"{n_bytes / GIB:.3g}" if n_bytes else "–"

@@ -1,0 +1,198 @@
+"""The web page of a rating, and what it talks to.
+
+    GET  /                       the page; /page.css and /page.js belong to it
+    GET  /api/place?rater=NAME   where NAME stands: {"rater", "sheet", "position", "of"}, and while answers are left to
+                                 judge {"question", "answer"}
+    POST /api/judge              {"rater", "sheet", "position", "passed": true | false, "quality": 0 | 1 | 2};
+                                 answers with the next place (201)
+    POST /api/withdraw           {"rater", "sheet", "position"}: takes the last judgement back, answers with its place
+    GET  /picture/SHEET/POSITION the picture at a position of the sheet; there is no other way to a picture
+
+Whatever is refused gets {"error": one line} with status 400 (malformed, out of range), 403 (another site), 404, 409
+(already judged, or out of turn), 413 or 415, and stores nothing. Nothing that leaves here says who wrote an answer: items
+are known by their position alone, and `sheet` is a hash that changes when the sheet does.
+
+A server on the loopback interface can still be reached by every site that the rater's browser has open. So a request must
+name this machine as its host (against DNS rebinding), and a POST must be JSON and come from the page itself.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from flask import Flask, Response, jsonify, request, send_file
+from werkzeug.exceptions import Forbidden, HTTPException, NotFound, UnsupportedMediaType
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
+
+from cromic_ds.errors import UserError
+from cromic_ds.tools.rating.judgements import Conflict, Judgements, Malformed, rater_name
+
+PAGE = Path(__file__).with_name("page.html")
+MAX_BODY_BYTES = 800  # ample for a judgement, and too little to nest JSON deeper than Python parses
+
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def make_app(judgements: Judgements, picture: Callable[[int], bytes | None], host: str) -> Flask:
+    """The application. `picture` gives a record's JPEG bytes and is safe to call from many threads."""
+    app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.json.ensure_ascii = False
+    own_names = {"localhost", socket.gethostname().lower(), host.lower()}
+
+    @app.before_request
+    def refuse_other_sites() -> None:
+        if not _is_own(request.host, own_names):
+            raise Forbidden("this host name is not this machine's; open the page by its address")
+        if request.method != "POST":
+            return
+        origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site", "same-origin")
+        if origin not in (None, f"http://{request.host}") or site != "same-origin":
+            raise Forbidden("judgements are taken from the rating page only")
+        if request.mimetype != "application/json":
+            raise UnsupportedMediaType("send JSON (Content-Type: application/json)")
+
+    @app.after_request
+    def harden(response: Response) -> Response:
+        response.headers.update(_HEADERS)
+        response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
+    @app.errorhandler(HTTPException)
+    def refused(error: HTTPException) -> tuple[Response, int]:
+        return jsonify(error=error.description), error.code or 500
+
+    @app.errorhandler(Malformed)
+    def malformed(error: Malformed) -> tuple[Response, int]:
+        return jsonify(error=str(error)), 400
+
+    @app.errorhandler(Conflict)
+    def conflict(error: Conflict) -> tuple[Response, int]:
+        return jsonify(error=str(error)), 409
+
+    @app.get("/")
+    def page() -> Response:
+        return send_file(PAGE)
+
+    @app.get("/page.<any(css, js):kind>")
+    def part_of_page(kind: str) -> Response:
+        return send_file(PAGE.with_suffix(f".{kind}"))
+
+    @app.get("/picture/<sheet>/<int:position>")
+    def picture_at(sheet: str, position: int) -> Response:
+        item = judgements.item(position) if sheet == judgements.sheet else None
+        if item is None:
+            raise NotFound("no such picture on this sheet")
+        response = Response(picture(item.record), mimetype="image/jpeg")
+        response.headers["Cache-Control"] = "private, max-age=86400, immutable"
+        return response
+
+    @app.get("/api/place")
+    def place() -> Response:
+        return jsonify(place_of(request.args.get("rater")))
+
+    @app.post("/api/judge")
+    def judge() -> tuple[Response, int]:
+        values = body({"passed": bool, "quality": int})
+        judgements.judge(**values)
+        return jsonify(place_of(values["rater"])), 201
+
+    @app.post("/api/withdraw")
+    def withdraw() -> Response:
+        values = body({})
+        judgements.withdraw(**values)
+        return jsonify(place_of(values["rater"]))
+
+    def body(fields: dict[str, type]) -> dict:
+        """The request's JSON object, which has exactly these fields and those that name an item. Raises Malformed, Conflict."""
+        values = _checked(request.get_json(), {"rater": str, "sheet": str, "position": int, **fields})
+        if values.pop("sheet") != judgements.sheet:
+            raise Conflict("this is a judgement of another sheet than the server's")
+        return values
+
+    def place_of(rater: object) -> dict:
+        name = rater_name(rater)
+        position = judgements.place(name)
+        place = {"rater": name, "sheet": judgements.sheet, "position": position, "of": judgements.n_items}
+        item = judgements.item(position)
+        return place | {"question": item.question, "answer": item.answer} if item else place
+
+    return app
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket; port 0 takes a free one. Raises UserError."""
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # start again at once after a crash
+        bound.bind(target)
+        bound.listen(64)
+    except OSError as error:
+        raise UserError(
+            f"{host}:{port}: cannot listen there ({error.strerror}); choose another --host or --port"
+        ) from None
+    return bound
+
+
+def make_threaded_server(app: Flask, bound: socket.socket) -> BaseWSGIServer:
+    """Serves each connection in a thread of its own; the caller starts it with `serve_forever`."""
+    host, port = bound.getsockname()[:2]
+    return make_server(host, port, app, threaded=True, request_handler=_Quiet, fd=bound.fileno())
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a bound address (numeric) can be reached from this machine only."""
+    return ipaddress.ip_address(host).is_loopback
+
+
+def address(host: str, port: int) -> str:
+    """What to type into a browser for a bound address."""
+    if ipaddress.ip_address(host).is_unspecified:
+        host = socket.gethostname()
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+class _Quiet(WSGIRequestHandler):
+    """Without a log line a request: raters' names and their pace are nobody's business."""
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        pass
+
+
+def _is_own(host: str, names: set[str]) -> bool:
+    """An IP address cannot be rebound by somebody's name server, and of names only our own count."""
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").split("%")[0]
+    except ValueError:
+        return False
+    if name in names:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _checked(values: object, fields: dict[str, type]) -> dict:
+    """`values`, if it is an object with exactly these fields. Raises Malformed."""
+    if not isinstance(values, dict) or values.keys() != fields.keys():
+        raise Malformed(f"send a JSON object with exactly {', '.join(fields)}")
+    for name, kind in fields.items():
+        if type(values[name]) is not kind:  # and not isinstance: true would pass for the number 1
+            words = {str: "text", int: "a whole number", bool: "true or false"}
+            raise Malformed(f"{name} must be {words[kind]}")
+    return values

@@ -1,0 +1,100 @@
+"""Score a file of predictions, from whichever system, against the references of a store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cromic_ds.data.dataset import Dataset, Texts, UnreadableRecord
+from cromic_ds.data.open_dataset import open_dataset
+from cromic_ds.errors import UserError, nearest
+from cromic_ds.tasks import TASKS, Task
+from cromic_ds.tasks.predictions import check_ids
+from cromic_ds.tasks.results import describe_data, result_json, result_table, write_result
+
+
+@dataclass
+class ScoreSettings:
+    """Predictions, the data that they are scored on, and how."""
+
+    task: str = ""
+    """comments, fmiqa, vqa2, aic_icc, flickr30k_cn or muge."""
+    predictions: str = ""
+    """File of predictions in the form that the task's server takes."""
+    references: str = ""
+    """Store with the references."""
+    split: str = "val"
+    """Split that the predictions are for."""
+    tokenisation: Literal["task", "char", "jieba", "bert"] = "task"
+    """How texts are cut into words: char, jieba or bert; task = as the task's official score does."""
+    meteor: bool = True
+    """Score METEOR as well, where Java is."""
+    resamples: int = 1000
+    """Resamples of the images for the confidence intervals; 0 = no intervals."""
+    seed: int = 0
+    """Seed of the resamples."""
+    out: str | None = None
+    """Result file; without it the name of the predictions file with .scores.json at its end."""
+
+    def check(self) -> None:
+        """Raise UserError for values that cannot work."""
+        for name in ("task", "predictions", "references"):
+            if not getattr(self, name):
+                raise UserError(
+                    f"--{name} is missing: give the task, the file of predictions and the store to score on"
+                )
+        if self.task not in TASKS:
+            raise UserError(f"--task {self.task}: unknown{nearest(self.task, TASKS)}; there are {', '.join(TASKS)}")
+        if self.resamples < 0:
+            raise UserError(f"--resamples {self.resamples} must be at least 0 (no intervals)")
+
+
+def score(settings: ScoreSettings) -> None:
+    """`cromic-ds score`: writes the result file and prints the scores."""
+    settings.check()
+    out = Path(settings.out or f"{settings.predictions}.scores.json")
+    if out.is_dir() or not out.parent.is_dir():
+        raise UserError(f"--out {out}: {'is a folder' if out.is_dir() else 'there is no such folder'}; name a file")
+    result = score_file(settings)
+    write_result(out, result)
+    print(result_table(result))
+    print(f"written to {out}")
+
+
+def score_file(settings: ScoreSettings) -> dict:
+    """The result. Raises UserError where predictions, data and task do not fit together."""
+    task = TASKS[settings.task]
+    tokenisation = task.choose_tokenisation(settings.tokenisation)
+    dataset = open_dataset(settings.references, settings.split)
+    texts = references(task, dataset, settings.references)
+    read = list(task.read_predictions(Path(settings.predictions)))
+    check_ids([i for i, _ in read], [record.id for record in texts], settings.predictions)
+    predictions = dict(read)
+    measured = task.measure(
+        [predictions[record.id] for record in texts],
+        texts,
+        tokenisation,
+        settings.meteor,
+        settings.resamples,
+        settings.seed,
+    )
+    data = describe_data(settings.references, dataset)
+    return result_json(task, measured, data=data, predictions=settings.predictions)
+
+
+def references(task: Task, dataset: Dataset, path: str) -> list[Texts]:
+    """The records of the split. Raises UserError where they are another task's, or none can be scored."""
+    held = dataset.task or "comments"
+    if held != task.name:
+        raise UserError(f"{path} was prepared for {held}, not for {task.name}: give its task, or another store")
+    try:
+        texts = [dataset.texts(index) for index in range(len(dataset))]
+    except UnreadableRecord as error:
+        raise UserError(f"{path}: a record of split {dataset.split} is damaged ({error}); prepare it again") from None
+    if not any(task.has_references(record) for record in texts):
+        raise UserError(
+            f"{path}: split {dataset.split} has no references, so only the task's server can score it; "
+            "choose a split with references"
+        )
+    return texts

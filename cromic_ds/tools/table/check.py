@@ -1,0 +1,68 @@
+"""Whether the commands of a table's jobs would understand their settings, asked before the first of them is started.
+
+In a process of its own, for it imports all that trains.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+
+from cromic_ds.errors import UserError
+from cromic_ds.tools.table.folder import Folder
+from cromic_ds.tools.table.plan import Job
+
+SETTINGS = {
+    "pretrain": ("cromic_ds.training.pretrain", "PretrainSettings"),
+    "finetune": ("cromic_ds.training.finetune", "FinetuneSettings"),
+    "evaluate": ("cromic_ds.inference.evaluate", "EvaluateSettings"),
+}
+
+
+def check_commands(folder: Folder, jobs: list[Job]) -> None:
+    """Raises UserError with the first setting that is unknown or mistyped; the folder must hold the recipes."""
+    asked = questions(jobs)
+    if not asked:
+        return
+    command = [sys.executable, "-m", "cromic_ds.tools.table.check"]
+    done = subprocess.run(command, input=json.dumps(asked), cwd=folder.path, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError((done.stderr.strip().splitlines() or ["the settings could not be checked"])[-1])
+
+
+def questions(jobs: list[Job]) -> list[tuple[str, str, list[str]]]:
+    """Id, stage and arguments of each job that has settings to check."""
+    asked = []
+    for job in jobs:
+        if job.stage == "evaluate":  # cromic-ds evaluate EXPORT --…
+            asked.append((job.id, job.stage, ["--export", *job.command[2:]]))
+        elif job.trains:
+            asked.append((job.id, job.stage, list(job.command[1:])))
+    return asked
+
+
+def problem(asked: list[tuple[str, str, list[str]]]) -> str | None:
+    """What is wrong with the first of the jobs (id, stage, arguments) that would not start; None where all would."""
+    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+
+    from cromic_ds.models.registry import build_config
+
+    parsers = {}
+    for stage, (module, name) in SETTINGS.items():
+        parsers[stage] = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+        parsers[stage].add_argument("--config", action=ActionConfigFile)
+        parsers[stage].add_class_arguments(getattr(importlib.import_module(module), name), as_positional=False)
+    for id, stage, arguments in asked:
+        try:
+            settings = parsers[stage].instantiate(parsers[stage].parse_args(arguments))
+            if stage != "evaluate" and not (settings.model.init_from or settings.get("backbone")):
+                build_config(settings.model.name, settings.model.preset, **settings.model.overrides())
+        except (ArgumentError, UserError) as error:
+            return f"{id}: {' '.join(str(error).split())}; `cromic-ds table … --show` prints its command"
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(problem(json.load(sys.stdin)))

@@ -1,0 +1,206 @@
+"""From settings to the pieces of a run: folder, model, engine; refused where they do not fit, told where they do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ResNetModel
+
+from cromic_ds.data.dataset import Dataset
+from cromic_ds.data.loader import DataSettings, eval_batches
+from cromic_ds.data.store import answers_fingerprint
+from cromic_ds.data.tokenizer import tokenizer_fingerprint
+from cromic_ds.errors import UserError
+from cromic_ds.files import write_atomically
+from cromic_ds.inference.exports import ANSWERS, FACTS, MODEL_FOLDER, export_of, load_export
+from cromic_ds.models.common.image_encoder import set_batch_norm
+from cromic_ds.models.common.weights import LoadReport, load_matching
+from cromic_ds.models.registry import MODELS, ModelSettings, build_config, build_model, changed_config, vocabulary_of
+
+# Settings that a resumed run may not change: its steps would no longer be those of the run it continues. The data may
+# move: its fingerprint is compared.
+FIXED = ("seed", "model", "loop.global_batch", "data.comments_per_post")
+
+
+def open_folder(folder: Path, settings: dict, more_fixed: tuple[str, ...] = ()) -> None:
+    """Make the run folder, or check that the run in it is this one. Called on rank 0.
+
+    Raises:
+        UserError: a setting that a resume may not change differs.
+    """
+    saved = folder / "config.yaml"
+    if saved.exists():
+        try:
+            before = yaml.safe_load(saved.read_text())
+            fixed = [(name, pick(before, name), pick(settings, name)) for name in (*FIXED, *more_fixed)]
+        except (yaml.YAMLError, KeyError, TypeError):
+            raise UserError(f"{saved} is not the configuration of a run: name another folder with --out") from None
+        for name, old, new in fixed:
+            if old != new:
+                changed = [k for k in new if old.get(k) != new[k]] if isinstance(new, dict) else []
+                where = ".".join([name, *changed[:1]])
+                was, now = (old.get(changed[0]), new[changed[0]]) if changed else (old, new)
+                raise UserError(
+                    f"{folder} holds a run with {where} = {was!r}, and this command says {now!r}: "
+                    "use another run folder (--out), or the setting it was started with"
+                )
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no run (no config.yaml): name another folder with --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(saved, yaml.safe_dump(settings, allow_unicode=True, sort_keys=False))
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from None
+
+
+def pick(values: dict, dotted: str):
+    for key in dotted.split("."):
+        values = values[key]
+    return values
+
+
+class StartingModel(NamedTuple):
+    """A model before its first step."""
+
+    model: PreTrainedModel
+    taken: set[str]  # names of the parameters that came from the weights it was to start from
+    origin: str  # of its weights, for the log: what was taken, what is new and what was left
+
+
+def make_model(
+    settings: ModelSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    answers: list[str] | None = None,
+    fine_tuning: bool = False,
+) -> StartingModel:
+    """The model with its starting weights: random from `seed`, or from an export or run as far as that fits.
+
+    Args:
+        answers: the vocabulary of an answer head, where answers are classified.
+        fine_tuning: leave out what a model learns beside the comments in pretraining, unless the settings ask for it.
+
+    Raises:
+        UserError: tokenizer or answers are not those of the weights.
+    """
+    torch.manual_seed(seed)
+    if settings.init_from and (other := settings.image_encoder or settings.published):
+        which = "model.image_encoder" if settings.image_encoder else "model.published"
+        raise UserError(f"{which}: {other} and model.init_from both bring weights; leave one of the two out")
+    taken: set[str] = set()
+    origin = "random"
+    if settings.init_from:
+        source, other, facts = load_export(export_of(settings.init_from))
+        if tokenizer_fingerprint(other) != tokenizer_fingerprint(tokenizer):
+            raise UserError(
+                f"model.init_from: {settings.init_from} was trained with another tokenizer than the data's: prepare "
+                f"the data again with --tokenizer {settings.init_from}"
+            )
+        if answers is not None and facts.get("answers_fingerprint", known := answers_fingerprint(answers)) != known:
+            raise UserError(
+                f"model.init_from: {settings.init_from} was trained with another answer vocabulary than the data's: "
+                f"prepare the data again with --answers {Path(settings.init_from) / ANSWERS}"
+            )
+        model = build_model(config_for(source.config, settings, tokenizer, answers, fine_tuning))
+        report = load_matching(model, source.state_dict())
+        if not report.taken:
+            raise UserError(f"model.init_from: nothing of {settings.init_from} fits a model with these settings")
+        taken, origin = set(report.taken), f"from {settings.init_from}: {report}"
+    else:
+        preset = build_config(settings.name, settings.preset)
+        model = build_model(config_for(preset, settings, tokenizer, answers, fine_tuning))
+        if settings.published:
+            report = MODELS[settings.name].load(model, settings.published)
+            taken, origin = set(report.taken), f"from {settings.published}: {report}"
+        if settings.image_encoder:
+            report = load_image_encoder(model, settings.image_encoder)
+            taken |= {f"image_encoder.backbone.{name}" for name in report.taken}
+            origin += f"; image encoder from {settings.image_encoder}: {report}"
+    if settings.freeze_image_encoder:
+        if hasattr(model.config, "batch_norm"):
+            model.config.batch_norm = "frozen"
+        set_batch_norm(model.image_encoder, "frozen")
+        model.image_encoder.requires_grad_(False)
+    model.use_tokenizer(tokenizer)
+    for module in model.unused():  # under AdamW weight decay would still move them
+        module.requires_grad_(False)
+    return StartingModel(model, taken, origin)
+
+
+def config_for(
+    config: PreTrainedConfig,
+    settings: ModelSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    answers: list[str] | None,
+    fine_tuning: bool,
+) -> PreTrainedConfig:
+    """A starting config with what the settings say and what follows from the data."""
+    before = getattr(config, "fine_tuned", {}) if fine_tuning else {}
+    derived = {**vocabulary_of(tokenizer, config), "n_answers": len(answers or [])}
+    return changed_config(config, {**before, **settings.overrides(), **derived})
+
+
+def load_image_encoder(model: PreTrainedModel, source: str) -> LoadReport:
+    """Copy a ResNetModel's weights (folder or hub name) into the model's image encoder."""
+    if not hasattr(model.image_encoder, "backbone"):
+        raise UserError("model.image_encoder: this model has no ResNet; leave it out")
+    try:
+        resnet, found = ResNetModel.from_pretrained(source, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"model.image_encoder: {source!r} cannot be read ({str(error).splitlines()[0]})") from None
+    if missing := sorted(found["missing_keys"]):  # another kind of model: transformers fills in random weights
+        raise UserError(f"model.image_encoder: {source!r} is no ResNetModel: it has no {missing[0]}")
+    weights = resnet.state_dict()
+    report = load_matching(model.image_encoder.backbone, weights)
+    if not report.taken or report.mismatched:
+        raise UserError(f"model.image_encoder: {source!r} does not fit the model's ResNet: {report.mismatched[0]}")
+    return report
+
+
+def calibrate_batch_norm(
+    model: PreTrainedModel, taken: set[str], dataset: Dataset, data: DataSettings, image_size: int
+) -> None:
+    """Frozen statistics need values: those of the first 64 training images, the same on every rank.
+
+    Only where the ResNet starts from random weights; pretrained ones bring their statistics.
+    """
+    pretrained = any(name.startswith("image_encoder.") for name in taken)
+    if pretrained or getattr(model.config, "batch_norm", None) != "frozen" or not image_size:
+        return
+    first = eval_batches(dataset, data, image_size=image_size, micro_batch=64, rank=0, world_size=1, limit=64)
+    model.image_encoder.calibrate(next(first).images)
+
+
+def write_model_folder(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataSettings,
+    task: str,
+    answers: list[str] | None,
+) -> None:
+    """What an export needs beside the weights: RUN/model with config, tokenizer, answers and what else it must know."""
+    target = folder / MODEL_FOLDER
+    model.config.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    facts = {
+        "max_post_tokens": data.max_post_tokens,
+        "max_comment_tokens": data.max_comment_tokens,
+        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        "task": task,
+    }
+    if answers is not None:
+        write_atomically(target / ANSWERS, json.dumps(answers, ensure_ascii=False))
+        facts["answers_fingerprint"] = answers_fingerprint(answers)
+    write_atomically(target / FACTS, json.dumps(facts, indent=1))
+
+
+def settings_dict(settings) -> dict:
+    """Plain values of nested settings dataclasses, for YAML and dashboards."""
+    return json.loads(json.dumps(asdict(settings), default=str))

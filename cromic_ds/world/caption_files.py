@@ -1,0 +1,141 @@
+"""The sample world as AIC-ICC, Flickr30k-CN and MUGE: images and captions of them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+
+from cromic_ds.data.order import order_key, permute
+from cromic_ds.world import language
+from cromic_ds.world.scenes import scene_to_json
+from cromic_ds.world.task_files import TaskFiles, WorldImage, write_line
+
+AIC_CAPTIONS = FLICKR_CAPTIONS = 5
+MUGE_CAPTIONS = 10
+
+AIC_FOLDERS = {
+    "train": "caption_train_images_20170902",
+    "val": "caption_validation_images_20170910",
+    "test": "caption_test_a_images_20180103",
+}
+AIC_ANNOTATIONS = {
+    "train": "caption_train_annotations_20170902.json",
+    "val": "caption_validation_annotations_20170910.json",
+}
+FLICKR_FOLDERS = {"train": "flickr30kzhbbosontrain", "val": "flickr30kzhbbosonval", "test": "flickr30kzhmbosontest"}
+MUGE_FILES = {"train": "IC_train", "val": "IC_valid", "test": "IC_test"}
+
+FLICKR_IDS = 10**10  # Flickr counts its photographs with up to ten digits
+FLICKR_KEY = 2  # tells the order of these ids from other orders of the same seed
+
+# The tags that BosonNLP gives the words and marks of captions: noun, direction, verb, preposition, …
+TAGS = {
+    "n": (*language.COLOURS, *language.SHAPES, "图", "图形", "一行"),
+    "f": ("左边", "中间", "右边", "左", "右", "里", "最后"),
+    "v": ("到", "画", "排", "成"),
+    "vshi": ("是",),
+    "vyou": ("有",),
+    "p": ("在", "从"),
+    "c": ("和",),
+    "m": ("一个", "三个"),
+    "r": ("这里",),
+    "d": ("先", "再"),
+    "uzhe": ("着",),
+    "ude": ("的",),
+    "wd": ("，",),
+    "wn": ("、",),
+    "wm": ("：",),
+}
+TAG_OF = {word: tag for tag, words in TAGS.items() for word in words}
+MARKS = frozenset(word for tag in ("wd", "wn", "wm") for word in TAGS[tag])
+
+
+class AicIccFiles(TaskFiles):
+    """Two annotation files and three folders of images; five captions an image, none in the test."""
+
+    number = 3
+
+    def __init__(self, folder: Path, seed: int):
+        super().__init__(folder, seed)
+        self._annotations = {split: self.json_lists(name) for split, name in AIC_ANNOTATIONS.items()}
+
+    def add(self, image: WorldImage) -> None:
+        id = hash_id(self.seed, self.number, image, 20)
+        self.write_image(f"{AIC_FOLDERS[image.split]}/{id}.jpg", image)
+        captions = language.captions(image.scene, self.random(image), AIC_CAPTIONS)
+        if image.split in self._annotations:
+            url = f"sample://{self.seed}/{image.index:06d}.jpg"
+            captions = [language.joined(caption) for caption in captions]
+            self._annotations[image.split].add({"url": url, "image_id": f"{id}.jpg", "caption": captions})
+        self.ground(id, caption_extras(image))
+
+
+class Flickr30kCnFiles(TaskFiles):
+    """Folders of segmented captions, five an image, and one folder with all images. `zhb`, "by machine", is written
+    without marks, commas as two blanks; `zhm`, "by people", with a tag behind every word and mark.
+    """
+
+    number = 4
+
+    def __init__(self, folder: Path, seed: int):
+        super().__init__(folder, seed)
+        self._ids = {split: self.text_file(f"{name}/ImageSets/{name}.txt") for split, name in FLICKR_FOLDERS.items()}
+        self._captions = {
+            split: self.text_file(f"{name}/TextData/seg.{name}.caption.txt") for split, name in FLICKR_FOLDERS.items()
+        }
+
+    def add(self, image: WorldImage) -> None:
+        id = str(permute(image.index, FLICKR_IDS, order_key(self.seed, FLICKR_KEY)))
+        self.write_image(f"flickr30k-images/{id}.jpg", image)
+        self._ids[image.split].write(f"{id}\n")
+        write, language_tag = (tagged, "zhm") if image.split == "test" else (without_marks, "zhb")
+        for k, caption in enumerate(language.captions(image.scene, self.random(image), FLICKR_CAPTIONS)):
+            self._captions[image.split].write(f"{id}#{language_tag}#{k} {write(caption)}\n")
+        self.ground(id, caption_extras(image))
+
+
+class MugeFiles(TaskFiles):
+    """A TSV of images in URL-safe base64 and a file of captions, ten an image, for each split; the test's has ids only."""
+
+    number = 5
+
+    def __init__(self, folder: Path, seed: int):
+        super().__init__(folder, seed)
+        self._images = {split: self.text_file(f"{name}.tsv") for split, name in MUGE_FILES.items()}
+        self._captions = {split: self.text_file(f"{name}.jsonl") for split, name in MUGE_FILES.items()}
+
+    def add(self, image: WorldImage) -> None:
+        id = hash_id(self.seed, self.number, image, 16)
+        self._images[image.split].write(f"{id}\t{base64.urlsafe_b64encode(image.jpeg).decode()}\n")
+        item: dict = {"image_id": id}
+        if image.split != "test":
+            captions = language.captions(image.scene, self.random(image), MUGE_CAPTIONS)
+            item["text"] = [language.joined(caption) for caption in captions]
+        write_line(self._captions[image.split], item)
+        self.ground(id, caption_extras(image))
+
+
+def hash_id(seed: int, number: int, image: WorldImage, size: int) -> str:
+    """An id as owners make them of the image's content: `size` bytes in hexadecimal."""
+    return hashlib.blake2b(f"{seed}:{number}:{image.index}".encode(), digest_size=size).hexdigest()
+
+
+def caption_extras(image: WorldImage) -> dict:
+    """How captions are judged: they have to name the three things, and none that is not there."""
+    return {
+        "kind": "caption",
+        "answer": [thing.colour + thing.shape for thing in image.scene],
+        "alternatives": list(language.COMPOUNDS),
+        "scene": scene_to_json(image.scene),
+    }
+
+
+def without_marks(caption: str) -> str:
+    """A segmented caption with each mark taken out, which leaves two blanks."""
+    return " ".join("" if word in MARKS else word for word in caption.split())
+
+
+def tagged(caption: str) -> str:
+    """A segmented caption with each word as `word:tag`."""
+    return " ".join(f"{word}:{TAG_OF[word]}" for word in caption.split())

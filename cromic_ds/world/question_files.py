@@ -1,0 +1,146 @@
+"""The sample world as FM-IQA and VQA v2.0, whose images are those of COCO: several questions about each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from cromic_ds.data.order import order_key, permute
+from cromic_ds.world import language
+from cromic_ds.world.json_list import JsonLists
+from cromic_ds.world.scenes import VALUES, Question, Scene, question_extras, questions
+from cromic_ds.world.task_files import TaskFiles, WorldImage
+
+MIN_QUESTIONS, MAX_QUESTIONS = 2, 3
+
+COCO_IMAGES = 581_929  # the largest image id of COCO
+COCO_KEY = 1  # tells the order of these ids from other orders of the same seed
+
+VQA_INFO = {
+    "description": "The sample world in the format of VQA v2.0.",
+    "url": "",
+    "version": "2.0",
+    "year": 2017,
+    "contributor": "cromic_ds",
+    "date_created": "2017-04-26 17:07:13",
+}
+VQA_LICENSE = {"url": "", "name": "MIT License"}
+# By what the questions of VQA v2.0 begin with; those of the world say the same in Chinese.
+QUESTION_TYPES = {"colour": "what color is the", "shape": "what is the", "place": "where is the"}
+ANSWERS = 10
+MANY_WRONG = (0.4, 0.3, 0.2, 0.1)  # how often 0, 1, 2, 3 of the ten people are wrong
+
+
+class FmIqaFiles(TaskFiles):
+    """`FM-IQA.json`, `{"train": [...], "val": [...]}`, and the images as `train2014/` and `val2014/` of COCO."""
+
+    number = 1
+
+    def __init__(self, folder: Path, seed: int):
+        super().__init__(folder, seed)
+        self._json = self.json_lists("FM-IQA.json", '{"train": ', "}", ascii=False)
+        self._split = "train"
+        self._questions = 0
+
+    def add(self, image: WorldImage) -> None:
+        split = "train" if image.split == "train" else "val"
+        if split != self._split:
+            self._json.next_list(', "val": ')
+            self._split = split
+        id, rng = coco_id(image, self.seed), self.random(image)
+        self.write_image(coco_file(f"{split}2014", id), image)
+        for question in draw_questions(image.scene, rng):
+            self._questions += 1
+            self._json.add(
+                {
+                    "question_id": self._questions,
+                    "image_id": id,
+                    "Question": language.ask(question, rng),
+                    "Answer": language.answer(question, rng),
+                }
+            )
+            self.ground(str(self._questions), question_extras(question, image.scene))
+
+
+class Vqa2Files(TaskFiles):
+    """Questions and annotations of VQA v2.0 and its COCO images; nobody but `grounding.jsonl` answers the test's questions.
+
+    As in reality test-dev2015 is a part of test2015: the questions about every other image.
+
+    `ans2label.json`, which the owners do not have either, is an answer vocabulary for `cromic-ds prepare --answers`: a
+    small world does not hold every answer as often as one has to be given to come into a vocabulary of its own.
+    """
+
+    number = 2
+
+    def __init__(self, folder: Path, seed: int):
+        super().__init__(folder, seed)
+        answers = [value for attribute in language.ASKING for value in VALUES[attribute]]
+        labels = {answer: label for label, answer in enumerate(answers)}
+        (folder / "ans2label.json").write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
+        self._questions = {s: self._questions_file(s) for s in ("train2014", "val2014", "test2015", "test-dev2015")}
+        self._annotations = {s: self._annotations_file(s) for s in ("train2014", "val2014")}
+        self._test_images = 0
+
+    def add(self, image: WorldImage) -> None:
+        subset = {"train": "train2014", "val": "val2014", "test": "test2015"}[image.split]
+        id, rng = coco_id(image, self.seed), self.random(image)
+        self.write_image(coco_file(subset, id), image)
+        files = [self._questions[subset]]
+        if image.split == "test":
+            self._test_images += 1
+            if self._test_images % 2:
+                files.append(self._questions["test-dev2015"])
+        for k, question in enumerate(draw_questions(image.scene, rng)):
+            question_id = id * 1000 + k
+            asked = {"image_id": id, "question": language.ask(question, rng), "question_id": question_id}
+            for file in files:
+                file.add(asked)
+            if subset in self._annotations:
+                about = {"image_id": id, "answer_type": "other", "question_id": question_id}
+                self._annotations[subset].add(annotation(question, rng) | about)
+            self.ground(str(question_id), question_extras(question, image.scene))
+
+    def _questions_file(self, subset: str) -> JsonLists:
+        head = {"info": VQA_INFO, "task_type": "Open-Ended", "data_type": "mscoco", "license": VQA_LICENSE}
+        before = json.dumps(head | {"data_subtype": subset}).removesuffix("}") + ', "questions": '
+        return self.json_lists(f"v2_OpenEnded_mscoco_{subset}_questions.json", before, "}")
+
+    def _annotations_file(self, subset: str) -> JsonLists:
+        head = {"info": VQA_INFO, "license": VQA_LICENSE, "data_subtype": subset}
+        before = json.dumps(head).removesuffix("}") + ', "annotations": '
+        return self.json_lists(f"v2_mscoco_{subset}_annotations.json", before, ', "data_type": "mscoco"}')
+
+
+def coco_id(image: WorldImage, seed: int) -> int:
+    """An image id among those of COCO; different images have different ones."""
+    return 1 + permute(image.index, COCO_IMAGES, order_key(seed, COCO_KEY))
+
+
+def coco_file(subset: str, id: int) -> str:
+    return f"{subset}/COCO_{subset}_{id:012d}.jpg"
+
+
+def draw_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Two or three different questions about a scene, as likely as in posts."""
+    all_questions, probabilities = zip(*questions(scene))
+    count = rng.integers(MIN_QUESTIONS, MAX_QUESTIONS + 1)
+    return [all_questions[i] for i in rng.choice(len(all_questions), size=count, replace=False, p=probabilities)]
+
+
+def annotation(question: Question, rng: np.random.Generator) -> dict:
+    """What ten people answer. Up to three of them name other values of the attribute, and are less sure."""
+    wrong = rng.choice(len(MANY_WRONG), p=MANY_WRONG)
+    others = [value for value in VALUES[question.asked] if value != question.answer]
+    given = [question.answer] * (ANSWERS - wrong) + [others[i] for i in rng.integers(len(others), size=wrong)]
+    answers = [
+        {"answer": answer, "answer_confidence": "yes" if answer == question.answer else "maybe", "answer_id": number}
+        for number, answer in enumerate((given[i] for i in rng.permutation(ANSWERS)), 1)
+    ]
+    return {
+        "question_type": QUESTION_TYPES[question.asked],
+        "multiple_choice_answer": question.answer,
+        "answers": answers,
+    }

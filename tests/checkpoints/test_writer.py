@@ -1,0 +1,160 @@
+"""Checkpoints are complete or absent, and the copy that is written is of the step that it was taken at. (By real ranks:
+test_pretrain_real.py, test_world_size_real.py.)"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cromic_ds.checkpoints import writer as saving
+from cromic_ds.checkpoints.reader import damage, step_names
+from cromic_ds.checkpoints.state import TrainState
+from cromic_ds.checkpoints.writer import Checkpoints
+from cromic_ds.engine.checkpoint_files import HashedFile
+from cromic_ds.errors import UserError
+from cromic_ds.files import describe
+from cromic_ds.tracking import Tracker
+
+
+class Records(Tracker):
+    def __init__(self):
+        self.values = []
+
+    def log(self, step, values, kind):
+        self.values.append((step, values, kind))
+
+
+class DeepSpeed:
+    """What `Checkpoints` calls of a DeepSpeed engine."""
+
+    def __init__(self, weight: torch.Tensor):
+        self.weight = weight
+
+    def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
+        assert not save_latest
+        self.checkpoint_engine.save({"weight": self.weight}, f"{folder}/{tag}/shard.pt")
+
+
+@pytest.fixture(params=[True, False], ids=["background", "waiting"])
+def background(request) -> bool:
+    return request.param
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """make(background): `Checkpoints` of one weight, which is `.weight`."""
+    monkeypatch.setattr(saving.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(saving.dist, "get_world_size", lambda: 1)
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
+
+    def build(background: bool = True, keep_last: int = 2) -> Checkpoints:
+        weight = torch.arange(1000.0)
+        engine = SimpleNamespace(model=model, stage=0, engine=DeepSpeed(weight))
+        checkpoints = Checkpoints(engine, tmp_path, keep_last, background=background, tracker=Records())
+        checkpoints.weight = weight
+        return checkpoints
+
+    return build
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """Nothing is written until it is set."""
+    ready, write = threading.Event(), HashedFile.write
+
+    def wait(self, content):
+        ready.wait(20)
+        return write(self, content)
+
+    monkeypatch.setattr(HashedFile, "write", wait)
+    yield ready
+    ready.set()
+
+
+def weight_of(folder: Path, step: int) -> torch.Tensor:
+    return torch.load(folder / f"step-{step:08d}" / "shard.pt", mmap=True)["weight"]
+
+
+def test_what_is_saved_is_whole_and_reported(make, background, tmp_path):
+    checkpoints = make(background)
+    checkpoints.begin(TrainState(step=3, best_step=3))
+    checkpoints.finish()
+    checkpoint = tmp_path / "step-00000003"
+    assert damage(checkpoint) is None
+    files = sorted(p.name for p in checkpoint.iterdir())
+    assert files == ["buffers.safetensors", "manifest.json", "shard.pt", "state.json"]
+    assert torch.equal(weight_of(tmp_path, 3), checkpoints.weight)
+    assert [(tmp_path / name).read_text() for name in ("latest", "best")] == [checkpoint.name] * 2
+    ((step, values, kind),) = checkpoints.tracker.values
+    assert (step, kind) == (3, "checkpoint")
+    assert values["bytes"] == sum(p.stat().st_size for p in checkpoint.iterdir() if p.name != "manifest.json")
+    assert not list(tmp_path.glob(".writing-*"))
+
+
+def test_training_goes_on_and_changes_nothing_of_what_is_written(make, tmp_path, slow_disk):
+    checkpoints = make()
+    before = checkpoints.weight.clone()
+    checkpoints.begin(TrainState(step=1))
+    assert checkpoints.writing
+    checkpoints.weight.zero_()
+    assert step_names(tmp_path) == []
+    slow_disk.set()
+    checkpoints.finish()
+    assert torch.equal(weight_of(tmp_path, 1), before)
+
+
+def test_the_next_one_waits_for_the_one_before_and_uses_its_memory(make, tmp_path, slow_disk):
+    checkpoints, progress = make(), []
+    checkpoints.begin(TrainState(step=1))
+    threading.Timer(0.3, slow_disk.set).start()
+    checkpoints.weight = checkpoints.engine.engine.weight = torch.ones(10)
+    checkpoints.begin(TrainState(step=2), lambda: progress.append(step_names(tmp_path)))
+    assert step_names(tmp_path)[0] == "step-00000001"
+    assert progress
+    checkpoints.finish()
+    assert torch.equal(weight_of(tmp_path, 2), torch.ones(10))
+    assert damage(tmp_path / "step-00000002") is None
+    assert checkpoints.tracker.values[0][1]["seconds_blocked"] >= 0.2
+
+
+def test_old_ones_go_and_a_step_that_is_there_is_not_written_again(make, background, tmp_path):
+    checkpoints = make(background, keep_last=1)
+    for step in (1, 2, 2):
+        checkpoints.begin(TrainState(step=step))
+    checkpoints.finish()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000002"]
+    assert len(checkpoints.tracker.values) == 2
+
+
+def test_what_cannot_be_written_ends_the_run_and_leaves_the_one_before(make, background, tmp_path, monkeypatch):
+    checkpoints = make(background)
+    checkpoints.begin(TrainState(step=1))
+    checkpoints.finish()
+    write = HashedFile.write
+
+    def full(self, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(HashedFile, "write", full)
+    with pytest.raises(
+        UserError, match=r"checkpoint of step 2 could not be written to .* \(host .*No space left on device"
+    ):
+        checkpoints.begin(TrainState(step=2))
+        checkpoints.finish()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000001"]
+    monkeypatch.setattr(HashedFile, "write", write)
+    checkpoints.begin(TrainState(step=2))
+    checkpoints.finish()
+    assert damage(tmp_path / "step-00000002") is None
+
+
+def test_a_hashed_file_is_described_as_the_file(tmp_path):
+    file = HashedFile(tmp_path / "f")
+    for piece in (b"a", memoryview(b"bc")):
+        file.write(piece)
+    file.close()
+    assert file.entry() == describe(tmp_path / "f")

@@ -1,0 +1,42 @@
+"""What the cluster's tests train: the smallest run that still has every part of one."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from helpers.launching import QUIET, last_step
+
+RECIPE = "recipes/sample_cmt.yaml"
+RUN = "runs/sample_cmt"  # where launch/pretrain.sh puts it
+
+
+def arguments(store: Path, *more: object) -> list[str]:
+    """Of a run of four steps, whose losses do not depend on how the eight posts of a step are split."""
+    settings = {
+        **{"data.path": store, "loop.steps": 4, "loop.global_batch": 8, "loop.micro_batch": 2, "loop.save_every": 0},
+        # A small rate: Adam's first steps turn the last digits of near-zero gradients into whole steps of single weights.
+        **{"model.batch_norm": "frozen", "optim.lr": 1e-5},
+        **{"eval.every": 0, "eval.generate": 4, "eval.micro_batch": 4},
+    }
+    pairs = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    return [*pairs, *QUIET, *map(str, more)]
+
+
+def write_hostfile(checkout: Path, *lines: str) -> None:
+    """With the variables that DeepSpeed's launcher does not hand on by itself."""
+    (checkout / "hosts").write_text("\n".join(lines) + "\n")
+    names = ("PATH", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", "DS_ACCELERATOR")
+    variables = [f"{name}={shlex.quote(os.environ[name])}\n" for name in names]
+    (checkout / ".deepspeed_env").write_text("".join(variables))
+
+
+def wait_for_step(run: Path, step: int, what_else: Callable[[], str], timeout: float = 300) -> None:
+    """Return once `metrics.jsonl` holds training step `step`; what_else: the output to show where it does not come."""
+    end = time.monotonic() + timeout
+    while last_step(run) < step:
+        assert time.monotonic() < end, f"step {step} was not reached in {timeout} s\n{what_else()[-6000:]}"
+        time.sleep(0.1)

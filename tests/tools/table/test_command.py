@@ -1,0 +1,105 @@
+"""`cromic-ds table`, but for its long run: what it shows, refuses, writes, and checks before it starts anything."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from helpers.paths import REPOSITORY
+from jsonargparse import ArgumentParser
+
+from cromic_ds.errors import UserError
+from cromic_ds.tools.table.check import check_commands, problem, questions
+from cromic_ds.tools.table.command import open_folder, read_recipes, run_one, table
+from cromic_ds.tools.table.folder import Folder
+from cromic_ds.tools.table.jobs import Stop
+from cromic_ds.tools.table.plan import plan
+from cromic_ds.tools.table.settings import TableSettings
+
+
+def settings(out: Path, **changes) -> TableSettings:
+    about = {"models": {"cmt": {"preset": "tiny"}}, "tasks": ["muge"], "starts": ["scratch"], "seeds": [0]}
+    return TableSettings(out=str(out), **about | changes)
+
+
+def opened(out: Path, **changes) -> Folder:
+    made = settings(out, **changes)
+    jobs = plan(made)
+    folder = Folder(out, jobs, read_recipes(made, jobs))
+    open_folder(folder, made)
+    return folder
+
+
+def test_show_lists_states_and_commands_and_makes_nothing(tmp_path, capsys):
+    table(settings(tmp_path / "t", show=True))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [
+        "waiting  sample-posts",
+        "waiting  sample-official",
+        "waiting  prepare-muge",
+        "waiting  finetune-cmt-muge-scratch-0",
+        "waiting  evaluate-cmt-muge-scratch-0",
+    ]
+    assert "         cromic-ds sample --seed 0 --out posts --posts 20000" in lines
+    assert not (tmp_path / "t").exists()
+
+
+def test_the_folder_holds_its_own_recipe(tmp_path):
+    opened(tmp_path / "t", finetune={"muge": {"loop": {"steps": 3}}}, jobs=2, retry=True)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TableSettings, as_positional=False)
+    read = parser.instantiate(parser.parse_path(tmp_path / "t" / "table.yaml"))
+    assert TableSettings(**vars(read)) == settings("", finetune={"muge": {"loop": {"steps": 3}}})
+    project = REPOSITORY
+    assert (tmp_path / "t/recipes/finetune_muge.yaml").read_text() == (
+        project / "recipes/finetune_muge.yaml"
+    ).read_text()
+
+
+def test_one_job_by_its_name(tmp_path):
+    folder = opened(tmp_path / "t")
+    with pytest.raises(UserError, match="--job nothing: this table has no such job"):
+        run_one(folder, settings(tmp_path / "t", job="nothing"), Stop())
+    with pytest.raises(UserError, match="prepare-muge needs sample-posts, which is not done"):
+        run_one(folder, settings(tmp_path / "t", job="prepare-muge"), Stop())
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--out .*/file/t: cannot be written \(Not a directory\)"):
+        opened(tmp_path / "file" / "t")
+
+
+@pytest.mark.slow  # imports all that trains
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"finetune": {"all": {"loop": {"stepz": 3}}}},
+            "finetune-cmt-muge-scratch-0: unrecognized arguments: --loop.stepz 3",
+        ),
+        ({"finetune": {"muge": {"optim": {"lr": -1}}}}, "finetune-cmt-muge-scratch-0: optim.lr is -1.0: out of range"),
+        ({"evaluate": {"all": {"beams": "many"}}}, "evaluate-cmt-muge-scratch-0: .*beams.* Got value: many"),
+        (
+            {"models": {"cmt": {"preset": "tyni"}}},
+            "finetune-.*model.preset: unknown preset 'tyni' .did you mean 'tiny'",
+        ),
+        ({"models": {"cnt": {}}, "starts": ["pretrained"]}, "pretrain-cnt-0: model.name: unknown model 'cnt'"),
+    ],
+)
+def test_settings_are_understood_before_anything_starts(tmp_path, monkeypatch, changes, message):
+    folder = opened(tmp_path / "t", **changes)
+    monkeypatch.chdir(folder.path)
+    assert re.match(message, problem(questions(folder.jobs)) or "")
+
+
+@pytest.mark.slow
+def test_they_are_checked_in_a_process_of_its_own(tmp_path):
+    folder = opened(tmp_path / "t", starts=["pretrained", "scratch"], tasks=["muge", "vqa2"])
+    check_commands(folder, folder.jobs)
+    folder = opened(tmp_path / "t", finetune={"muge": {"loop": {"stepz": 3}}})
+    with pytest.raises(
+        UserError, match=r"^finetune-cmt-muge-scratch-0: unrecognized arguments: --loop\.stepz 3; `cromic-ds"
+    ):
+        check_commands(folder, folder.jobs)

@@ -1,0 +1,49 @@
+from dataclasses import dataclass
+
+import pytest
+
+from cromic_ds.data.dataset import Texts
+from cromic_ds.errors import UserError
+from cromic_ds.world.ceilings import at_most, ceilings
+from cromic_ds.world.scenes import COLOURS, SHAPES, nth_scene, scene_to_json
+
+
+@dataclass
+class Scenes:
+    n: int
+
+    def __len__(self):
+        return self.n
+
+    def texts(self, i):
+        return Texts(f"id{i}", "", [], {"scene": scene_to_json(nth_scene(i, 0))})
+
+
+def test_ceilings_of_a_large_world():
+    """With every scene equally frequent a question's answers are: text alone can only guess a value of the attribute."""
+    colour, shape, place = 1 / len(COLOURS), 1 / len(SHAPES), 1 / 3
+    values = ceilings(Scenes(2000))
+    assert values["text_what"] == pytest.approx((colour + shape) / 2, abs=0.02)
+    assert values["text_where"] == pytest.approx((colour + shape + 2 * place) / 4, abs=0.02)
+    assert values["text"] == pytest.approx((values["text_what"] + values["text_where"]) / 2)
+    # of three things, each as likely to be asked about, a comment names one
+    assert [values[f"image{kind}"] for kind in ("", "_what", "_where")] == pytest.approx([1 / 3] * 3)
+    assert all(share < 0.5 for share in values.values())
+
+
+def test_a_small_split_stays_below_half():
+    assert all(share < 0.5 for share in ceilings(Scenes(100)).values())
+
+
+def test_at_most():
+    assert at_most(0.25, 400) == pytest.approx(0.25 + 3.1 * (0.25 * 0.75 / 400) ** 0.5)
+    assert at_most(0.0, 10) == 0.0
+
+
+def test_other_data_are_refused():
+    class Other(Scenes):
+        def texts(self, i):
+            return Texts("abc", "", [], {})
+
+    with pytest.raises(UserError, match="abc: not of the sample world"):
+        ceilings(Other(1))
