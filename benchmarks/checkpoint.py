@@ -30,7 +30,7 @@ def seconds_of_block(run, checkpoints: Checkpoints | None) -> float:
     start = time.perf_counter()
     if checkpoints:
         run.checkpoints = checkpoints
-        checkpoints.engine.engine.checkpoint_engine = checkpoints.shards
+        checkpoints.engine.deepspeed.checkpoint_engine = checkpoints.shards
         checkpoints.begin(run.state)
     for _ in range(EVERY):
         loop_step(run)

@@ -88,7 +88,7 @@ def measure(args: argparse.Namespace) -> float:
     predictions = [record.text for record in itertools.chain.from_iterable(job.run())]
     decoded = time.perf_counter()
     texts = [dataset.texts(i) for i in range(len(dataset))]
-    measured = TASKS[task].measure(predictions, texts, TASKS[task].tokenisation, meteor=False)
+    measured = TASKS[task].measure(predictions, texts, TASKS[task].tokenization, meteor=False)
     data = describe_data(settings.data, dataset)
     result = result_json(TASKS[task], measured, data=data, decoding=asdict(job.decoding), model=job.loaded.identity())
     write_result(folder / "result.json", result)

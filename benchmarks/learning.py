@@ -72,8 +72,8 @@ def main() -> int:
             good &= balanced >= TARGET
         elif name.endswith("alone"):
             good &= result["grounded"] <= at_most(limits[name.split()[0]], result["n_items"])
-    learnt = "" if balanced is None else f"grounded accuracy {balanced:.3f} (target {TARGET}), "
-    print(f"learning: {learnt}ceilings below 0.5 and not exceeded: {'pass' if good else 'FAIL'}")
+    learned = "" if balanced is None else f"grounded accuracy {balanced:.3f} (target {TARGET}), "
+    print(f"learning: {learned}ceilings below 0.5 and not exceeded: {'pass' if good else 'FAIL'}")
     return 0 if good else 1
 
 

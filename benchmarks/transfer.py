@@ -1,4 +1,4 @@
-"""Does pretraining on comments pay? Each task fine-tuned on few labelled pictures, from scratch and from a backbone.
+"""Does pretraining on comments pay? Each task fine-tuned on few labeled pictures, from scratch and from a backbone.
 
 Both get the same settings, the same number of steps and the same seeds; only the starting weights differ. The pictures'
 scenes are in no post of the pretraining. A run that is already finished is only read, so that the benchmark can be
@@ -85,7 +85,7 @@ def main() -> int:
     default_jobs = 1 if torch.cuda.is_available() else os.cpu_count()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", help=f"which of {', '.join(NAMES)}; all without any")
-    parser.add_argument("--pictures", type=int, default=300, help="labelled pictures to train on")
+    parser.add_argument("--pictures", type=int, default=300, help="labeled pictures to train on")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--backbone", type=Path, help="export or run; without it the run of `make pretrain` is made")
@@ -114,7 +114,7 @@ def main() -> int:
         done = pool.map(lambda cell: finetune(args.out, cell[0], stores[cell[0]], *cell[1:], args.steps), plan)
         results = dict(zip(plan, done))
 
-    print(f"{args.pictures} labelled pictures, {args.steps} steps, {args.seeds} seeds: mean ± standard deviation")
+    print(f"{args.pictures} labeled pictures, {args.steps} steps, {args.seeds} seeds: mean ± standard deviation")
     print(f"{'task':14} {'metric':9} {'from scratch':>16} {'pretrained':>16}")
     ahead, rows = True, []
     for task in tasks:

@@ -24,7 +24,7 @@ class Batch:
 
     post_ids: Tensor  # (P, L) int64, [CLS] … [SEP], right-padded; L may be 0 (image only)
     post_lengths: Tensor  # (P,) int64
-    images: Tensor | None  # (P, 3, H, W) uint8, RGB, already cropped; normalised on the device
+    images: Tensor | None  # (P, 3, H, W) uint8, RGB, already cropped; normalized on the device
     comment_ids: Tensor  # (N, T) int64, [CLS] … [SEP], right-padded
     owner: Tensor  # (N,) int64, ascending: the post that each comment belongs to
     rows: Tensor  # (M,) int64 into the flattened (N, T-1) inputs: the positions that have a target
@@ -33,7 +33,7 @@ class Batch:
     weights: Tensor  # (P,) float32: 1, or 0 for a blank or padding post whose losses do not count
     ids: list[str] = field(default_factory=list)  # (P,) example ids, for logs and for scoring
     indices: list[int] = field(default_factory=list)  # (P,) positions in the data set; -1 for a blank post
-    n_targets: int = 0  # tokens that count (or posts: `answer_targets`), known without a device synchronisation
+    n_targets: int = 0  # tokens that count (or posts: `answer_targets`), known without a device synchronization
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (id, reason) of records that could not be read
     answer_targets: Tensor | None = None  # (P, A) float32 soft targets of classified VQA: then a post is a target
     drawn: dict[str, Tensor] = field(default_factory=dict)  # what the model drew for this step (`model.prepare`)

@@ -25,7 +25,7 @@ from cromic_ds.engine.ema import Ema
 from cromic_ds.engine.engine import Engine
 from cromic_ds.engine.universal import Layout
 from cromic_ds.errors import UserError
-from cromic_ds.files import describe
+from cromic_ds.files import file_digest
 from cromic_ds.ranks.collectives import barrier, from_main, gather_objects
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def damage(checkpoint: Path, names: list[str] | None = None) -> str | None:
             size, expected = path.stat().st_size, manifest[name].get("bytes")
             if size != expected:
                 return f"{name} has {size} bytes instead of {expected}"
-            if describe(path) != manifest[name]:
+            if file_digest(path) != manifest[name]:
                 return f"{name} does not match its checksum"
         except OSError as error:
             return f"{name}: {error}"
@@ -122,7 +122,7 @@ def load(
     values = json.loads((checkpoint / STATE).read_text())
     written = Layout(values.pop("world_size"), values.pop("stage", engine.stage))  # old ones do not name the stage
     if written.fits(Layout(dist.get_world_size(), engine.stage)):
-        path, _ = engine.engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+        path, _ = engine.deepspeed.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
         if path is None:
             raise UserError(f"{checkpoint}: DeepSpeed could not load it (written at another ZeRO stage?)")
     else:

@@ -48,7 +48,7 @@ def load(engine: Engine, checkpoint: Path, written: Layout, progress: Callable[[
     """
     now = Layout(dist.get_world_size(), engine.stage)
     way_out = f"start the run with {written}"
-    if engine.engine.zero_nvme_offload_optimizer() or (checkpoint / "offloaded_tensors").exists():
+    if engine.deepspeed.zero_nvme_offload_optimizer() or (checkpoint / "offloaded_tensors").exists():
         raise UserError(
             f"{checkpoint} was written by {written} and this run has {now}: with the optimizer on NVMe that cannot change; "
             f"{way_out}, or change the number of ranks with the optimizer elsewhere"

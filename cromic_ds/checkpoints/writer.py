@@ -25,7 +25,7 @@ from cromic_ds.engine.checkpoint_files import InMemory, OnDisk, Pending
 from cromic_ds.engine.ema import Ema
 from cromic_ds.engine.engine import Engine
 from cromic_ds.errors import UserError
-from cromic_ds.files import describe, write_atomically
+from cromic_ds.files import file_digest, write_atomically
 from cromic_ds.ranks.collectives import average_buffers, from_main, gather_objects, on_main, sum_over_ranks
 from cromic_ds.run_folder import EMA_FILE
 from cromic_ds.tracking import Tracker
@@ -57,9 +57,9 @@ class Checkpoints:
         self.shards = InMemory() if background else OnDisk()
         self.pending: Pending | None = None
         self._thread = self._remover = threading.Thread()
-        engine.engine.checkpoint_engine = self.shards
+        engine.deepspeed.checkpoint_engine = self.shards
         # DeepSpeed would put copies of a script beside the checkpoints; `cromic-ds export` does its work.
-        engine.engine._copy_recovery_script = lambda folder: None
+        engine.deepspeed._copy_recovery_script = lambda folder: None
 
     @property
     def writing(self) -> bool:
@@ -83,7 +83,7 @@ class Checkpoints:
         on_main(self._prepare, aside)
         average_buffers(self.engine.model)
         with serialization.patch({"save.compute_crc32": False}):  # the manifest has better ones
-            self.engine.engine.save_checkpoint(str(self.folder), tag=aside.name, save_latest=False)
+            self.engine.deepspeed.save_checkpoint(str(self.folder), tag=aside.name, save_latest=False)
         if self.ema:
             averages = self.ema.content()
             if rank == 0:
@@ -164,7 +164,7 @@ class Checkpoints:
                 manifest |= part.files
             for path in aside.rglob("*"):
                 if path.is_file() and (name := path.relative_to(aside).as_posix()) not in manifest:
-                    manifest[name] = describe(path)
+                    manifest[name] = file_digest(path)
             (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
             aside.rename(final)
             write_atomically(self.folder / "latest", final.name)

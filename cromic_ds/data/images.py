@@ -13,7 +13,7 @@ MAX_PIXELS = 64_000_000
 """More than this is called a decompression bomb: decoded, it would take 256 MB."""
 
 MAX_ELONGATION = 50
-"""Longest side over shortest side. JPEG ends at 65,535 pixels, and a centre crop of such a strip shows nothing."""
+"""Longest side over shortest side. JPEG ends at 65,535 pixels, and a center crop of such a strip shows nothing."""
 
 # What is left for the antialiased resize where a JPEG is decoded at 1/2, 1/4 or 1/8. The pixels then differ by 0.7 of 255
 # in the mean from those of a whole decoding, less than half of what the JPEG that is stored differs from them (1.8).
@@ -33,9 +33,9 @@ class BadImage(ValueError):
 
 
 def training_image(encoded: bytes, size: int) -> np.ndarray:
-    """The centre square that training sees: (size, size, 3) uint8 RGB.
+    """The center square that training sees: (size, size, 3) uint8 RGB.
 
-    Shorter side to round(size · 256/224), bilinear and antialiased as Pillow does it, then a centre crop. Stored
+    Shorter side to round(size · 256/224), bilinear and antialiased as Pillow does it, then a center crop. Stored
     images already have that side at size 224, so they are only decoded. Raises BadImage.
     """
     pixels = decode(encoded)
@@ -78,7 +78,7 @@ def reencode(encoded: bytes, short_side: int, quality: int) -> bytes:
 def _reduced(jpeg: bytes, short_side: int) -> np.ndarray | None:
     """The pixels, at 1/2, 1/4 or 1/8 where that leaves `short_side`: enough for the antialiased resize that follows.
 
-    Colour, of which the JPEG mostly has a quarter of the pixels, is not interpolated: the resize does that. None where
+    Color, of which the JPEG mostly has a quarter of the pixels, is not interpolated: the resize does that. None where
     the decoder complains, which is not always reason enough to refuse the image.
     """
     try:

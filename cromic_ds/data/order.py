@@ -18,7 +18,7 @@ ROUNDS = 6
 MIN_BITS = 4  # on fewer bits the halves of the network are too small to mix
 MAX_SIZE = 1 << 62
 
-_MIX_1 = np.uint64(0xFF51AFD7ED558CCD)  # MurmurHash3's 64-bit finaliser: every input bit reaches every output bit
+_MIX_1 = np.uint64(0xFF51AFD7ED558CCD)  # MurmurHash3's 64-bit finalizer: every input bit reaches every output bit
 _MIX_2 = np.uint64(0xC4CEB9FE1A85EC53)
 _SHIFT = np.uint64(33)
 

@@ -1,6 +1,6 @@
 """A DeepSpeed JSON, read strictly: refused where DeepSpeed would misunderstand it, its "auto" values filled from the recipe.
 
-The JSON says how a run is parallelised and nothing else; everything about learning comes from the recipe. DeepSpeed ignores
+The JSON says how a run is parallelized and nothing else; everything about learning comes from the recipe. DeepSpeed ignores
 unknown keys, keeps "auto" as a string and clips at 1.0 unasked, so nothing reaches it that was not checked here.
 """
 
@@ -107,14 +107,14 @@ def fill(config: dict, facts: ResolveFacts) -> dict:
     nvme = facts.nvme_path or str(DEFAULT_NVME_PATH)
     micro, accumulation = split_batch(facts, _given(config, "train_micro_batch_size_per_gpu") or 0)
     autocast = facts.precision in AUTOCAST
-    quantised = facts.precision == "fp32" and facts.device == "cuda" and facts.nodes > 1
+    quantized = facts.precision == "fp32" and facts.device == "cuda" and facts.nodes > 1
     bucket = max(facts.hidden_size**2, 2**20)  # hidden² as transformers does; below 4 MB a message costs mostly latency
     values = {
         ("train_batch_size",): facts.global_batch,
         ("train_micro_batch_size_per_gpu",): micro,
         ("gradient_accumulation_steps",): accumulation,
         ("gradient_clipping",): float(facts.clip),
-        ("communication_data_type",): "fp16" if quantised else "fp32",
+        ("communication_data_type",): "fp16" if quantized else "fp32",
         ("torch_autocast", "enabled"): autocast,
         ("torch_autocast", "dtype"): AUTOCAST.get(facts.precision, "bfloat16"),
         ("zero_optimization", "reduce_bucket_size"): bucket,
@@ -123,8 +123,8 @@ def fill(config: dict, facts: ResolveFacts) -> dict:
         # A parameter that stays whole costs an all-gather of its own after each step; our layers are gathered as a whole.
         ("zero_optimization", "stage3_param_persistence_threshold"): 0,
         ("zero_optimization", "zero_hpz_partition_size"): facts.ranks_per_node if facts.nodes > 1 else 1,
-        ("zero_optimization", "zero_quantized_weights"): quantised,
-        ("zero_optimization", "zero_quantized_gradients"): quantised,
+        ("zero_optimization", "zero_quantized_weights"): quantized,
+        ("zero_optimization", "zero_quantized_gradients"): quantized,
     }
     for block in ("offload_param", "offload_optimizer"):
         values["zero_optimization", block, "pin_memory"] = facts.device == "cuda"

@@ -42,12 +42,12 @@ class Engine:
             config = {**config, "gradient_clipping": 0.0}
         if self.stage == 3:
             deepspeed.utils.set_z3_leaf_modules(model, list(model.gathered_whole))
-        self.engine, *_ = deepspeed.initialize(
+        self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config, dist_init_required=False
         )
         if self.stage == 0 and torch.distributed.get_world_size() == 1:
             # DeepSpeed would flatten, "all-reduce" and copy back every gradient even alone: 6% of a step on a CPU.
-            self.engine.enable_backward_allreduce = False
+            self.deepspeed.enable_backward_allreduce = False
         if compile:
             # Layer by layer: the convolutions gain nothing, and inductor fails on their dynamic strides.
             for module in model.modules():
@@ -55,13 +55,13 @@ class Engine:
                     module.compile(dynamic=True)
         autocast = config.get("torch_autocast", {})
         self.autocast_dtype = getattr(torch, autocast["dtype"]) if autocast.get("enabled") else None
-        self.scaler = LossScaler(self.engine) if self.autocast_dtype is torch.float16 else None
+        self.scaler = LossScaler(self.deepspeed) if self.autocast_dtype is torch.float16 else None
         self.device = local_device()
         self.watch_forward = contextlib.nullcontext  # around each forward pass of training; the profiler sets it
 
     @property
     def model(self) -> PreTrainedModel:
-        return self.engine.module
+        return self.deepspeed.module
 
     def train_step(
         self,
@@ -79,29 +79,29 @@ class Engine:
             seeds: one for each micro-batch, for dropout.
             max_loss: the step is skipped on all ranks if a micro-batch of one has a higher loss per target token.
         """
-        for group in self.engine.optimizer.param_groups:
+        for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
-        self.engine.train()
+        self.deepspeed.train()
         world_size = torch.distributed.get_world_size()
         scale = world_size / max(n_targets, 1)  # DeepSpeed averages gradients over the ranks; we want their sum
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch, seed in zip(batches, seeds):
             torch.manual_seed(seed)
             with self.watch_forward():
-                loss = self.engine(batch.to(self.device)).float()
+                loss = self.deepspeed(batch.to(self.device)).float()
             total += loss.detach()
             # An infinite loss can have finite gradients, as one that is too high has; as NaN they cannot pass the check before
             # the update, on any rank.
             fits = loss.detach().isfinite() & (loss.detach() <= max_loss * batch.n_targets)
             poison = torch.where(fits, 1.0, math.nan)
             loss = loss * (scale * poison)
-            self.engine.backward(self.scaler.scale(loss) if self.scaler else loss, scale_wrt_gas=False)
+            self.deepspeed.backward(self.scaler.scale(loss) if self.scaler else loss, scale_wrt_gas=False)
             if self.stage == 0 and batch is batches[-1]:
                 grad_norm, skipped = self._clip_or_drop()
-            self.engine.step()
+            self.deepspeed.step()
         if self.stage > 0:
-            grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
-            skipped = not self.engine.was_step_applied()
+            grad_norm = float(self.deepspeed.get_global_grad_norm() or 0.0)
+            skipped = not self.deepspeed.was_step_applied()
         if self.scaler:
             self.scaler.update(skipped)
         loss_sum, n_posts = sum_over_ranks([float(total), sum(int(b.weights.sum()) for b in batches)])
@@ -122,15 +122,15 @@ class Engine:
     @torch.no_grad()
     def loss_sum(self, batch: Batch) -> Tensor:
         """Summed loss of a batch with the sharded weights; every rank must call it the same number of times."""
-        self.engine.eval()
-        return self.engine(batch.to(self.device)).float()
+        self.deepspeed.eval()
+        return self.deepspeed(batch.to(self.device)).float()
 
     @contextlib.contextmanager
     def full_weights(self) -> Iterator[PreTrainedModel]:
         """The plain model with all weights on this rank, in evaluation mode and under the run's autocast."""
-        self.engine.eval()
+        self.deepspeed.eval()
         gathered = (
-            deepspeed.zero.unwrap_model_for_generation(self.engine) if self.stage == 3 else contextlib.nullcontext()
+            deepspeed.zero.unwrap_model_for_generation(self.deepspeed) if self.stage == 3 else contextlib.nullcontext()
         )
         with torch.no_grad(), gathered, self.autocast():
             yield self.model

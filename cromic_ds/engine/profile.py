@@ -126,7 +126,7 @@ class Profiler:
         model's own FLOPs and time, and keeps timers that wait for the device running in all other steps.
         """
         self.engine.watch_forward = contextlib.nullcontext
-        profiler = FlopsProfiler(self.engine.model, self.engine.engine)
+        profiler = FlopsProfiler(self.engine.model, self.engine.deepspeed)
         # Compiled layers call nothing that could be counted, and would be compiled anew around the counting.
         with torch.compiler.set_stance("force_eager"), linear_counted_once():
             profiler.start_profile()

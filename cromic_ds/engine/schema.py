@@ -30,7 +30,7 @@ NOT_HERE = {
     "autotuning": "`cromic-ds plan` shows what fits; remove this block",
     "weight_quantization": "it is for inference; remove this block",
     "datastates_ckpt": "checkpoints are written by the training loop; remove this block",
-    "gradient_allreduce_op": "the loss is normalised for the mean over ranks, which is the default; remove this key",
+    "gradient_allreduce_op": "the loss is normalized for the mean over ranks, which is the default; remove this key",
 }
 
 

@@ -98,7 +98,7 @@ def write_common(engine: Engine, checkpoint: Path, written: Layout, folder: Path
     counts = {name: saved[name] for name in COUNTS}
     torch.save(counts, folder / (model_file(3) if engine.stage == 3 else model_file(0)))
     step = adam_step(checkpoint, written)
-    groups = [{"step": step} for _ in engine.engine.basic_optimizer.param_groups]
+    groups = [{"step": step} for _ in engine.deepspeed.basic_optimizer.param_groups]
     common = {"ds_version": deepspeed.__version__, "param_groups": groups}
     common["optimizer_state_dict"] = {"state": {0: {"step": step}}, "param_groups": groups}
     torch.save(common, folder / "zero" / "optimizer_state.pt")
@@ -153,7 +153,7 @@ def read_file(path: Path) -> dict:
 def read(engine: Engine, folder: Path) -> None:
     """Trained weights and the optimizer's state, into whatever this run has."""
     step = int(read_file(folder / "zero" / "optimizer_state.pt")["param_groups"][0]["step"])
-    adam = engine.engine.basic_optimizer
+    adam = engine.deepspeed.basic_optimizer
     if engine.stage == 0:
         for name, p in zip(trained(engine), [p for group in adam.param_groups for p in group["params"]]):
             values = {key: read_file(folder / "zero" / name / f"{key}.pt")[PARAM] for key in ("fp32", *MOMENTS)}
@@ -163,11 +163,11 @@ def read(engine: Engine, folder: Path) -> None:
         chatty = logging.getLogger("DeepSpeed")
         level = chatty.level
         chatty.setLevel(logging.ERROR)  # it warns, for each group, that there is no tensor parallelism
-        engine.engine._config.load_universal_checkpoint = True
+        engine.deepspeed._config.load_universal_checkpoint = True
         try:
-            engine.engine.load_checkpoint(str(folder.parent), tag=folder.name)
+            engine.deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
         finally:
-            engine.engine._config.load_universal_checkpoint = False
+            engine.deepspeed._config.load_universal_checkpoint = False
             chatty.setLevel(level)
     fused = adam.param_groups[0].get("fused")
     for p, state in adam.state.items():
@@ -196,7 +196,7 @@ def restore_frozen(engine: Engine, checkpoint: Path, written: Layout) -> None:
 
 def trained(engine: Engine) -> list[str]:
     """Names of the trained weights, in the order of the optimizer's groups."""
-    zero = engine.engine.optimizer
+    zero = engine.deepspeed.optimizer
     if engine.stage == 0:
         groups = [group["params"] for group in zero.param_groups]
     else:

@@ -30,7 +30,7 @@ class DecodingSettings:
     max_new_tokens: int | None = None
     """Longest text in tokens; by default the task's: 25 for comments and answers, 72 for captions."""
     length_penalty: float = 1.0
-    """Exponent of the length that beam scores are divided by; above 1 favours longer texts."""
+    """Exponent of the length that beam scores are divided by; above 1 favors longer texts."""
     no_repeat_ngram_size: int = 0
     """No n-gram of this size occurs twice in a text; 0 = no limit."""
 

@@ -27,7 +27,7 @@ class EvaluateSettings(InferenceSettings):
     """Result file; without it EXPORT/evaluation-TASK-SPLIT.json."""
     limit: int = 0
     """Score only the first examples; 0 = all."""
-    tokenisation: Literal["task", "char", "jieba", "bert"] = "task"
+    tokenization: Literal["task", "char", "jieba", "bert"] = "task"
     """How texts are cut into words: char, jieba or bert; task = as the task's official score does."""
     meteor: bool = True
     """Score METEOR as well, where Java is."""
@@ -63,7 +63,7 @@ def evaluation(job: Job, settings: EvaluateSettings) -> dict:
         UserError: the split has nothing to score against.
     """
     dataset, task = job.dataset, job.task
-    tokenisation = task.choose_tokenisation(settings.tokenisation)
+    tokenization = task.choose_tokenization(settings.tokenization)
     if not any(task.has_references(texts) for _, texts in readable(dataset, settings.limit)):
         raise UserError(
             f"split {settings.split!r} of {settings.data} has no references to score against: "
@@ -75,7 +75,7 @@ def evaluation(job: Job, settings: EvaluateSettings) -> dict:
     measured = task.measure(
         [record.text for record in scored],
         [texts[record.index] for record in scored],
-        tokenisation,
+        tokenization,
         settings.meteor,
         resamples=settings.resamples,
         seed=settings.seed,

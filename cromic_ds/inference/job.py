@@ -18,7 +18,7 @@ from cromic_ds.data.loader import DataSettings, eval_batches
 from cromic_ds.data.order import example_seed
 from cromic_ds.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from cromic_ds.errors import UserError, nearest
-from cromic_ds.files import describe
+from cromic_ds.files import file_digest
 from cromic_ds.inference.decoding import DecodingSettings
 from cromic_ds.inference.exports import ANSWERS, load_export, read_answers
 from cromic_ds.inference.scoring import predict
@@ -230,5 +230,5 @@ def weights_fingerprint(export: Path) -> str:
     """A hash over all weight files."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(export.glob("*.safetensors")):
-        digest.update(describe(path)["blake2b"].encode())
+        digest.update(file_digest(path)["blake2b"].encode())
     return digest.hexdigest()

@@ -36,7 +36,7 @@ class EvalSettings:
     """Generated examples shown with their pictures."""
     micro_batch: int = 32
     """Posts per rank in one evaluation batch."""
-    tokenisation: Literal["task", "char", "jieba", "bert"] = "task"
+    tokenization: Literal["task", "char", "jieba", "bert"] = "task"
     """How texts are cut into words for BLEU and the like: char, jieba, bert, or task: as the task's official score does."""
     decoding: DecodingSettings = field(default_factory=greedy)
     """How texts are generated."""
@@ -87,11 +87,11 @@ def predict(
 
 
 def score(
-    task: Task, dataset: Dataset, predictions: dict[int, list[str]], tokenisation: str, meteor: bool = False
+    task: Task, dataset: Dataset, predictions: dict[int, list[str]], tokenization: str, meteor: bool = False
 ) -> dict:
     """The task's scores of the first text of each example."""
     indices = sorted(predictions)
-    return task.score([predictions[i][0] for i in indices], [dataset.texts(i) for i in indices], tokenisation, meteor)
+    return task.score([predictions[i][0] for i in indices], [dataset.texts(i) for i in indices], tokenization, meteor)
 
 
 def sample_rows(dataset: Dataset, predictions: dict[int, list[str]], count: int) -> list[SampleRow]:

@@ -1,4 +1,4 @@
-"""How sure a share of judgements is, and how far two raters agree beyond chance."""
+"""How sure a share of judgments is, and how far two raters agree beyond chance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statistics import NormalDist
 def wilson(passed: float, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of the share passed / total (Wilson 1927); (0, 1) where nothing was judged.
 
-    Unlike the normal approximation it stays within 0 and 1 and holds for few judgements and for shares near 0 or 1.
+    Unlike the normal approximation it stays within 0 and 1 and holds for few judgments and for shares near 0 or 1.
 
     Raises ValueError unless 0 ≤ passed ≤ total and 0 < confidence < 1.
     """
@@ -21,10 +21,10 @@ def wilson(passed: float, total: int, confidence: float = 0.95) -> tuple[float, 
         return 0.0, 1.0
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     share, spread = passed / total, z * z / total
-    centre = (share + spread / 2) / (1 + spread)
+    center = (share + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
     # Exact at the ends, where rounding would leave a bound of 1e-17.
-    return 0.0 if passed == 0 else centre - half, 1.0 if passed == total else centre + half
+    return 0.0 if passed == 0 else center - half, 1.0 if passed == total else center + half
 
 
 def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float:

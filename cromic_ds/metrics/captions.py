@@ -31,7 +31,7 @@ class CaptionScores:
 
 
 def caption_scores(
-    predictions: dict[str, str], references: dict[str, list[str]], tokenisation: str = "char", meteor: bool = True
+    predictions: dict[str, str], references: dict[str, list[str]], tokenization: str = "char", meteor: bool = True
 ) -> dict[str, float]:
     """Corpus-level scores of one prediction per id against that id's references.
 
@@ -43,18 +43,18 @@ def caption_scores(
     Raises UserError where the ids differ, nothing is to be scored, or an id has no reference text.
     """
     _check_same_ids(predictions, references)
-    targets = [segment_all(references[i], tokenisation) for i in predictions]
+    targets = [segment_all(references[i], tokenization) for i in predictions]
     bare = [i for i, texts in zip(predictions, targets) if not texts]
     if bare:
         raise UserError(
             f"id {bare[0]!r} has no reference text ({len(bare)} such ids): leave such ids out of the scoring"
         )
-    return score_segmented([segment(text, tokenisation) for text in predictions.values()], targets, meteor).scores
+    return score_segmented([segment(text, tokenization) for text in predictions.values()], targets, meteor).scores
 
 
-def segment_all(texts: list[str], tokenisation: str) -> list[str]:
+def segment_all(texts: list[str], tokenization: str) -> list[str]:
     """The texts cut into tokens, those without tokens left out."""
-    return [segmented for text in texts if (segmented := segment(text, tokenisation))]
+    return [segmented for text in texts if (segmented := segment(text, tokenization))]
 
 
 def score_segmented(predictions: list[str], references: list[list[str]], meteor: bool) -> CaptionScores:

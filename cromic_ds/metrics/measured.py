@@ -28,27 +28,27 @@ class Measured:
 
     scores: dict[str, float]
     counts: dict[str, int]  # items: records scored; images: those the intervals resample; and whatever else was counted
-    tokenisation: str
+    tokenization: str
     notes: list[str]  # sentences that a reader of the numbers must know
     items: dict  # statistics of each record as JSON takes them (metrics/items.py)
     intervals: dict[str, list[float]] = field(default_factory=dict)  # score → 95% [low, high], bootstrap over images
 
     def flat(self) -> dict[str, float | int | str | list[str]]:
-        """Scores, `n_items`, `tokenisation` and `notes` in one dict, as the training log takes them."""
+        """Scores, `n_items`, `tokenization` and `notes` in one dict, as the training log takes them."""
         return {
             **self.scores,
             "n_items": self.counts["items"],
-            "tokenisation": self.tokenisation,
+            "tokenization": self.tokenization,
             "notes": self.notes,
         }
 
 
 def measured(
-    scores: dict[str, float], items: Items, scored: int, tokenisation: str, notes: list[str], resamples: int, seed: int
+    scores: dict[str, float], items: Items, scored: int, tokenization: str, notes: list[str], resamples: int, seed: int
 ) -> Measured:
     """Counts and intervals added to the scores. scored: how many of the items were scored against a reference."""
     images = len(set(items.images))
     if resamples and images == 1:
         notes = [*notes, "there are no intervals over a single image"]
     drawn = intervals(items, resamples, seed) if resamples and images > 1 else {}
-    return Measured(scores, {"items": scored, "images": images}, tokenisation, notes, items.to_json(), drawn)
+    return Measured(scores, {"items": scored, "images": images}, tokenization, notes, items.to_json(), drawn)

@@ -20,7 +20,7 @@ from cromic_ds.metrics.segment import segment
 def measure_texts(
     predictions: Sequence[str],
     records: Sequence[Record],
-    tokenisation: str,
+    tokenization: str,
     meteor: bool,
     resamples: int = 1000,
     seed: int = 0,
@@ -35,8 +35,8 @@ def measure_texts(
 
     Raises UserError where nothing can be scored.
     """
-    hypotheses = [segment(text, tokenisation) for text in predictions]
-    targets = [segment_all(record.comments, tokenisation) for record in records]
+    hypotheses = [segment(text, tokenization) for text in predictions]
+    targets = [segment_all(record.comments, tokenization) for record in records]
     scored = np.array([bool(texts) for texts in targets], bool)
     if len(predictions) and not scored.any():
         raise UserError(f"nothing to score: none of the {len(predictions)} records has a reference text")
@@ -72,4 +72,4 @@ def measure_texts(
         notes.append(f"empty predictions, scored as matching nothing: {empty}")
     if meteor and "meteor" not in scores:
         notes.append("METEOR is left out: no working Java was found")
-    return measured(scores, items, len(rows), tokenisation, notes, resamples, seed)
+    return measured(scores, items, len(rows), tokenization, notes, resamples, seed)

@@ -12,11 +12,11 @@ from cromic_ds.metrics.bootstrap import scores_of
 from cromic_ds.metrics.grounded import add_grounded
 from cromic_ds.metrics.items import Items, group
 from cromic_ds.metrics.measured import Measured, Record, image_of, measured
-from cromic_ds.metrics.vqa_answers import clean_answer, normalise_answer
+from cromic_ds.metrics.vqa_answers import clean_answer, normalize_answer
 
-WHOLE_ANSWERS = "vqa"  # stands where other results name their tokenisation: answers are compared whole, as normalised
+WHOLE_ANSWERS = "vqa"  # stands where other results name their tokenization: answers are compared whole, as normalized
 
-_normalise = functools.lru_cache(maxsize=1 << 16)(normalise_answer)  # a few thousand answers make up most of the data
+_normalize = functools.lru_cache(maxsize=1 << 16)(normalize_answer)  # a few thousand answers make up most of the data
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
@@ -26,14 +26,14 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     question as a percentage rounded to two places, and sums the unrounded ones.) Its quirks, see cromic_ds/answers.py:
 
     - Line ends and tabs within become blanks, and blanks around go, always; case and all else stay.
-    - Where that leaves all answers the same, nothing more is normalised: "Yes" misses ten times "yes", "two" ten times
-      "2", "yes." ten times "yes". Only where two answers differ are they and the prediction normalised fully.
-    - Full normalisation may leave nothing of an answer ("the"), which then matches an empty prediction.
+    - Where that leaves all answers the same, nothing more is normalized: "Yes" misses ten times "yes", "two" ten times
+      "2", "yes." ten times "yes". Only where two answers differ are they and the prediction normalized fully.
+    - Full normalization may leave nothing of an answer ("the"), which then matches an empty prediction.
     """
     given = [clean_answer(answer) for answer in answers]
     said = clean_answer(prediction)
     if len(set(given)) > 1:
-        given, said = [_normalise(answer) for answer in given], _normalise(said)
+        given, said = [_normalize(answer) for answer in given], _normalize(said)
     people, matches = len(given), given.count(said)
     # Left out is one of those who agree with the prediction, or one of the others. In thirds, so that it is exact.
     thirds = matches * min(3, matches - 1) + (people - matches) * min(3, matches)

@@ -1,4 +1,4 @@
-"""Answers to VQA v2.0 as its official evaluation sees them: the normalisation of their text, their soft scores, and the
+"""Answers to VQA v2.0 as its official evaluation sees them: the normalization of their text, their soft scores, and the
 fingerprint of an answer vocabulary.
 
 A leaf like `errors` and `batch`: the data's answer vocabulary and the metric must read an answer alike.
@@ -45,12 +45,12 @@ def clean_answer(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-def normalise_answer(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """An answer as the official evaluation compares it, with the quirks that its scores depend on.
 
     Source: `processPunctuation` and `processDigitArticle` of `vqaEval.py` in the VQA v2.0 evaluation tools.
 
-    - It is for questions on which the ten people differ. Where all ten gave the same answer, the tool normalises
+    - It is for questions on which the ten people differ. Where all ten gave the same answer, the tool normalizes
       neither theirs nor the prediction: "two" does not match "2" there. See `clean_answer`.
     - A punctuation mark becomes a blank, but is dropped without one where it has a blank beside it anywhere in the
       text. Whether it has is looked up in the text as it came, not as the marks before it have left it.

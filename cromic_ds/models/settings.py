@@ -92,7 +92,7 @@ class ModelSettings:
     text_positions: int | None = None
     """vilt: learned positions of a text."""
     mlm_weight: float | None = None
-    """vilt: weight of masked language modelling beside the comments; 0 = without, the default in fine-tuning."""
+    """vilt: weight of masked language modeling beside the comments; 0 = without, the default in fine-tuning."""
     itm_weight: float | None = None
     """vilt: weight of image-text matching beside the comments; 0 = without, the default in fine-tuning."""
     swap_rate: float | None = None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cromic_ds.data.store import ANSWERS_FILE
 from cromic_ds.errors import UserError
-from cromic_ds.metrics.vqa_answers import normalise_answer
+from cromic_ds.metrics.vqa_answers import normalize_answer
 from cromic_ds.tasks.reader import Reader, json_items
 
 _ANSWERS_CHECKED = 1000
@@ -29,7 +29,7 @@ def vocabulary(reader: Reader, given: str, min_count: int, work: Path) -> list[s
 
 
 def build_vocabulary(annotations: list[Path], min_count: int) -> list[str]:
-    """The normalised `multiple_choice_answer`s that occur `min_count` times and more, the most frequent first.
+    """The normalized `multiple_choice_answer`s that occur `min_count` times and more, the most frequent first.
 
     Over train and val of the real data these are 3,129 with 9 occurrences. As there, an answer of nothing but an article
     counts as the empty one.
@@ -37,7 +37,7 @@ def build_vocabulary(annotations: list[Path], min_count: int) -> list[str]:
     counts: Counter[str] = Counter()
     for file in annotations:
         answers = json_items(file, "annotations.item.multiple_choice_answer")
-        counts.update(normalise_answer(answer) for _, answer in answers if isinstance(answer, str))
+        counts.update(normalize_answer(answer) for _, answer in answers if isinstance(answer, str))
     frequent = [answer for answer, count in counts.items() if count >= min_count]
     if not frequent:
         raise UserError(
@@ -78,7 +78,7 @@ def refuse_foreign(answers: list[str], source: str, annotations: list[Path]) -> 
     known = set(answers)
     for file in annotations[:1]:
         first = islice(json_items(file, "annotations.item.multiple_choice_answer"), _ANSWERS_CHECKED)
-        if not any(isinstance(answer, str) and normalise_answer(answer) in known for _, answer in first):
+        if not any(isinstance(answer, str) and normalize_answer(answer) in known for _, answer in first):
             raise UserError(f"{source}: {file.name} gives none of its answers; take the vocabulary of this task")
 
 

@@ -40,7 +40,7 @@ class Post:
     comments: list[str]  # empty where nobody knows them (test splits)
     image_id: str  # the image's key in the store
     image: str  # what the image source knows it by
-    tokens: tuple[np.ndarray, list[np.ndarray]] | None = None  # post and comments, where they need not be tokenised
+    tokens: tuple[np.ndarray, list[np.ndarray]] | None = None  # post and comments, where they need not be tokenized
     extras: dict = field(default_factory=dict)
     answers: tuple[np.ndarray, np.ndarray] = NO_ANSWERS
 

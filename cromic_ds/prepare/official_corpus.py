@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cromic_ds.data.record import NO_ANSWERS
-from cromic_ds.metrics.vqa_answers import normalise_answer, soft_scores
+from cromic_ds.metrics.vqa_answers import normalize_answer, soft_scores
 from cromic_ds.prepare.answer_vocabulary import vocabulary
 from cromic_ds.prepare.corpus import Post, Scanned
 from cromic_ds.tasks.reader import Entry, Reader
@@ -80,7 +80,7 @@ class OfficialCorpus:
 
     def _classified(self, given: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Those of the ten answers that are in the vocabulary, as labels with their soft scores."""
-        scores = soft_scores(Counter(map(normalise_answer, given)))
+        scores = soft_scores(Counter(map(normalize_answer, given)))
         known = sorted((self._labels[answer], score) for answer, score in scores.items() if answer in self._labels)
         if not known:
             return NO_ANSWERS

@@ -61,7 +61,7 @@ def barrier() -> None:
 def average_buffers(model: torch.nn.Module) -> None:
     """Make every floating-point buffer (batch-norm statistics) the mean over the ranks, in place.
 
-    DeepSpeed never synchronises buffers, so without this an evaluation or a checkpoint would depend on the rank.
+    DeepSpeed never synchronizes buffers, so without this an evaluation or a checkpoint would depend on the rank.
     """
     buffers = [b for b in model.buffers() if b.is_floating_point()]
     if not buffers or not dist.is_initialized() or dist.get_world_size() == 1:

@@ -22,22 +22,22 @@ class Task(ABC):
     name: str
     kind: Literal["comments", "answer", "classify", "caption"]  # answer: generated; classify: among a fixed vocabulary
     reads_text: bool  # False: the image is all that the model is given
-    tokenisation: str  # that of the official score
+    tokenization: str  # that of the official score
     best_metric: str  # the evaluation metric that chooses the best checkpoint
     higher_is_better: bool
     max_new_tokens: int  # of the longest generated text
     form: Form  # of prediction files
 
-    def choose_tokenisation(self, wanted: str) -> str:
+    def choose_tokenization(self, wanted: str) -> str:
         """`wanted`, or for "task" that of the official score. Raises UserError for a task that has no choice."""
-        return self.tokenisation if wanted == "task" else wanted
+        return self.tokenization if wanted == "task" else wanted
 
     @abstractmethod
     def measure(
         self,
         predictions: list[str],
         texts: list[Texts],
-        tokenisation: str,
+        tokenization: str,
         meteor: bool,
         resamples: int = 1000,
         seed: int = 0,
@@ -47,9 +47,9 @@ class Task(ABC):
         Raises UserError where nothing can be scored.
         """
 
-    def score(self, predictions: list[str], texts: list[Texts], tokenisation: str, meteor: bool) -> dict:
-        """The same scores without intervals, in one flat dict with `n_items`, `tokenisation` and `notes`."""
-        return self.measure(predictions, texts, tokenisation, meteor, resamples=0).flat()
+    def score(self, predictions: list[str], texts: list[Texts], tokenization: str, meteor: bool) -> dict:
+        """The same scores without intervals, in one flat dict with `n_items`, `tokenization` and `notes`."""
+        return self.measure(predictions, texts, tokenization, meteor, resamples=0).flat()
 
     @abstractmethod
     def has_references(self, texts: Texts) -> bool:
@@ -74,13 +74,13 @@ class GeneratedText(Task):
         self,
         predictions: list[str],
         texts: list[Texts],
-        tokenisation: str,
+        tokenization: str,
         meteor: bool,
         resamples: int = 1000,
         seed: int = 0,
     ) -> Measured:
         """See `measure_texts`. METEOR takes 10 s to start."""
-        return measure_texts(predictions, texts, tokenisation, meteor, resamples, seed, self.exact_match)
+        return measure_texts(predictions, texts, tokenization, meteor, resamples, seed, self.exact_match)
 
     def has_references(self, texts: Texts) -> bool:
         return any(comment.strip() for comment in texts.comments)
@@ -93,12 +93,12 @@ def check_task(task: Task, dataset: Dataset, path: str) -> None:
         raise UserError(f"{path} was prepared {was}, and this is task {task.name}: name a store of that task")
 
 
-def captioning(name: str, tokenisation: str, form: Form) -> GeneratedText:
+def captioning(name: str, tokenization: str, form: Form) -> GeneratedText:
     return GeneratedText(
         name=name,
         kind="caption",
         reads_text=False,
-        tokenisation=tokenisation,
+        tokenization=tokenization,
         best_metric="cider",
         higher_is_better=True,
         max_new_tokens=72,

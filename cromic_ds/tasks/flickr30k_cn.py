@@ -95,5 +95,5 @@ def _described(id: str, captions: list[dict], file: str, number: int) -> Entry:
     return entry
 
 
-# Scored on characters here; publications also use words (--tokenisation jieba). There is no server: the form is ours.
+# Scored on characters here; publications also use words (--tokenization jieba). There is no server: the form is ours.
 FLICKR30K_CN = captioning("flickr30k_cn", "char", Form("image_id", "caption", image_id, lines=True))

@@ -1,7 +1,7 @@
 """Result files: what `cromic-ds evaluate` and `cromic-ds score` write and `cromic-ds compare` reads.
 
 One JSON object: `task`; `scores`; `intervals` (score → 95% [low, high], bootstrap over images); `counts` (`items` that were
-scored, `images`, …); `tokenisation`; `notes`; `data` (`path`, `split`, `fingerprint`); `decoding` and `model`, or null where
+scored, `images`, …); `tokenization`; `notes`; `data` (`path`, `split`, `fingerprint`); `decoding` and `model`, or null where
 a file of predictions was scored; `predictions`, that file, or null; `items`, the statistics of each record.
 """
 
@@ -21,7 +21,7 @@ _TYPES = {
     "scores": dict,
     "intervals": dict,
     "counts": dict,
-    "tokenisation": str,
+    "tokenization": str,
     "data": dict,
     "items": dict,
 }
@@ -42,7 +42,7 @@ def result_json(
         "scores": measured.scores,
         "intervals": measured.intervals,
         "counts": measured.counts,
-        "tokenisation": measured.tokenisation,
+        "tokenization": measured.tokenization,
         "notes": measured.notes,
         "data": data,
         "decoding": decoding,
@@ -101,5 +101,5 @@ def result_table(result: dict) -> str:
         low_high = result["intervals"].get(name)
         lines.append(f"{name:{width}}  {value:.4f}" + (f"  [{low_high[0]:.4f}, {low_high[1]:.4f}]" if low_high else ""))
     counts = ", ".join(f"{count:,} {what}" for what, count in result["counts"].items())
-    lines.append(f"{counts}; tokenisation {result['tokenisation']}")
+    lines.append(f"{counts}; tokenization {result['tokenization']}")
     return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])

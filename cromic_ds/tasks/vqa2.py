@@ -125,27 +125,27 @@ def _unused(file: Path, id: str, annotation: dict, reason: str) -> Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifiedAnswers(Task):
-    """Answers scored by the official accuracy, which compares them whole: there is no tokenisation to choose."""
+    """Answers scored by the official accuracy, which compares them whole: there is no tokenization to choose."""
 
-    def choose_tokenisation(self, wanted: str) -> str:
-        if wanted not in ("task", self.tokenisation):
-            raise UserError(f"--tokenisation {wanted}: {self.name} compares whole answers; leave the setting out")
-        return self.tokenisation
+    def choose_tokenization(self, wanted: str) -> str:
+        if wanted not in ("task", self.tokenization):
+            raise UserError(f"--tokenization {wanted}: {self.name} compares whole answers; leave the setting out")
+        return self.tokenization
 
     def measure(
         self,
         predictions: list[str],
         texts: list[Texts],
-        tokenisation: str = WHOLE_ANSWERS,
+        tokenization: str = WHOLE_ANSWERS,
         meteor: bool = False,
         resamples: int = 1000,
         seed: int = 0,
     ) -> Measured:
-        """See `measure_answers`; `tokenisation` and `meteor` change nothing."""
+        """See `measure_answers`; `tokenization` and `meteor` change nothing."""
         return measure_answers(predictions, texts, resamples, seed)
 
     def score(
-        self, predictions: list[str], texts: list[Texts], tokenisation: str = WHOLE_ANSWERS, meteor: bool = False
+        self, predictions: list[str], texts: list[Texts], tokenization: str = WHOLE_ANSWERS, meteor: bool = False
     ) -> dict:
         """As `Task.score`, without the 65 question types, which would crowd a training log."""
         return measure_answers(predictions, texts, resamples=0, by_question_type=False).flat()
@@ -159,7 +159,7 @@ VQA2 = ClassifiedAnswers(
     name="vqa2",
     kind="classify",
     reads_text=True,
-    tokenisation=WHOLE_ANSWERS,
+    tokenization=WHOLE_ANSWERS,
     best_metric="accuracy",
     higher_is_better=True,
     max_new_tokens=25,

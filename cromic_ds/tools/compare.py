@@ -11,7 +11,7 @@ from cromic_ds.tasks.results import read_result
 
 @dataclass
 class CompareSettings:
-    """Two result files of the same task, tokenisation and data."""
+    """Two result files of the same task, tokenization and data."""
 
     a: str = ""
     """Result file of `cromic-ds evaluate` or `cromic-ds score`."""
@@ -48,19 +48,19 @@ def compare(settings: CompareSettings) -> None:
     check_comparable(a, b, f"{settings.a} and {settings.b}")
     found = differences(a, b, settings.resamples, settings.seed)
     print(f"A: {settings.a}\nB: {settings.b}")
-    print(f"{a['task']}, {a['data']['split']} of {a['data']['path']}, tokenisation {a['tokenisation']}")
+    print(f"{a['task']}, {a['data']['split']} of {a['data']['path']}, tokenization {a['tokenization']}")
     print(comparison_table(found))
     images = len(set(a["items"].images))
     print(f"p: two-sided, paired bootstrap over {images:,} images, {settings.resamples:,} resamples")
 
 
 def check_comparable(a: dict, b: dict, names: str) -> None:
-    """Raises UserError, saying what differs, unless task, tokenisation, split, data and records are the same."""
+    """Raises UserError, saying what differs, unless task, tokenization, split, data and records are the same."""
     differ = [
         f"{what} ({x} and {y})"
         for what, x, y in (
             ("task", a["task"], b["task"]),
-            ("tokenisation", a["tokenisation"], b["tokenisation"]),
+            ("tokenization", a["tokenization"], b["tokenization"]),
             ("split", a["data"].get("split"), b["data"].get("split")),
             ("data fingerprint", a["data"].get("fingerprint"), b["data"].get("fingerprint")),
         )
@@ -74,7 +74,7 @@ def check_comparable(a: dict, b: dict, names: str) -> None:
     if differ:
         raise UserError(
             f"{names} cannot be compared, they differ in {', '.join(differ)}: "
-            "score both on the same split of one store, with the same tokenisation"
+            "score both on the same split of one store, with the same tokenization"
         )
 
 

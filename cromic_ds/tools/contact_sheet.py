@@ -89,8 +89,8 @@ def draw_png(entries: list[Entry], font_file: Path | None, out: Path) -> None:
         if entry.image:
             picture = _thumbnail(entry.image)
             sheet.paste(picture, (left + (PICTURE - picture.width) // 2, top + (PICTURE - picture.height) // 2))
-        for number, (line, colour) in enumerate(lines):
-            draw.text((left, top + PICTURE + number * LINE), line, fill=colour, font=font)
+        for number, (line, color) in enumerate(lines):
+            draw.text((left, top + PICTURE + number * LINE), line, fill=color, font=font)
     aside = out.with_name(f"{out.name}.tmp")
     sheet.save(aside, "PNG")
     aside.replace(out)
@@ -132,7 +132,7 @@ def _thumbnail(encoded: bytes) -> Image.Image:
 
 
 def _lines(entry: Entry, font: ImageFont.FreeTypeFont, has_font: bool) -> list[tuple[str, str]]:
-    """The text below a picture as (line, colour)."""
+    """The text below a picture as (line, color)."""
     post, *comments = [entry.post, *entry.comments] if has_font else entry.token_ids
     lines = [(line, "gray") for line in _wrap(entry.id, font)]
     lines += [(line, "black") for line in _wrap(post, font)]

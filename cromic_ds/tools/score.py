@@ -26,7 +26,7 @@ class ScoreSettings:
     """Store with the references."""
     split: str = "val"
     """Split that the predictions are for."""
-    tokenisation: Literal["task", "char", "jieba", "bert"] = "task"
+    tokenization: Literal["task", "char", "jieba", "bert"] = "task"
     """How texts are cut into words: char, jieba or bert; task = as the task's official score does."""
     meteor: bool = True
     """Score METEOR as well, where Java is."""
@@ -65,7 +65,7 @@ def score(settings: ScoreSettings) -> None:
 def score_file(settings: ScoreSettings) -> dict:
     """The result. Raises UserError where predictions, data and task do not fit together."""
     task = TASKS[settings.task]
-    tokenisation = task.choose_tokenisation(settings.tokenisation)
+    tokenization = task.choose_tokenization(settings.tokenization)
     dataset = open_dataset(settings.references, settings.split)
     texts = references(task, dataset, settings.references)
     read = list(task.read_predictions(Path(settings.predictions)))
@@ -74,7 +74,7 @@ def score_file(settings: ScoreSettings) -> dict:
     measured = task.measure(
         [predictions[record.id] for record in texts],
         texts,
-        tokenisation,
+        tokenization,
         settings.meteor,
         settings.resamples,
         settings.seed,

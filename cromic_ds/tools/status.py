@@ -28,7 +28,7 @@ BEAT = 7.0  # seconds within which a living rank's file is written anew, with so
 SILENCE = 30.0  # seconds after which a rank whose process cannot be looked up is in doubt
 LOST = 86400.0  # seconds after which there is no doubt: no clock is that far off
 ALIVE, FAILED = ("starting", "running"), ("failed", "killed", "hung")
-COLOURS = {"running": "green", "finished": "green", "stopped": "yellow", "dead": "red", "failed": "red"}
+COLORS = {"running": "green", "finished": "green", "stopped": "yellow", "dead": "red", "failed": "red"}
 
 
 @dataclass
@@ -221,7 +221,7 @@ def add_checkpoint(run: RunStatus, folder: Path, now: float) -> None:
 
 def describe(run: RunStatus) -> str:
     """A run in a few lines, with rich's markup."""
-    lines = [f"[bold]{escape(run.folder)}[/]: [{COLOURS[run.state]}]{run.state}[/]" + escape(doing(run))]
+    lines = [f"[bold]{escape(run.folder)}[/]: [{COLORS[run.state]}]{run.state}[/]" + escape(doing(run))]
     lines += [f"  {escape(line)}" for line in (progress(run), places(run), saved(run), skipped(run)) if line]
     for error, ranks in errors(run).items():
         lines.append(f"  [red]{escape(named(ranks))}[/]: {escape(error)}")

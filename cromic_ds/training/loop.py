@@ -285,7 +285,7 @@ def evaluate(run: Run) -> None:
                 predictions = predict(model, run.tokenizer, batches, settings.decoding, run.answers)
     run.guard.at("scoring")
     if predictions and run.ranks.is_main:
-        values |= score(run.task, run.eval_dataset, predictions, settings.tokenisation)
+        values |= score(run.task, run.eval_dataset, predictions, settings.tokenization)
         run.tracker.samples(run.state.step, sample_rows(run.eval_dataset, predictions, settings.pictures))
     values["seconds"] = time.perf_counter() - start
     remember_best(run, values)

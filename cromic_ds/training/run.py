@@ -306,7 +306,7 @@ def for_task(settings: EvalSettings, task: Task) -> EvalSettings:
     longest = settings.decoding.max_new_tokens or task.max_new_tokens
     return replace(
         settings,
-        tokenisation=task.choose_tokenisation(settings.tokenisation),
+        tokenization=task.choose_tokenization(settings.tokenization),
         decoding=replace(settings.decoding, max_new_tokens=longest),
     )
 

@@ -94,7 +94,7 @@ class SelfCritical:
     def __init__(self, settings: SelfCriticalSettings, task: Task):
         settings.check()
         self.settings = settings
-        self.tokenisation = task.tokenisation
+        self.tokenization = task.tokenization
         self.max_new_tokens = settings.max_new_tokens or task.max_new_tokens
         self.cider: CiderD | None = None  # from the first step on
 
@@ -104,7 +104,7 @@ class SelfCritical:
         What is sampled is a function of the weights and (seed, step, global micro-batch).
         """
         if self.cider is None:
-            self.cider = CiderD(document_frequencies(run, self.tokenisation, self.settings.df_images))
+            self.cider = CiderD(document_frequencies(run, self.tokenization, self.settings.df_images))
         start = time.perf_counter()
         with run.engine.full_weights() as model:
             captions = [
@@ -147,7 +147,7 @@ class SelfCritical:
 
         Images without a reference, and the blank one of an empty batch, count nowhere.
         """
-        targets = [references(run.dataset, index, self.tokenisation) for index in batch.indices]
+        targets = [references(run.dataset, index, self.tokenization) for index in batch.indices]
         counts = np.array([bool(texts) for texts in targets])
         no_text = [i for i in run.tokenizer.all_special_ids if i != run.tokenizer.sep_token_id]
         scored = captions.samples
@@ -169,7 +169,7 @@ class SelfCritical:
         """The segmented text of a caption; nothing, which scores 0, where one of the `no_text` tokens stands in it."""
         if np.isin(ids[1:], no_text).any():
             return ""
-        return segment(decode_text(tokenizer, ids), self.tokenisation)
+        return segment(decode_text(tokenizer, ids), self.tokenization)
 
 
 def sampling_seeds(run: Run, accumulation: int) -> list[int]:
@@ -188,7 +188,7 @@ def against_the_others(rewards: np.ndarray) -> np.ndarray:
     return (rewards - rewards.mean(axis=1, keepdims=True)) * (n / (n - 1))
 
 
-def references(dataset: Dataset, index: int, tokenisation: str) -> list[str]:
+def references(dataset: Dataset, index: int, tokenization: str) -> list[str]:
     """The segmented references of an image, blank ones left out; none for a blank post and for an unreadable record."""
     if index < 0:
         return []
@@ -196,26 +196,26 @@ def references(dataset: Dataset, index: int, tokenisation: str) -> list[str]:
         texts = dataset.texts(index).comments
     except UnreadableRecord:
         return []
-    return [segmented for text in texts if (segmented := segment(text, tokenisation))]
+    return [segmented for text in texts if (segmented := segment(text, tokenization))]
 
 
 # ---- document frequencies, counted once per run
 
 
-def document_frequencies(run: Run, tokenisation: str, most: int) -> DocumentFrequencies:
+def document_frequencies(run: Run, tokenization: str, most: int) -> DocumentFrequencies:
     """Those of the training split, from the run folder; rank 0 counts them where they are not there yet.
 
     Raises:
         UserError: fewer than two images have references: every CIDEr is 0 then.
     """
     path = run.folder / FREQUENCIES
-    on_main(count_into, path, run.dataset, tokenisation, most)
+    on_main(count_into, path, run.dataset, tokenization, most)
     return DocumentFrequencies.load(path)[0]
 
 
-def count_into(path: Path, dataset: Dataset, tokenisation: str, most: int) -> None:
+def count_into(path: Path, dataset: Dataset, tokenization: str, most: int) -> None:
     """Write the document frequencies of `most` images (0 = all), unless the file has them."""
-    source = f"{dataset.fingerprint} {dataset.split} {tokenisation} {most}"
+    source = f"{dataset.fingerprint} {dataset.split} {tokenization} {most}"
     try:
         if DocumentFrequencies.load(path)[1] == source:
             return
@@ -226,7 +226,7 @@ def count_into(path: Path, dataset: Dataset, tokenisation: str, most: int) -> No
     n = min(most, len(dataset)) if most else len(dataset)
     log.info("self-critical: counting the n-grams in the references of %d training images", n)
     start = time.perf_counter()
-    frequencies = DocumentFrequencies.count(all_references(dataset, tokenisation, n))
+    frequencies = DocumentFrequencies.count(all_references(dataset, tokenization, n))
     if frequencies.n_images < 2:
         raise UserError(
             f"self-critical training needs references, and {frequencies.n_images} of {n} images in split "
@@ -242,8 +242,8 @@ def count_into(path: Path, dataset: Dataset, tokenisation: str, most: int) -> No
     )
 
 
-def all_references(dataset: Dataset, tokenisation: str, n: int) -> Iterator[list[str]]:
+def all_references(dataset: Dataset, tokenization: str, n: int) -> Iterator[list[str]]:
     """The references of `n` images, evenly spread over the data set; of those that have any."""
     for i in range(n):
-        if texts := references(dataset, i * len(dataset) // n, tokenisation):
+        if texts := references(dataset, i * len(dataset) // n, tokenization):
             yield texts

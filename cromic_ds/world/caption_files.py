@@ -31,7 +31,7 @@ FLICKR_KEY = 2  # tells the order of these ids from other orders of the same see
 
 # The tags that BosonNLP gives the words and marks of captions: noun, direction, verb, preposition, …
 TAGS = {
-    "n": (*language.COLOURS, *language.SHAPES, "图", "图形", "一行"),
+    "n": (*language.COLORS, *language.SHAPES, "图", "图形", "一行"),
     "f": ("左边", "中间", "右边", "左", "右", "里", "最后"),
     "v": ("到", "画", "排", "成"),
     "vshi": ("是",),
@@ -125,7 +125,7 @@ def caption_extras(image: WorldImage) -> dict:
     """How captions are judged: they have to name the three things, and none that is not there."""
     return {
         "kind": "caption",
-        "answer": [thing.colour + thing.shape for thing in image.scene],
+        "answer": [thing.color + thing.shape for thing in image.scene],
         "alternatives": list(language.COMPOUNDS),
         "scene": scene_to_json(image.scene),
     }

@@ -16,7 +16,7 @@ def ceilings(dataset: Dataset) -> dict[str, float]:
     Both follow from the data's scenes and the known probabilities of the questions about each, so a post that happens
     to be unique gives nothing away. Text alone knows the question and gives the answer that is most frequent over all
     scenes. Image alone knows the scene and not the question; since a comment is judged by the asked attribute only, it
-    may name one colour, one shape and one place at once, and is credited with the most probable value of each.
+    may name one color, one shape and one place at once, and is credited with the most probable value of each.
 
     Keys: `text`, `image`, and each with `_what` and `_where` for the posts of one kind.
     Raises UserError for a data set that is not of the sample world.
@@ -52,7 +52,7 @@ def _text_alone(scenes: list[Scene], kinds: tuple[str, ...]) -> float:
 
 
 def _image_alone(scenes: list[Scene], kinds: tuple[str, ...]) -> float:
-    """The share of the questions about each scene that its most probable colour, shape and place answer."""
+    """The share of the questions about each scene that its most probable color, shape and place answer."""
     answers: dict[tuple, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for scene in scenes:
         for question, probability in questions(scene):

@@ -20,7 +20,7 @@ RGB = {
     "粉色": (250, 150, 195),
     "黑色": (30, 30, 30),
 }
-# All lengths are shares of the picture's side. The central 7/8, which is what a centre crop keeps, is cut into three
+# All lengths are shares of the picture's side. The central 7/8, which is what a center crop keeps, is cut into three
 # columns of 0.29; a thing of the biggest size is 0.25 wide and strays 0.015 to either side. Small things would need a
 # finer image encoder than preset tiny has: it cuts the crop into 4×4 cells.
 COLUMN = 7 / 8 / 3
@@ -47,7 +47,7 @@ OUTLINES = {  # around (0, 0), with y downwards and a radius of about 1
 
 
 def draw(things: Scene, rng: np.random.Generator, size: int) -> Image.Image:
-    """A `size`×`size` RGB picture of the scene on a light tint; places, sizes and colours vary a little with `rng`."""
+    """A `size`×`size` RGB picture of the scene on a light tint; places, sizes and colors vary a little with `rng`."""
     canvas = size * SUPERSAMPLE
     image = Image.new("RGB", (canvas, canvas), tuple(rng.integers(228, 256, 3).tolist()))
     pen = ImageDraw.Draw(image)
@@ -55,9 +55,9 @@ def draw(things: Scene, rng: np.random.Generator, size: int) -> Image.Image:
         x = 0.5 + (PLACES.index(thing.place) - 1) * COLUMN + rng.uniform(-STRAY_X, STRAY_X)
         y = 0.5 + rng.uniform(-STRAY_Y, STRAY_Y)
         radius = RADII[thing.size] * (1 + rng.uniform(-STRAY_RADIUS, STRAY_RADIUS))
-        colour = np.clip(np.array(RGB[thing.colour]) + rng.integers(-STRAY_RGB, STRAY_RGB + 1, 3), 0, 255)
+        color = np.clip(np.array(RGB[thing.color]) + rng.integers(-STRAY_RGB, STRAY_RGB + 1, 3), 0, 255)
         outline = [((x + dx * radius) * canvas, (y + dy * radius) * canvas) for dx, dy in OUTLINES[thing.shape]]
-        pen.polygon(outline, fill=tuple(colour.tolist()))
+        pen.polygon(outline, fill=tuple(color.tolist()))
     return image.reduce(SUPERSAMPLE)
 
 

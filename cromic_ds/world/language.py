@@ -12,21 +12,21 @@ from itertools import chain
 
 import numpy as np
 
-from cromic_ds.world.scenes import COLOURS, SHAPES, VALUES, Question, Scene
+from cromic_ds.world.scenes import COLORS, SHAPES, VALUES, Question, Scene
 
 MIN_COMMENTS, MAX_COMMENTS = 3, 6
 
 # {name} becomes the value by which the thing is named
-NAMES = {"shape": "{name}", "colour": "{name}那个", "place": "{name}那个"}
+NAMES = {"shape": "{name}", "color": "{name}那个", "place": "{name}那个"}
 
 # {x} becomes the thing's name, {a} the answer
 ASKING = {
-    "colour": ("{x}是什么颜色？", "猜猜{x}的颜色", "谁能说说{x}的颜色"),
+    "color": ("{x}是什么颜色？", "猜猜{x}的颜色", "谁能说说{x}的颜色"),
     "shape": ("{x}是什么形状？", "猜猜{x}的形状", "谁能说说{x}的形状"),
     "place": ("{x}在哪里？", "猜猜{x}在哪边", "谁看见{x}了？"),
 }
 HINTING = {
-    "colour": ("{x}的颜色真好看", "我最爱{x}的颜色"),
+    "color": ("{x}的颜色真好看", "我最爱{x}的颜色"),
     "shape": ("{x}的形状真可爱", "我最爱{x}的形状"),
     "place": ("快帮我找找{x}", "{x}躲起来了"),
 }
@@ -34,15 +34,15 @@ BEFORE_ASKING = ("", "", "考考你，")
 BEFORE_HINTING = ("", "", "刚画的，")
 
 COMMENTS = {
-    "colour": ("{a}的", "是{a}呀", "{a}，真好看", "{x}是{a}"),
+    "color": ("{a}的", "是{a}呀", "{a}，真好看", "{x}是{a}"),
     "shape": ("是{a}", "是个{a}呀", "{a}，真可爱", "{x}是{a}"),
     "place": ("在{a}", "就在{a}呀", "{a}，很好找", "{x}在{a}"),
 }
 # Some people say all there is to say about the thing.
-DESCRIBING = ("{place}的{colour}{shape}", "{place}那个{shape}是{colour}", "{colour}{shape}，在{place}")
+DESCRIBING = ("{place}的{color}{shape}", "{place}那个{shape}是{color}", "{color}{shape}，在{place}")
 
 ANSWERS = {
-    "colour": ("{x}是{a}的。", "是{a}的。"),
+    "color": ("{x}是{a}的。", "是{a}的。"),
     "shape": ("{x}是{a}。", "是{a}。"),
     "place": ("{x}在{a}。", "在{a}。"),
 }
@@ -63,7 +63,7 @@ CAPTIONS = (
     "{l} 的 右边 是 {m} 和 {r}",
     "{l} 、 {m} 、 {r} 排 成 一行",
 )
-COMPOUNDS = tuple(colour + shape for colour in COLOURS for shape in SHAPES)  # what a caption says of a thing
+COMPOUNDS = tuple(color + shape for color in COLORS for shape in SHAPES)  # what a caption says of a thing
 
 
 def _pick(rng: np.random.Generator, phrasings: tuple[str, ...]) -> str:
@@ -102,7 +102,7 @@ def comments(question: Question, rng: np.random.Generator) -> list[str]:
 
 def captions(things: Scene, rng: np.random.Generator, count: int) -> list[str]:
     """`count` different captions, their words apart by blanks; `joined` makes text of at most 24 characters of one."""
-    left, middle, right = (f"{thing.colour} {thing.shape}" for thing in things)
+    left, middle, right = (f"{thing.color} {thing.shape}" for thing in things)
     phrasings = rng.choice(CAPTIONS, size=count, replace=False)
     return [str(phrasing).format(l=left, m=middle, r=right) for phrasing in phrasings]
 
@@ -118,7 +118,7 @@ def vocabulary_texts() -> Iterator[str]:
     Latin letters, digits and common punctuation are added, so that what a person types is not lost.
     """
     groups = (*ASKING.values(), *HINTING.values(), *COMMENTS.values(), *ANSWERS.values(), CAPTIONS)
-    blank = dict.fromkeys(("a", "x", "name", "place", "colour", "shape", "l", "m", "r"), "")
+    blank = dict.fromkeys(("a", "x", "name", "place", "color", "shape", "l", "m", "r"), "")
     for phrasing in (*NAMES.values(), *chain(*groups), *DESCRIBING):
         yield phrasing.format(**blank)
     yield from chain(*VALUES.values(), BEFORE_ASKING, BEFORE_HINTING)

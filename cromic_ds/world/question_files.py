@@ -28,7 +28,7 @@ VQA_INFO = {
 }
 VQA_LICENSE = {"url": "", "name": "MIT License"}
 # By what the questions of VQA v2.0 begin with; those of the world say the same in Chinese.
-QUESTION_TYPES = {"colour": "what color is the", "shape": "what is the", "place": "where is the"}
+QUESTION_TYPES = {"color": "what color is the", "shape": "what is the", "place": "where is the"}
 ANSWERS = 10
 MANY_WRONG = (0.4, 0.3, 0.2, 0.1)  # how often 0, 1, 2, 3 of the ten people are wrong
 

@@ -1,6 +1,6 @@
-"""Scenes of three coloured shapes, and what can be asked about them.
+"""Scenes of three colored shapes, and what can be asked about them.
 
-The three things of a scene differ in colour, in shape and in size, so that "the circle", "the red one", "the biggest"
+The three things of a scene differ in color, in shape and in size, so that "the circle", "the red one", "the biggest"
 and "the left one" each mean exactly one of them.
 """
 
@@ -13,32 +13,32 @@ from math import factorial, perm
 from cromic_ds.data.order import order_key, permute
 
 # No value is part of another one, so that a comment states a value exactly where it contains it.
-COLOURS = ("红色", "橙色", "黄色", "绿色", "蓝色", "紫色", "粉色", "黑色")
+COLORS = ("红色", "橙色", "黄色", "绿色", "蓝色", "紫色", "粉色", "黑色")
 SHAPES = ("圆形", "方形", "三角形", "星形")
 PLACES = ("左边", "中间", "右边")
 SIZES = ("最大", "中等", "最小")
-VALUES = {"colour": COLOURS, "shape": SHAPES, "place": PLACES, "size": SIZES}
+VALUES = {"color": COLORS, "shape": SHAPES, "place": PLACES, "size": SIZES}
 
 # What is asked, and by what the thing is named. "what" is about the thing itself, "where" needs to know its place.
 QUESTION_TYPES = {
-    "what": (("colour", "shape"), ("shape", "colour")),
-    "where": (("colour", "place"), ("shape", "place"), ("place", "colour"), ("place", "shape")),
+    "what": (("color", "shape"), ("shape", "color")),
+    "where": (("color", "place"), ("shape", "place"), ("place", "color"), ("place", "shape")),
 }
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One coloured shape; every field is the Chinese word for it."""
+    """One colored shape; every field is the Chinese word for it."""
 
     place: str
-    colour: str
+    color: str
     shape: str
     size: str
 
 
 Scene = tuple[Thing, Thing, Thing]  # from left to right
 
-N_SCENES = perm(len(COLOURS), 3) * perm(len(SHAPES), 3) * factorial(3)
+N_SCENES = perm(len(COLORS), 3) * perm(len(SHAPES), 3) * factorial(3)
 OFFICIAL_SCENES = N_SCENES // 4  # kept for the downstream tasks, so that no world shows them among its posts
 POST_SCENES = N_SCENES - OFFICIAL_SCENES
 
@@ -48,7 +48,7 @@ class Question:
     """What the `asked` attribute is of the thing in the scene that its `named_by` attribute singles out."""
 
     kind: str  # "what" | "where"
-    asked: str  # "colour" | "shape" | "place"
+    asked: str  # "color" | "shape" | "place"
     named_by: str  # an attribute other than `asked`
     thing: Thing
 
@@ -72,10 +72,10 @@ def _arrangement(rank: int, values: tuple[str, ...], count: int) -> tuple[list[s
 
 def scene(index: int) -> Scene:
     """Scene number `index` of all `N_SCENES`; different numbers give different scenes."""
-    colours, index = _arrangement(index, COLOURS, 3)
+    colors, index = _arrangement(index, COLORS, 3)
     shapes, index = _arrangement(index, SHAPES, 3)
     sizes, _ = _arrangement(index, SIZES, 3)
-    return tuple(Thing(*attributes) for attributes in zip(PLACES, colours, shapes, sizes))
+    return tuple(Thing(*attributes) for attributes in zip(PLACES, colors, shapes, sizes))
 
 
 def nth_scene(position: int, seed: int) -> Scene:

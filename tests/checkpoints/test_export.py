@@ -15,7 +15,7 @@ from cromic_ds.checkpoints.reader import MANIFEST
 from cromic_ds.data.loader import DataSettings
 from cromic_ds.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from cromic_ds.errors import UserError
-from cromic_ds.files import describe, write_atomically
+from cromic_ds.files import file_digest, write_atomically
 from cromic_ds.inference.exports import load_export, write_export
 from cromic_ds.training.startup import write_model_folder
 
@@ -27,7 +27,7 @@ def save_checkpoint(run: Path, model, step: int) -> Path:
     torch.save({"module": dict(model.named_parameters())}, folder / "mp_rank_00_model_states.pt")
     save_file(dict(model.named_buffers()), folder / "buffers.safetensors")
     (folder / "state.json").write_text(json.dumps({"step": step}))
-    (folder / MANIFEST).write_text(json.dumps({p.name: describe(p) for p in sorted(folder.iterdir())}))
+    (folder / MANIFEST).write_text(json.dumps({p.name: file_digest(p) for p in sorted(folder.iterdir())}))
     write_atomically(folder.parent / "latest", folder.name)
     return folder
 

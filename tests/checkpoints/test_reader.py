@@ -22,7 +22,7 @@ from cromic_ds.checkpoints.reader import (
     step_names,
 )
 from cromic_ds.errors import UserError
-from cromic_ds.files import describe, write_atomically
+from cromic_ds.files import file_digest, write_atomically
 
 
 def make_checkpoint(folder: Path, step: int) -> Path:
@@ -32,7 +32,7 @@ def make_checkpoint(folder: Path, step: int) -> Path:
     (checkpoint / "shard.pt").write_bytes(bytes(range(256)) * 40)
     (checkpoint / "sub" / "state.json").write_text(json.dumps({"step": step}))
     files = ["shard.pt", "sub/state.json"]
-    (checkpoint / MANIFEST).write_text(json.dumps({name: describe(checkpoint / name) for name in files}))
+    (checkpoint / MANIFEST).write_text(json.dumps({name: file_digest(checkpoint / name) for name in files}))
     return checkpoint
 
 
@@ -45,7 +45,7 @@ def flip_bit(path: Path, position: int) -> None:
 def test_describe(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
     # `printf abc | b2sum -l 128`
-    assert describe(tmp_path / "f") == {"bytes": 3, "blake2b": "cf4ab791c62b8d2b2109c90275287816"}
+    assert file_digest(tmp_path / "f") == {"bytes": 3, "blake2b": "cf4ab791c62b8d2b2109c90275287816"}
 
 
 def test_a_whole_checkpoint_has_no_damage(tmp_path):
@@ -137,7 +137,7 @@ def test_a_file_that_cannot_be_read_is_damage(tmp_path, monkeypatch):
     def broken_disk(path: Path) -> dict:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("cromic_ds.checkpoints.reader.describe", broken_disk)
+    monkeypatch.setattr("cromic_ds.checkpoints.reader.file_digest", broken_disk)
     assert damage(checkpoint) == "shard.pt: [Errno 5] Input/output error"
 
 

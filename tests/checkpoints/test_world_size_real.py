@@ -13,7 +13,7 @@ from helpers.launching import QUIET, Job, records, run_to_end
 from safetensors.torch import load_file
 
 from cromic_ds.checkpoints.reader import MANIFEST
-from cromic_ds.files import describe
+from cromic_ds.files import file_digest
 from cromic_ds.run_folder import EMA_FILE
 
 pytestmark = pytest.mark.slow
@@ -129,7 +129,7 @@ def test_what_cannot_be_converted_ends_with_2_and_leaves_nothing(uninterrupted, 
     shard = next(newest.glob("zero_pp_rank_1_*optim_states.pt"))
     shard.write_bytes(b"no shard")
     manifest = json.loads((newest / MANIFEST).read_text())
-    (newest / MANIFEST).write_text(json.dumps({**manifest, shard.name: describe(shard)}))
+    (newest / MANIFEST).write_text(json.dumps({**manifest, shard.name: file_digest(shard)}))
     how = arguments(store, tmp_path / "run", "zero3", *SYNC, "--loop.steps", "20")
     job = Job(tmp_path, how, ranks=1)
     assert job.wait() == [2], job.output()

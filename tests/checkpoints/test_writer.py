@@ -16,7 +16,7 @@ from cromic_ds.checkpoints.state import TrainState
 from cromic_ds.checkpoints.writer import Checkpoints
 from cromic_ds.engine.checkpoint_files import HashedFile
 from cromic_ds.errors import UserError
-from cromic_ds.files import describe
+from cromic_ds.files import file_digest
 from cromic_ds.tracking import Tracker
 
 
@@ -53,7 +53,7 @@ def make(tmp_path, monkeypatch):
 
     def build(background: bool = True, keep_last: int = 2) -> Checkpoints:
         weight = torch.arange(1000.0)
-        engine = SimpleNamespace(model=model, stage=0, engine=DeepSpeed(weight))
+        engine = SimpleNamespace(model=model, stage=0, deepspeed=DeepSpeed(weight))
         checkpoints = Checkpoints(engine, tmp_path, keep_last, background=background, tracker=Records())
         checkpoints.weight = weight
         return checkpoints
@@ -111,7 +111,7 @@ def test_the_next_one_waits_for_the_one_before_and_uses_its_memory(make, tmp_pat
     checkpoints, progress = make(), []
     checkpoints.begin(TrainState(step=1))
     threading.Timer(0.3, slow_disk.set).start()
-    checkpoints.weight = checkpoints.engine.engine.weight = torch.ones(10)
+    checkpoints.weight = checkpoints.engine.deepspeed.weight = torch.ones(10)
     checkpoints.begin(TrainState(step=2), lambda: progress.append(step_names(tmp_path)))
     assert step_names(tmp_path)[0] == "step-00000001"
     assert progress
@@ -157,4 +157,4 @@ def test_a_hashed_file_is_described_as_the_file(tmp_path):
     for piece in (b"a", memoryview(b"bc")):
         file.write(piece)
     file.close()
-    assert file.entry() == describe(tmp_path / "f")
+    assert file.entry() == file_digest(tmp_path / "f")

@@ -208,7 +208,7 @@ def test_a_wrong_input_is_one_line_and_exit_code_2(command, store, tmp_path, mon
         ("generate", ["e", "--top-p", ".9"], "unknown setting 'top-p' (did you mean 'top_p'?)"),
         ("generate", ["e", "--beams", "many"], "beams is 'many': expected a whole number"),
         ("evaluate", ["e", "f"], "unknown setting 'f'"),
-        ("evaluate", ["e", "--tokenisation", "chars"], "expected task or char or jieba or bert (did you mean 'char'?)"),
+        ("evaluate", ["e", "--tokenization", "chars"], "expected task or char or jieba or bert (did you mean 'char'?)"),
         ("evaluate", ["e", "--meteor", "maybe"], "meteor is 'maybe': expected true or false"),
         ("pretrain.py", ["--model.presett", "x"], "unknown setting 'model.presett' (did you mean 'model.preset'?)"),
         ("pretrain.py", ["--lopp.steps=3"], "unknown setting 'lopp.steps' (did you mean 'loop.steps'?)"),

@@ -51,12 +51,12 @@ def test_golden_pixels(shared):
     golden = np.load(shared / "golden" / "cmt_reference.npz")
     with lmdb.open(str(shared / "seed_data" / "example_image_lmdb"), readonly=True, lock=False).begin() as txn:
         jpegs = [txn.get(str(id).encode()) for id in golden["ids"]]
-    normalised = [(training_image(jpeg, 224) / np.float32(255) - MEAN) / STD for jpeg in jpegs]
+    normalized = [(training_image(jpeg, 224) / np.float32(255) - MEAN) / STD for jpeg in jpegs]
     tolerance = 2 / 255 / STD.min()
-    for pixels, (mean, std) in zip(normalised, golden["image_mean_std"]):
+    for pixels, (mean, std) in zip(normalized, golden["image_mean_std"]):
         assert pixels.mean() == pytest.approx(mean, abs=1e-4)
         assert pixels.std(ddof=1) == pytest.approx(std, abs=1e-4)
-    patch = normalised[0].transpose(2, 0, 1)[:, 100:104, 100:104]
+    patch = normalized[0].transpose(2, 0, 1)[:, 100:104, 100:104]
     assert np.abs(patch - golden["image0_patch"]).max() <= tolerance
 
 

@@ -1,4 +1,4 @@
-"""One of two ranks: synchronised batch norm on its half of a batch. Arguments: rank, rendezvous file, output folder."""
+"""One of two ranks: synchronized batch norm on its half of a batch. Arguments: rank, rendezvous file, output folder."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}/"
 
     def judge(self, place: dict, passed: bool, quality: int) -> dict:
-        """Post a judgement of `place`; the next one."""
+        """Post a judgment of `place`; the next one."""
         body = {key: place[key] for key in ("rater", "sheet", "position")} | {"passed": passed, "quality": quality}
         headers = {"Content-Type": "application/json"}
         return json.load(urlopen(Request(f"{self.url}api/judge", json.dumps(body).encode(), headers)))

@@ -51,10 +51,10 @@ def save(checkpoints, state, *more):
 @torch.no_grad()
 def write_state(engine, ema, name):
     """Weights, moments, step, groups and buffers, whole, whatever the ranks and the stage; averaged weights beside them."""
-    adam, values = engine.engine.basic_optimizer, {}
+    adam, values = engine.deepspeed.basic_optimizer, {}
     if engine.stage in (1, 2):  # DeepSpeed links the states when only the first group has any
-        engine.engine.optimizer._hp_optimizer_states_linked = False
-        engine.engine.optimizer._lazy_init_hp_params_optimizer_state()
+        engine.deepspeed.optimizer._hp_optimizer_states_linked = False
+        engine.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
     for key, p in engine.model.named_parameters():
         if engine.stage == 0 or not p.requires_grad:
             states = adam.state.get(p, {})

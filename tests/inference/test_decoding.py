@@ -116,7 +116,7 @@ def test_no_ngram_twice(smallest, tokenizer, inputs):
     assert all("圆圆圆" not in text for [text] in generate_texts(model, tokenizer, post_ids, images, once))
 
 
-def test_a_posts_texts_do_not_depend_on_its_neighbours(smallest, tokenizer, inputs):
+def test_a_posts_texts_do_not_depend_on_its_neighbors(smallest, tokenizer, inputs):
     model, settings = smallest(), DecodingSettings(beams=3, num=2, max_new_tokens=8)
     post_ids, images = inputs
     together = generate_texts(model, tokenizer, post_ids, images, settings)

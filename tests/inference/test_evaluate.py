@@ -15,7 +15,7 @@ from cromic_ds.data.record import Record
 from cromic_ds.data.store import answers_fingerprint
 from cromic_ds.data.tokenizer import train_tokenizer
 from cromic_ds.errors import UserError
-from cromic_ds.files import describe
+from cromic_ds.files import file_digest
 from cromic_ds.inference.evaluate import EvaluateSettings, evaluate
 from cromic_ds.inference.exports import write_export
 from cromic_ds.inference.job import Job, load, weights_fingerprint
@@ -56,7 +56,7 @@ def test_comments(result, store, export_folder, capsys):
     dataset = open_dataset(store, "val")
     targets = sum(len(c) - 1 for i in range(10) for c in dataset.tokens(i).comments)
     assert content["counts"] == {"items": 10, "images": 10, "targets": targets}
-    assert (content["task"], content["tokenisation"], content["predictions"]) == ("comments", "char", None)
+    assert (content["task"], content["tokenization"], content["predictions"]) == ("comments", "char", None)
     assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]), rel=1e-12)
     assert {"bleu_1", "bleu_4", "rouge_l", "cider", "distinct_1", "entropy_4", "grounded"} <= scores.keys()
     assert "meteor" not in scores
@@ -92,13 +92,13 @@ def test_the_batch_size_does_not_change_the_scores(result):
 
 
 def test_limit_and_split(result):
-    content = result(limit=3, split="train", batch=2, tokenisation="bert", resamples=0)
-    assert (content["counts"]["items"], content["tokenisation"], content["intervals"]) == (3, "bert", {})
+    content = result(limit=3, split="train", batch=2, tokenization="bert", resamples=0)
+    assert (content["counts"]["items"], content["tokenization"], content["intervals"]) == (3, "bert", {})
 
 
 def test_captions(result, caption_store):
     content = result(data=str(caption_store), task="muge", max_new_tokens=None, batch=2)
-    assert (content["task"], content["tokenisation"], content["decoding"]["max_new_tokens"]) == ("muge", "char", 72)
+    assert (content["task"], content["tokenization"], content["decoding"]["max_new_tokens"]) == ("muge", "char", 72)
     val = open_dataset(caption_store, "val")
     targets = sum(len(c) - 1 for i in range(5) for c in val.tokens(i).comments)
     assert content["counts"] == {"items": 5, "images": 5, "targets": targets}
@@ -160,7 +160,7 @@ def test_the_fingerprint_is_of_the_weights(smallest, tokenizer, tmp_path):
     content = bytearray((b / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (b / "model.safetensors").write_bytes(content)
-    assert describe(a / "model.safetensors") != describe(b / "model.safetensors")
+    assert file_digest(a / "model.safetensors") != file_digest(b / "model.safetensors")
     assert weights_fingerprint(a) != weights_fingerprint(b)
 
 

@@ -20,7 +20,7 @@ def test_wilson(passed, total, interval):
     assert wilson(passed, total) == pytest.approx(interval, abs=5e-5)
 
 
-def test_wilson_narrows_with_less_confidence_and_more_judgements():
+def test_wilson_narrows_with_less_confidence_and_more_judgments():
     assert wilson(50, 100, 0.9)[0] == pytest.approx(0.4188, abs=5e-5)
     widths = [high - low for low, high in (wilson(n // 2, n) for n in (10, 100, 1000))]
     assert widths == sorted(widths, reverse=True)

@@ -5,8 +5,8 @@ from cromic_ds.metrics.bootstrap import scores_of
 from cromic_ds.metrics.grounded import add_grounded, states_answer
 from cromic_ds.metrics.items import Items
 
-COLOURS = ["红色", "蓝色", "绿色"]
-COMPOUNDS = [colour + shape for colour in COLOURS for shape in ("圆形", "方形", "星形")]
+COLORS = ["红色", "蓝色", "绿色"]
+COMPOUNDS = [color + shape for color in COLORS for shape in ("圆形", "方形", "星形")]
 
 
 def grounded(predictions, extras):
@@ -18,9 +18,9 @@ def grounded(predictions, extras):
 
 def test_overall_and_by_kind():
     extras = [
-        {"answer": "红色", "alternatives": COLOURS, "kind": "what"},
+        {"answer": "红色", "alternatives": COLORS, "kind": "what"},
         {"answer": "蓝色", "alternatives": ["红色", "绿色"], "kind": "what"},
-        {"answer": "绿色", "alternatives": COLOURS, "kind": "where"},
+        {"answer": "绿色", "alternatives": COLORS, "kind": "where"},
         {"kind": "what"},
     ]
     predictions = ["是红色的圆", "红色和蓝色都有", "绿色，绿色！", "红色"]

@@ -1,11 +1,11 @@
 import pytest
 
 from cromic_ds.errors import UserError
-from cromic_ds.metrics.segment import TOKENISATIONS, segment
+from cromic_ds.metrics.segment import TOKENIZATIONS, segment
 
 
 @pytest.mark.parametrize(
-    ("text", "tokenisation", "expected"),
+    ("text", "tokenization", "expected"),
     [
         ("我有iPhone15，哈哈!", "char", "我 有 iPhone15 ， 哈 哈 !"),
         ("我有iPhone15，哈哈!", "bert", "我 有 iphone15 ， 哈 哈 !"),
@@ -19,20 +19,20 @@ from cromic_ds.metrics.segment import TOKENISATIONS, segment
         ("a\tb\n c", "jieba", "a b c"),
     ],
 )
-def test_tokens(text, tokenisation, expected):
-    assert segment(text, tokenisation) == expected
+def test_tokens(text, tokenization, expected):
+    assert segment(text, tokenization) == expected
 
 
-@pytest.mark.parametrize("tokenisation", TOKENISATIONS)
+@pytest.mark.parametrize("tokenization", TOKENIZATIONS)
 @pytest.mark.parametrize("text", ["", " \n", "\u3000", "\u200b"])
-def test_text_without_tokens(text, tokenisation):
-    assert segment(text, tokenisation) == ""
+def test_text_without_tokens(text, tokenization):
+    assert segment(text, tokenization) == ""
 
 
-@pytest.mark.parametrize("tokenisation", TOKENISATIONS)
-def test_tokens_survive_a_second_cut(tokenisation):
-    once = segment("大家好, 我没有苹果\\。OK?", tokenisation)
-    assert segment(once, tokenisation) == once
+@pytest.mark.parametrize("tokenization", TOKENIZATIONS)
+def test_tokens_survive_a_second_cut(tokenization):
+    once = segment("大家好, 我没有苹果\\。OK?", tokenization)
+    assert segment(once, tokenization) == once
     assert "  " not in once
 
 
@@ -43,6 +43,6 @@ def test_bert_is_what_the_bert_tokenizer_cuts_before_wordpiece():
     assert segment(text, "bert").split() == BasicTokenizer(do_lower_case=True).tokenize(text)
 
 
-def test_unknown_tokenisation_names_the_nearest():
+def test_unknown_tokenization_names_the_nearest():
     with pytest.raises(UserError, match=r"'jeiba'.*did you mean 'jieba'"):
         segment("好", "jeiba")

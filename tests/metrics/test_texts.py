@@ -29,13 +29,13 @@ def test_everything_in_one_flat_dict():
     scores = measured.flat()
     assert list(scores) == [
         *("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "grounded", "grounded_what"),
-        *("distinct_1", "distinct_2", "entropy_4", "n_items", "tokenisation", "notes"),
+        *("distinct_1", "distinct_2", "entropy_4", "n_items", "tokenization", "notes"),
     ]
     assert scores["rouge_l"] == 0.5
     assert scores["distinct_1"] == 1
     assert scores["entropy_4"] == pytest.approx(math.log(4))
     assert scores["grounded"] == 1
-    assert (scores["n_items"], scores["tokenisation"]) == (2, "char")
+    assert (scores["n_items"], scores["tokenization"]) == (2, "char")
     assert scores["notes"] == [
         "without reference text, so not in the scores against references: 1 records",
         "empty predictions, scored as matching nothing: 1",

@@ -32,14 +32,14 @@ def test_leave_one_out(matching, accuracy):
     assert vqa_accuracy("red", people(matching)) == accuracy
 
 
-def test_normalised_only_where_people_differ():
+def test_normalized_only_where_people_differ():
     assert vqa_accuracy("Two", ["2"] * 9 + ["3"]) == 1
     assert vqa_accuracy("Two", ["2"] * 10) == 0
     assert vqa_accuracy("yes", ["Yes"] * 10) == 0
     assert vqa_accuracy(" yes\n", ["yes"] * 9 + ["yes "]) == 1  # blanks around go first, which makes all ten the same
     assert vqa_accuracy("Yes", ["yes"] * 9 + ["yes "]) == 0
     assert vqa_accuracy("dark\tred", ["dark red"] * 10) == 1
-    assert vqa_accuracy("", ["the"] * 5 + ["red"] * 5) == 1  # an article alone is normalised to nothing
+    assert vqa_accuracy("", ["the"] * 5 + ["red"] * 5) == 1  # an article alone is normalized to nothing
 
 
 def answered(id: str, image: int, answers: list[str], answer_type: str, question_type: str, **extras) -> Record:
@@ -68,7 +68,7 @@ def test_overall_and_by_type():
         "grounded_what": 1,
     }
     assert measured.counts == {"items": 3, "images": 3}
-    assert measured.tokenisation == "vqa"
+    assert measured.tokenization == "vqa"
     assert measured.notes == ["without people's answers, so not scored: 1 questions"]
     assert measured.items["means"]["accuracy"] == [1, 0.6, 0, None]
     # The two of type "other" share an image: they come together or not at all.

@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from cromic_ds.metrics.vqa_answers import CONTRACTIONS, clean_answer, normalise_answer, soft_scores
+from cromic_ds.metrics.vqa_answers import CONTRACTIONS, clean_answer, normalize_answer, soft_scores
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ from cromic_ds.metrics.vqa_answers import CONTRACTIONS, clean_answer, normalise_
     ],
 )
 def test_quirks(text, expected):
-    assert normalise_answer(text) == expected
+    assert normalize_answer(text) == expected
 
 
 def test_contractions_are_those_of_the_official_tool():
@@ -54,7 +54,7 @@ def test_official_accuracy_of_every_golden_row(shared):
     rows = json.loads((shared / "golden" / "vqa_official_accuracy.json").read_text(encoding="utf-8"))
     assert len(rows) == 4000
     for prediction, ten, accuracy in rows:
-        read = clean_answer if len({clean_answer(answer) for answer in ten}) == 1 else normalise_answer
+        read = clean_answer if len({clean_answer(answer) for answer in ten}) == 1 else normalize_answer
         counts = Counter(map(read, ten))
         # The mean over the ten subsets of nine is the soft score of the count.
         assert soft_scores(counts).get(read(prediction), 0) == pytest.approx(accuracy), (prediction, ten)

@@ -51,7 +51,7 @@ def test_ragged_decoder_is_the_dense_one(smallest, make_batch):
     assert_same(gradients(model, ragged), gradients(model, dense), rtol=1e-4, atol=1e-5)
 
 
-def test_padding_and_neighbours_change_nothing(smallest, make_batch):
+def test_padding_and_neighbors_change_nothing(smallest, make_batch):
     model, batch = smallest(), make_batch()
     padded = make_batch()
     padded.post_ids = F.pad(padded.post_ids, (0, 5))

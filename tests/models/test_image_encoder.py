@@ -12,7 +12,7 @@ import torch
 from helpers.paths import HELPERS
 from torch import nn
 
-from cromic_ds.models.common.image_encoder import BatchNorm, ImageEncoder, grid_side, normalise, set_batch_norm
+from cromic_ds.models.common.image_encoder import BatchNorm, ImageEncoder, grid_side, normalize, set_batch_norm
 
 RESNET = {"embedding_size": 16, "hidden_sizes": [16] * 4, "depths": [1] * 4, "layer_type": "basic"}
 
@@ -31,15 +31,15 @@ def statistics(module: nn.Module) -> list[torch.Tensor]:
     return [b.clone() for b in module.buffers() if b.is_floating_point()]
 
 
-def test_pixels_are_normalised_by_imagenet():
+def test_pixels_are_normalized_by_imagenet():
     black, white = (
-        normalise(torch.zeros(1, 3, 1, 1, dtype=torch.uint8)),
-        normalise(torch.full((1, 3, 1, 1), 255).byte()),
+        normalize(torch.zeros(1, 3, 1, 1, dtype=torch.uint8)),
+        normalize(torch.full((1, 3, 1, 1), 255).byte()),
     )
     torch.testing.assert_close(black.flatten(), torch.tensor([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225]))
     torch.testing.assert_close(white.flatten(), torch.tensor([0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225]))
     ready = torch.rand(1, 3, 2, 2)
-    assert normalise(ready) is ready
+    assert normalize(ready) is ready
 
 
 @pytest.mark.parametrize("size", [64, 96, 112, 224, 250])
@@ -89,7 +89,7 @@ def test_calibration_gives_frozen_the_statistics_of_the_images():
     assert all(
         m.mode == "frozen" and m.momentum == 0.1 and m.training for m in model.modules() if isinstance(m, BatchNorm)
     )
-    # torch keeps the unbiased variance and normalises by the biased one: 2×2 tokens of 16 images, so within 1/64
+    # torch keeps the unbiased variance and normalizes by the biased one: 2×2 tokens of 16 images, so within 1/64
     torch.testing.assert_close(model(images(16)), reference(images(16)), rtol=0, atol=0.02)
     assert (encoder("frozen")(images(16)) - reference(images(16))).abs().max() > 0.1
 

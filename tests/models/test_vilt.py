@@ -22,7 +22,7 @@ from cromic_ds.errors import UserError
 from cromic_ds.models.common.kernels import IGNORE
 from cromic_ds.models.registry import build_config
 from cromic_ds.models.vilt.config import PRESETS, ViLTConfig
-from cromic_ds.models.vilt.layers import normalise
+from cromic_ds.models.vilt.layers import normalize
 from cromic_ds.models.vilt.model import ViLTModel
 from cromic_ds.models.vilt.weights import load_foreign, our_name
 
@@ -81,7 +81,7 @@ def test_encoder_is_transformers_vilt(make_batch, in_order, grid):
         p.add_(0.1 * torch.randn_like(p))
     report = load_foreign(model, theirs.state_dict())
     assert not report.extra and not report.mismatched
-    pixels = normalise(batch.images)
+    pixels = normalize(batch.images)
     assert model.post_mask(batch)[0].all() and not model.post_mask(batch)[1].all()  # without and with text padding
     for n in (1, 3):
         ids, mask = batch.post_ids[:n], model.post_mask(batch)[:n]
@@ -94,7 +94,7 @@ def test_encoder_is_transformers_vilt(make_batch, in_order, grid):
 
 def test_pixels_and_positions():
     images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
-    torch.testing.assert_close(normalise(images), (images / 255 - 0.5) / 0.5)
+    torch.testing.assert_close(normalize(images), (images / 255 - 0.5) / 0.5)
     encoder = vilt(position_grid=5).image_encoder
     learned = encoder.position_embeddings[:, 1:].transpose(1, 2).unflatten(2, (5, 5))
     for size in ((3, 3), (7, 7), (4, 9), (1, 1)):
@@ -192,7 +192,7 @@ def test_a_comment_token_reads_its_post_and_its_own_past(make_batch, decoder):
 
 
 @both
-def test_padding_and_neighbours_change_nothing(make_batch, decoder):
+def test_padding_and_neighbors_change_nothing(make_batch, decoder):
     model, batch, padded = vilt(decoder=decoder), make_batch(), make_batch()
     padded.post_ids = F.pad(padded.post_ids, (0, 5))
     alone = sum(model(make_batch(i)) for i in range(3))
@@ -285,7 +285,7 @@ def test_the_loss_is_what_it_says(make_batch, decoder):
 
 @both
 def test_no_split_of_the_batch_changes_it(make_batch, decoder):
-    """No split into pieces of even size: neighbours lend each other their images."""
+    """No split into pieces of even size: neighbors lend each other their images."""
     model = vilt(decoder=decoder)
     step = drawn(model, make_batch(), seed=5)
     assert len(step.drawn["swapped"])
@@ -525,8 +525,8 @@ def test_texts_longer_than_the_positions_are_named(make_batch):
 
 
 @both
-def test_a_handful_of_posts_is_learnt(decoder):
-    """Pictures of one grey each, and a text that says nothing: the comment names the grey."""
+def test_a_handful_of_posts_is_learned(decoder):
+    """Pictures of one gray each, and a text that says nothing: the comment names the gray."""
     torch.manual_seed(0)
     model = ViLTModel(ViLTConfig(**PRESETS["tiny"], vocab_size=120, decoder=decoder)).train()
     examples = [

@@ -415,7 +415,7 @@ def test_inputs_that_cannot_be_read_are_named(make_batch):
         too_long.generate(batch.post_ids, None, batch.images, min_new_tokens=8, max_new_tokens=8)
 
 
-def test_padding_and_neighbours_change_nothing(make_batch):
+def test_padding_and_neighbors_change_nothing(make_batch):
     model, batch, padded = vlp(), make_batch(), make_batch()
     padded.post_ids = F.pad(padded.post_ids, (0, 5))
     torch.testing.assert_close(model(padded), model(batch), rtol=1e-6, atol=0)

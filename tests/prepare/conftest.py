@@ -51,8 +51,8 @@ class OfficialFolder:
     def jpeg(number: int) -> bytes:
         """An image with the stored side, which therefore is kept byte for byte."""
         file = io.BytesIO()
-        colour = tuple(int(c) for c in np.random.default_rng(number).integers(0, 255, 3))
-        Image.new("RGB", (80, 64), colour).save(file, "JPEG")
+        color = tuple(int(c) for c in np.random.default_rng(number).integers(0, 255, 3))
+        Image.new("RGB", (80, 64), color).save(file, "JPEG")
         return file.getvalue()
 
     def prepare(self, task: str, **settings) -> Path:

@@ -26,8 +26,8 @@ VOCAB = [*SPECIAL.values(), *"你好吗猫红色0123456789", *(f"##{d}" for d in
 
 def jpeg(seed: int, width=80, height=64) -> bytes:
     file = io.BytesIO()
-    colour = tuple(int(c) for c in np.random.default_rng(seed).integers(0, 255, 3))
-    Image.new("RGB", (width, height), colour).save(file, "JPEG")
+    color = tuple(int(c) for c in np.random.default_rng(seed).integers(0, 255, 3))
+    Image.new("RGB", (width, height), color).save(file, "JPEG")
     return file.getvalue()
 
 
@@ -307,7 +307,7 @@ def test_resuming_with_other_settings_or_input_is_refused(tmp_path):
 def test_published_layout_converts(tmp_path, shared):
     seed = shared / "seed_data"
     prepare(PrepareSettings(published=str(seed), out=str(tmp_path / "store"), val_fraction=0.2, workers=1))
-    prepare(PrepareSettings(published=str(seed), out=str(tmp_path / "retokenised"), tokenizer="train", workers=1))
+    prepare(PrepareSettings(published=str(seed), out=str(tmp_path / "retokenized"), tokenizer="train", workers=1))
     published = open_dataset(seed)
     position = {published.tokens(i).id: i for i in range(10)}
     seen = []
@@ -321,7 +321,7 @@ def test_published_layout_converts(tmp_path, shared):
             assert data.texts(i).comments == published.texts(j).comments
             assert data.image(i) == published.image(j)
     assert sorted(seen) == list(range(10))
-    other = open_dataset(tmp_path / "retokenised")
+    other = open_dataset(tmp_path / "retokenized")
     j = position[other.tokens(0).id]
     assert other.texts(0).post == published.texts(j).post
     assert other.tokens(0).post.tolist() == load_tokenizer(other.tokenizer_path)(published.texts(j).post).input_ids

@@ -170,7 +170,10 @@ def test_the_helpers_in_two_processes(tmp_path):
 
 @pytest.mark.slow
 def test_killed_ranks_leave_no_shared_memory(tmp_path):
-    code = "from cromic_ds.engine import process_group as p; from cromic_ds.ranks import collectives as c; p.start(); print(c.sum_over_ranks([1.0]), flush=True); input()"
+    code = (
+        "from cromic_ds.engine import process_group as p; from cromic_ds.ranks import collectives as c; "
+        "p.start(); print(c.sum_over_ranks([1.0]), flush=True); input()"
+    )
     port = str(free_port())
     processes = []
     for rank in range(2):

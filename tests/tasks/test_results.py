@@ -36,7 +36,7 @@ def test_table(result):
     assert lines[0] == "comments, val of store"
     assert "rouge_l     0.5000  [0.0000, 1.0000]" in lines
     assert "perplexity  inf" in lines
-    assert "2 items, 2 images, 1,234 targets; tokenisation char" in lines
+    assert "2 items, 2 images, 1,234 targets; tokenization char" in lines
 
 
 def test_not_writable(result, tmp_path):

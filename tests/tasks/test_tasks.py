@@ -9,7 +9,7 @@ CAPTIONS = ("aic_icc", "flickr30k_cn", "muge")
 
 def test_what_each_task_is():
     assert list(TASKS) == ["comments", "fmiqa", "vqa2", *CAPTIONS]
-    about = {t.name: (t.kind, t.reads_text, t.tokenisation, t.best_metric, t.max_new_tokens) for t in TASKS.values()}
+    about = {t.name: (t.kind, t.reads_text, t.tokenization, t.best_metric, t.max_new_tokens) for t in TASKS.values()}
     assert about == {
         "comments": ("comments", True, "char", "perplexity", 25),
         "fmiqa": ("answer", True, "char", "cider", 25),
@@ -25,10 +25,10 @@ def test_what_each_task_is():
 def test_texts_are_scored_against_the_comments(name):
     task = TASKS[name]
     texts = [Texts("1", "", ["红色的圆。"], {"image_id": "x"}), Texts("2", "", ["蓝色的方块"], {"image_id": "y"})]
-    scores = task.score(["红色的圆", "绿色"], texts, task.tokenisation, False)
-    measured = task.measure(["红色的圆", "绿色"], texts, task.tokenisation, False, resamples=20)
+    scores = task.score(["红色的圆", "绿色"], texts, task.tokenization, False)
+    measured = task.measure(["红色的圆", "绿色"], texts, task.tokenization, False, resamples=20)
     assert scores == measured.flat()
-    assert (scores["tokenisation"], scores["n_items"]) == (task.tokenisation, 2)
+    assert (scores["tokenization"], scores["n_items"]) == (task.tokenization, 2)
     assert ("exact_match" in scores) == (name == "fmiqa")
     assert not any("pass" in key for key in scores)
     if name == "aic_icc":  # the full stop is no token
@@ -49,17 +49,17 @@ def test_answers_are_scored_against_ten_people():
     assert measured.scores == pytest.approx(
         {"accuracy": 0.95, "accuracy_other": 0.95, "accuracy_question_what_color": 0.95}
     )
-    assert measured.tokenisation == "vqa"
+    assert measured.tokenization == "vqa"
     scores = TASKS["vqa2"].score(["red", "Blue."], texts, "vqa", False)
-    assert list(scores) == ["accuracy", "accuracy_other", "n_items", "tokenisation", "notes"]
+    assert list(scores) == ["accuracy", "accuracy_other", "n_items", "tokenization", "notes"]
 
 
-def test_choice_of_tokenisation():
-    assert TASKS["aic_icc"].choose_tokenisation("task") == "jieba"
-    assert TASKS["flickr30k_cn"].choose_tokenisation("jieba") == "jieba"
-    assert TASKS["vqa2"].choose_tokenisation("task") == "vqa"
-    with pytest.raises(UserError, match="--tokenisation jieba: vqa2 compares whole answers"):
-        TASKS["vqa2"].choose_tokenisation("jieba")
+def test_choice_of_tokenization():
+    assert TASKS["aic_icc"].choose_tokenization("task") == "jieba"
+    assert TASKS["flickr30k_cn"].choose_tokenization("jieba") == "jieba"
+    assert TASKS["vqa2"].choose_tokenization("task") == "vqa"
+    with pytest.raises(UserError, match="--tokenization jieba: vqa2 compares whole answers"):
+        TASKS["vqa2"].choose_tokenization("jieba")
 
 
 def test_references():

@@ -10,24 +10,24 @@ from cromic_ds.tasks.results import read_result, result_json, write_result
 from cromic_ds.tools.compare import CompareSettings, compare, differences
 
 DATA = {"path": "store", "split": "val", "fingerprint": "0123"}
-COLOURS = ("红", "蓝", "绿", "黄")
+COLORS = ("红", "蓝", "绿", "黄")
 
 
 def records(n: int = 60, per_image: int = 2) -> list[Texts]:
     draw = random.Random(0)
     made = []
     for k in range(n):
-        answer = draw.choice(COLOURS)
-        extras = {"image_id": str(k // per_image), "answer": answer, "alternatives": list(COLOURS), "kind": "what"}
+        answer = draw.choice(COLORS)
+        extras = {"image_id": str(k // per_image), "answer": answer, "alternatives": list(COLORS), "kind": "what"}
         made.append(Texts(str(k), "", [f"左边是{answer}色的圆"], extras))
     return made
 
 
-def write(path, texts, right: float, seed: int = 0, tokenisation: str = "char", task: str = "fmiqa", **data):
+def write(path, texts, right: float, seed: int = 0, tokenization: str = "char", task: str = "fmiqa", **data):
     """The result of a system that knows the share `right` of the answers."""
     draw = random.Random(seed)
-    said = [r.comments[0] if draw.random() < right else f"是{draw.choice(COLOURS)}的" for r in texts]
-    measured = TASKS[task].measure(said, texts, tokenisation, False, resamples=0)
+    said = [r.comments[0] if draw.random() < right else f"是{draw.choice(COLORS)}的" for r in texts]
+    measured = TASKS[task].measure(said, texts, tokenization, False, resamples=0)
     write_result(path, result_json(TASKS[task], measured, data=DATA | data))
     return str(path)
 
@@ -44,7 +44,7 @@ def test_a_better_system(tmp_path, capsys):
         assert low < rows[name].b - rows[name].a < high
     assert (rows["distinct_1"].interval, rows["distinct_1"].p) == (None, None)
     printed = capsys.readouterr().out.splitlines()
-    assert printed[:3] == [f"A: {a}", f"B: {b}", "fmiqa, val of store, tokenisation char"]
+    assert printed[:3] == [f"A: {a}", f"B: {b}", "fmiqa, val of store, tokenization char"]
     assert printed[-1] == "p: two-sided, paired bootstrap over 30 images, 999 resamples"
     (row,) = (line for line in printed if line.startswith("cider"))
     assert row.split()[-1] == "0.0020" and row.split()[1] == f"{rows['cider'].a:.4f}"
@@ -101,7 +101,7 @@ def test_a_score_that_only_one_result_has(tmp_path):
     ("other", "message"),
     [
         ({"task": "comments"}, r"task \(fmiqa and comments\): "),
-        ({"tokenisation": "jieba"}, r"tokenisation \(char and jieba\): "),
+        ({"tokenization": "jieba"}, r"tokenization \(char and jieba\): "),
         ({"split": "test", "fingerprint": "4567"}, r"split \(val and test\), data fingerprint \(0123 and 4567\): "),
         ({"texts": records()[:-2]}, r"records \(60 and 58, 2 only in A, 0 only in B\): "),
         ({"texts": records()[::-1]}, "the order, number or images of the records: "),

@@ -31,10 +31,10 @@ def test_captions(muge, tmp_path, capsys):
     score(muge)
     result = json.loads((tmp_path / "predictions.jsonl.scores.json").read_text(encoding="utf-8"))
     assert list(result) == [
-        *("task", "scores", "intervals", "counts", "tokenisation", "notes"),
+        *("task", "scores", "intervals", "counts", "tokenization", "notes"),
         *("data", "decoding", "model", "predictions", "items"),
     ]
-    assert (result["task"], result["tokenisation"]) == ("muge", "char")
+    assert (result["task"], result["tokenization"]) == ("muge", "char")
     assert result["scores"]["grounded"] == 0.5
     assert result["scores"]["rouge_l"] == pytest.approx((2 + 2.44 * 0.75 * 3 / 7 / (3 / 7 + 1.44 * 0.75)) / 3)
     assert result["counts"] == {"items": 3, "images": 3}
@@ -45,14 +45,14 @@ def test_captions(muge, tmp_path, capsys):
     assert result["intervals"]["grounded"] == [0, 1]
     printed = capsys.readouterr().out
     assert "grounded          0.5000  [0.0000, 1.0000]" in printed
-    assert "3 items, 3 images; tokenisation char" in printed
+    assert "3 items, 3 images; tokenization char" in printed
     assert read_result(tmp_path / "predictions.jsonl.scores.json")["items"].ids == ["a", "b", "c"]
 
 
-def test_own_tokenisation_and_result_file(muge, tmp_path):
-    muge.tokenisation, muge.out = "jieba", str(tmp_path / "scores.json")
+def test_own_tokenization_and_result_file(muge, tmp_path):
+    muge.tokenization, muge.out = "jieba", str(tmp_path / "scores.json")
     score(muge)
-    assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["tokenisation"] == "jieba"
+    assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["tokenization"] == "jieba"
 
 
 def test_answers(make_store, tmp_path):
@@ -68,7 +68,7 @@ def test_answers(make_store, tmp_path):
     result = json.loads((tmp_path / "predictions.json.scores.json").read_text())
     expected = {"accuracy": 0.8, "accuracy_yes_no": 1, "accuracy_other": 0.6, "accuracy_question_is_the": 0.8}
     assert result["scores"] == pytest.approx(expected)
-    assert result["tokenisation"] == "vqa"
+    assert result["tokenization"] == "vqa"
     assert result["notes"] == ["there are no intervals over a single image"]
 
 
@@ -80,7 +80,7 @@ def test_answers(make_store, tmp_path):
         ({"references": ""}, "--references is missing"),
         ({"task": "mug"}, r"--task mug: unknown \(did you mean 'muge'\?\)"),
         ({"task": "vqa2"}, "prepared for muge, not for vqa2"),
-        ({"task": "vqa2", "tokenisation": "char"}, "compares whole answers"),
+        ({"task": "vqa2", "tokenization": "char"}, "compares whole answers"),
         ({"split": "test"}, "split test has no references, so only the task's server can score it"),
         ({"split": "train"}, "no split 'train'"),
         ({"resamples": -1}, "--resamples -1"),

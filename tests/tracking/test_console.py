@@ -51,9 +51,9 @@ def test_one_dense_line_every_log_every_steps_and_at_both_ends(records):
 
 def test_evaluations_are_shown_whenever_they_come(records):
     ConsoleTracker("lines", total_steps=25, log_every=10).log(
-        7, {"perplexity": 9.87654, "tokenisation": "char"}, "eval"
+        7, {"perplexity": 9.87654, "tokenization": "char"}, "eval"
     )
-    assert records[0].getMessage() == "eval after step 7/25  perplexity 9.877  tokenisation char"
+    assert records[0].getMessage() == "eval after step 7/25  perplexity 9.877  tokenization char"
 
 
 def test_auto_is_lines_where_stderr_is_no_terminal(records, monkeypatch):

@@ -29,7 +29,7 @@ def grounding(folder):
     for item in items.values():
         assert set(item) == {"id", "kind", "answer", "alternatives", "scene"}
         assert item["kind"] == "caption"
-        assert item["answer"] == [thing["colour"] + thing["shape"] for thing in item["scene"]]
+        assert item["answer"] == [thing["color"] + thing["shape"] for thing in item["scene"]]
         assert item["alternatives"] == list(COMPOUNDS)
     return items
 

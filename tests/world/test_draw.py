@@ -2,38 +2,38 @@ import numpy as np
 import pytest
 
 from cromic_ds.world.draw import RADII, RGB, draw
-from cromic_ds.world.scenes import COLOURS, N_SCENES, SHAPES, scene
+from cromic_ds.world.scenes import COLORS, N_SCENES, SHAPES, scene
 
 
 def things_seen(image):
-    """(left, right, top, bottom, pixels, median colour) of each coloured spot, from left to right; spots share no column."""
+    """(left, right, top, bottom, pixels, median color) of each colored spot, from left to right; spots share no column."""
     pixels = np.asarray(image).astype(int)
-    coloured = np.abs(pixels - pixels[0, 0]).max(-1) > 20
-    edges = np.flatnonzero(np.diff(coloured.any(0), prepend=False, append=False))
+    colored = np.abs(pixels - pixels[0, 0]).max(-1) > 20
+    edges = np.flatnonzero(np.diff(colored.any(0), prepend=False, append=False))
     seen = []
     for left, right in edges.reshape(-1, 2):
-        spot = coloured[:, left:right]
+        spot = colored[:, left:right]
         rows = np.flatnonzero(spot.any(1))
-        colour = np.median(pixels[:, left:right][spot], axis=0)
-        seen.append((left, right, rows[0], rows[-1] + 1, spot.sum(), colour))
+        color = np.median(pixels[:, left:right][spot], axis=0)
+        seen.append((left, right, rows[0], rows[-1] + 1, spot.sum(), color))
     assert len(seen) == 3
     return seen
 
 
 @pytest.mark.parametrize("size", [96, 128, 224])
 def test_pictures_show_the_scene(size):
-    margin = size // 16  # what a centre crop cuts off
+    margin = size // 16  # what a center crop cuts off
     for i in range(60):
         things = scene(i * 4001 % N_SCENES)
         image = draw(things, np.random.default_rng(i), size)
         assert image.size == (size, size) and image.mode == "RGB"
         seen = things_seen(image)
-        for thing, (left, right, top, bottom, _, colour), column in zip(things, seen, range(3)):
+        for thing, (left, right, top, bottom, _, color), column in zip(things, seen, range(3)):
             assert left >= margin - 1 and right <= size - margin + 1
             assert top >= margin and bottom <= size - margin
             assert column / 3 <= ((left + right) / 2 - margin) / (size - 2 * margin) <= (column + 1) / 3
-            nearest = min(COLOURS, key=lambda name: np.abs(colour - RGB[name]).sum())
-            assert nearest == thing.colour
+            nearest = min(COLORS, key=lambda name: np.abs(color - RGB[name]).sum())
+            assert nearest == thing.color
         assert all(max(s[1] - s[0], s[3] - s[2]) >= 0.16 * size for s in seen)
 
 

@@ -44,7 +44,7 @@ def test_every_phrasing_is_unambiguous():
     for attribute, phrasings in COMMENTS.items():
         for phrasing in (*phrasings, *DESCRIBING):
             for own in (q.thing for q, _ in questions(scene(0))):
-                words = {"place": own.place, "colour": own.colour, "shape": own.shape, attribute: ""}
+                words = {"place": own.place, "color": own.color, "shape": own.shape, attribute: ""}
                 text = phrasing.format(a="", x="", **words)
                 assert not any(value in text for value in VALUES[attribute])
 
@@ -86,7 +86,7 @@ def test_captions_name_the_three_things_from_left_to_right_and_nothing_else():
         for words in written:
             text = joined(words)
             assert " " not in text and len(text) <= 24
-            assert sorted((c for c in COMPOUNDS if c in text), key=text.index) == [t.colour + t.shape for t in things]
+            assert sorted((c for c in COMPOUNDS if c in text), key=text.index) == [t.color + t.shape for t in things]
 
 
 def test_no_compound_is_part_of_another():

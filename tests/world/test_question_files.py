@@ -74,7 +74,7 @@ def test_vqa2_files(official):
     }
     labels = read(folder / "ans2label.json")
     assert list(labels.values()) == list(range(15))
-    assert set(labels) == {*VALUES["colour"], *VALUES["shape"], *VALUES["place"]}
+    assert set(labels) == {*VALUES["color"], *VALUES["shape"], *VALUES["place"]}
 
 
 def test_vqa2_questions(official):

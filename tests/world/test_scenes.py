@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from cromic_ds.world.scenes import (
-    COLOURS,
+    COLORS,
     N_SCENES,
     OFFICIAL_SCENES,
     POST_SCENES,
@@ -24,7 +24,7 @@ def test_the_three_things_differ_in_everything():
     for i in range(0, N_SCENES, 997):
         things = scene(i)
         assert [thing.place for thing in things] == ["左边", "中间", "右边"]
-        for attribute in ("colour", "shape", "size"):
+        for attribute in ("color", "shape", "size"):
             assert len({getattr(thing, attribute) for thing in things}) == 3
 
 
@@ -38,8 +38,8 @@ def test_worlds_have_no_scene_twice_and_differ():
     first, second = ([nth_scene(i, seed) for i in range(5000)] for seed in (0, 1))
     assert len(set(first)) == len(set(second)) == 5000
     assert len(set(first) & set(second)) < 650  # 517 expected
-    counts = Counter(thing.colour for things in first for thing in things)
-    assert min(counts[c] for c in COLOURS) > 1700 and max(counts.values()) < 2050  # 1875 expected
+    counts = Counter(thing.color for things in first for thing in things)
+    assert min(counts[c] for c in COLORS) > 1700 and max(counts.values()) < 2050  # 1875 expected
 
 
 def test_posts_and_official_files_of_a_world_share_no_scene():
@@ -53,7 +53,7 @@ def test_posts_and_official_files_of_a_world_share_no_scene():
 
 def test_no_value_is_part_of_another():
     values = [value for group in VALUES.values() for value in group]
-    assert len(set(values)) == len(COLOURS) + len(SHAPES) + 3 + len(SIZES)
+    assert len(set(values)) == len(COLORS) + len(SHAPES) + 3 + len(SIZES)
     assert [(a, b) for a in values for b in values if a != b and a in b] == []
 
 
@@ -76,4 +76,4 @@ def test_questions_of_a_scene():
 
 def test_scenes_survive_json():
     assert scene_from_json(scene_to_json(scene(99))) == scene(99)
-    assert scene_to_json(scene(0))[0] == {"place": "左边", "colour": "红色", "shape": "圆形", "size": "最大"}
+    assert scene_to_json(scene(0))[0] == {"place": "左边", "color": "红色", "shape": "圆形", "size": "最大"}

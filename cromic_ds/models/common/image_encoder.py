@@ -15,7 +15,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 BATCH_NORM_MODES = ("frozen", "batch", "sync")
 
 
-def normalise(images: Tensor) -> Tensor:
+def normalize(images: Tensor) -> Tensor:
     """(P, 3, H, W) uint8 -> float32 with ImageNet's mean and deviation. Float input passes unchanged.
 
     Works in place on rows of W·3 values: broadcasting over channels-last pixels would loop over three values at a time,
@@ -73,7 +73,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def set_batch_norm(module: nn.Module, mode: str) -> None:
-    """Give every batch norm at or below `module` the behaviour of `mode` (see `BatchNorm`)."""
+    """Give every batch norm at or below `module` the behavior of `mode` (see `BatchNorm`)."""
     for child in module.modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             child.__class__ = BatchNorm
@@ -84,7 +84,7 @@ class ImageEncoder(nn.Module):
     """(P, 3, H, W) -> (P, K, D): a grid of K image tokens.
 
     CroMIC-CMT's head: 1×1 convolution, 2×2 max-pool with stride 1 (7×7 → 6×6), batch norm over the width, then each token
-    L2-normalised (`norm="l2"`, the published way) or layer-normed (`norm="layer"`); learned positions if asked for.
+    L2-normalized (`norm="l2"`, the published way) or layer-normed (`norm="layer"`); learned positions if asked for.
     """
 
     kernels: Kernels = DEFAULT
@@ -115,7 +115,7 @@ class ImageEncoder(nn.Module):
             m.mode, m.momentum, m.training = mode, momentum, training
 
     def forward(self, images: Tensor) -> Tensor:
-        pixels = normalise(images).contiguous(memory_format=self.kernels.memory_format)
+        pixels = normalize(images).contiguous(memory_format=self.kernels.memory_format)
         grid = self.backbone(pixels).last_hidden_state
         grid = F.max_pool2d(self.project(grid), 2, stride=1)
         tokens = grid.flatten(2).transpose(1, 2)  # (P, K, D)

@@ -31,7 +31,7 @@ class ViLTConfig(PreTrainedConfig):
     decoder_layers: int = 6  # these three of the cmt decoder
     decoder_heads: int = 8
     decoder_ffn: int = 1024
-    mlm_weight: float = 1.0  # of masked language modelling; 0 = without
+    mlm_weight: float = 1.0  # of masked language modeling; 0 = without
     itm_weight: float = 1.0  # of image-text matching; 0 = without
     mask_rate: float = 0.15  # of the posts' words
     swap_rate: float = 0.5  # of the posts

@@ -1,8 +1,8 @@
 """What ViLT's pretraining losses draw before a step, on the host: masked words, and posts under a wrong image.
 
 A post's draws follow from the seed and its place in the data set, so that they are the same whatever micro-batch it is
-in. The other image is that of its neighbour: a micro-batch is a piece of the step's posts, which stand in an order of their
-own in each epoch, and pieces of even size never part neighbours.
+in. The other image is that of its neighbor: a micro-batch is a piece of the step's posts, which stand in an order of their
+own in each epoch, and pieces of even size never part neighbors.
 """
 
 from __future__ import annotations
@@ -60,24 +60,24 @@ def masked_words(
 
 
 def swapped_images(batch: Batch, draws: list[np.random.Generator], *, rate: float) -> dict[str, Tensor]:
-    """Posts that are shown under their neighbour's image, each with probability `rate`; neighbours are the posts 0 and 1, 2
+    """Posts that are shown under their neighbor's image, each with probability `rate`; neighbors are the posts 0 and 1, 2
     and 3, ….
 
     Returns:
         swapped: (Q,) the posts; partners: (Q,) whose image each gets; match_rows: (P,) into the P posts as they are
         followed by the Q swapped ones, one of the two for each post; match_targets: (P,) 1 where post and image belong
-        together, 0 where not, ignored for a post without text or of weight 0. A post without a neighbour keeps its image.
+        together, 0 where not, ignored for a post without text or of weight 0. A post without a neighbor keeps its image.
     """
     counts = batch.weights > 0
     has_text = counts & (batch.post_lengths > 2)  # more than [CLS] [SEP]
     swapped, partners = [], []
     rows, targets = np.arange(batch.n_posts), np.where(has_text.numpy(), 1, IGNORE)
     for post, draw in enumerate(draws):
-        neighbour = post ^ 1
-        if draw.random() < rate and has_text[post] and neighbour < batch.n_posts and counts[neighbour]:
+        neighbor = post ^ 1
+        if draw.random() < rate and has_text[post] and neighbor < batch.n_posts and counts[neighbor]:
             rows[post], targets[post] = batch.n_posts + len(swapped), 0
             swapped.append(post)
-            partners.append(neighbour)
+            partners.append(neighbor)
     drawn = {"swapped": swapped, "partners": partners, "match_rows": rows, "match_targets": targets}
     return {name: torch.as_tensor(values, dtype=torch.int64) for name, values in drawn.items()}
 

@@ -133,7 +133,7 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         Args:
             input_ids: (P, L) int64 post tokens, right-padded; None or L = 0 for images alone.
             attention_mask: (P, L), nonzero at real tokens; by default where `input_ids` is not padding.
-            pixel_values: (P, 3, H, W), uint8 RGB crops or floats that are already normalised; None for text alone.
+            pixel_values: (P, 3, H, W), uint8 RGB crops or floats that are already normalized; None for text alone.
             pictures: (P,) which of the images each post reads, where there are fewer images than posts.
         """
         config, parts, masks = self.config, [], []

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
 
 from cromic_ds.models.common.decoder import Memory
-from cromic_ds.models.common.image_encoder import ImageEncoder, grid_side, normalise, set_batch_norm
+from cromic_ds.models.common.image_encoder import ImageEncoder, grid_side, normalize, set_batch_norm
 from cromic_ds.models.common.kernels import DEFAULT, Kernels, LayerNorm
 from cromic_ds.models.common.transformer import (
     DenseLayout,
@@ -222,7 +222,7 @@ class GridEncoder(ImageEncoder):
         set_batch_norm(self, batch_norm)
 
     def forward(self, images: Tensor) -> Tensor:
-        pixels = normalise(images).contiguous(memory_format=self.kernels.memory_format)
+        pixels = normalize(images).contiguous(memory_format=self.kernels.memory_format)
         tokens = self.mlp(self.backbone(pixels).last_hidden_state.flatten(2).transpose(1, 2))
         tokens = tokens if self.norm is None else self.norm(tokens)
         return tokens if self.positions is None else tokens + self.positions

@@ -125,7 +125,7 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         Args:
             input_ids: (P, L) int64 post tokens, right-padded; None or L = 0 for images alone.
             attention_mask: (P, L), nonzero at real tokens; by default where `input_ids` is not padding.
-            pixel_values: (P, 3, H, W), uint8 RGB crops or floats that are already normalised; None for text alone.
+            pixel_values: (P, 3, H, W), uint8 RGB crops or floats that are already normalized; None for text alone.
         """
         n_image = self.n_image(pixel_values)
         if input_ids is None or "t" not in self.config.mode:

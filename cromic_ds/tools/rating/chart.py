@@ -8,19 +8,19 @@ from cromic_ds.tools.contact_sheet import find_font
 from cromic_ds.tools.rating.sheet import HUMAN
 
 INK, MUTED, GRID = "#1f2933", "#616e7c", "#e4e7eb"
-SYSTEM_COLOUR, HUMAN_COLOUR = "#2b6cb0", "#b7791f"
-QUALITY_COLOURS = ("#dde3ea", "#92b3db", "#2b6cb0")  # of 0, 1 and 2: the better, the more ink
+SYSTEM_COLOR, HUMAN_COLOR = "#2b6cb0", "#b7791f"
+QUALITY_COLORS = ("#dde3ea", "#92b3db", "#2b6cb0")  # of 0, 1 and 2: the better, the more ink
 QUALITY_NAMES = ("0 wrong", "1 partly right", "2 right")
 
 _CHINESE = "Chinese of cromic_ds"
 
 
 def draw(result: dict, path: Path) -> None:
-    """Write the PNG of `summarise`'s result; writers that nobody judged yet are left out."""
+    """Write the PNG of `summarize`'s result; writers that nobody judged yet are left out."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    writers = {writer: of for writer, of in result["writers"].items() if of["judgements"]}
+    writers = {writer: of for writer, of in result["writers"].items() if of["judgments"]}
     with matplotlib.rc_context({"font.size": 10, "text.color": INK}):
         figure = Figure(figsize=(9, 1.9 + 0.55 * len(writers)), dpi=150, layout="constrained")
         rates, qualities = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
@@ -48,10 +48,10 @@ def _draw_rates(axes, writers: dict[str, dict]) -> None:
     from matplotlib.ticker import PercentFormatter
 
     for line, (writer, of) in enumerate(writers.items()):
-        colour = HUMAN_COLOUR if writer == HUMAN else SYSTEM_COLOUR
+        color = HUMAN_COLOR if writer == HUMAN else SYSTEM_COLOR
         low, high = of["interval"]
-        axes.plot([low, high], [line, line], color=colour, linewidth=2.5, alpha=0.45, solid_capstyle="round")
-        axes.plot(of["pass_rate"], line, "o", color=colour, markersize=8)
+        axes.plot([low, high], [line, line], color=color, linewidth=2.5, alpha=0.45, solid_capstyle="round")
+        axes.plot(of["pass_rate"], line, "o", color=color, markersize=8)
         axes.annotate(
             f"{of['pass_rate']:.1%}",
             (of["pass_rate"], line),
@@ -61,7 +61,7 @@ def _draw_rates(axes, writers: dict[str, dict]) -> None:
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
     if HUMAN in writers:
-        axes.axvline(writers[HUMAN]["pass_rate"], color=HUMAN_COLOUR, linewidth=1, linestyle=":")
+        axes.axvline(writers[HUMAN]["pass_rate"], color=HUMAN_COLOR, linewidth=1, linestyle=":")
     axes.set_title("PassRate, with its 95% interval", loc="left", fontsize=11, fontweight="bold")
     axes.set_yticks(range(len(writers)), list(writers), fontfamily=_font_families())
     axes.set_ylim(len(writers) - 0.4, -0.7)  # the first on top
@@ -74,9 +74,9 @@ def _draw_rates(axes, writers: dict[str, dict]) -> None:
 def _draw_qualities(axes, writers: dict[str, dict]) -> None:
     for line, of in enumerate(writers.values()):
         left = 0.0
-        for count, colour, name in zip(of["quality_counts"], QUALITY_COLOURS, QUALITY_NAMES):
-            share = count / of["judgements"]
-            axes.barh(line, share, 0.5, left, color=colour, label=name if line == 0 else None)
+        for count, color, name in zip(of["quality_counts"], QUALITY_COLORS, QUALITY_NAMES):
+            share = count / of["judgments"]
+            axes.barh(line, share, 0.5, left, color=color, label=name if line == 0 else None)
             left += share
         axes.annotate(f"{of['quality']:.2f}", (1, line), (6, 0), textcoords="offset points", va="center")
     axes.set_title("Quality, and its mean", loc="left", fontsize=11, fontweight="bold")
@@ -96,7 +96,7 @@ def _plain(axes) -> None:
 
 def _subtitle(result: dict) -> str:
     counts, raters = result["counts"], len(result["raters"])
-    judged = f"{counts['judgements']:,} judgements by {raters} {'rater' if raters == 1 else 'raters'}"
+    judged = f"{counts['judgments']:,} judgments by {raters} {'rater' if raters == 1 else 'raters'}"
     kappas = [pair["passed"]["kappa"] for pair in result["agreement"] if pair["passed"]["kappa"] is not None]
     if not kappas:
         return judged

@@ -1,5 +1,5 @@
 // The rating page. The server alone knows where a rater stands: this page shows the place it is given, and sends a
-// judgement as soon as both its parts are chosen. The rater's name is in the address (?rater=NAME), so that a reload,
+// judgment as soon as both its parts are chosen. The rater's name is in the address (?rater=NAME), so that a reload,
 // a bookmark or another browser continues at the same place.
 "use strict";
 
@@ -10,7 +10,7 @@ const TEXT = {
     pass: "Pass", passShort: "a person may have", passMeans: "A person may have written this answer to this question about this picture.",
     fail: "Fail", failShort: "no person would", failMeans: "No person would have written it.",
     qualityShort: "Quality", qualityMeans: "0 wrong or beside the question, 1 partly right, 2 right.",
-    savedAtOnce: "Every judgement is saved at once. You can stop at any time and continue later under the same name.",
+    savedAtOnce: "Every judgment is saved at once. You can stop at any time and continue later under the same name.",
     yourName: "Your name", begin: "Begin",
     judged: "Judged", question: "Question", answer: "Answer", noAnswer: "(no answer)",
     picture: "The picture that the question is about", count: (n, of) => `Answer ${n} of ${of}`,
@@ -55,7 +55,7 @@ class Refused extends Error {}
 
 // ---- talking to the server
 
-// Repeats until the server answers, which is safe: a judgement that did arrive is refused the second time.
+// Repeats until the server answers, which is safe: a judgment that did arrive is refused the second time.
 async function call(path, body) {
   const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
   for (;;) {

@@ -12,13 +12,13 @@ from cromic_ds.data.dataset import Dataset
 from cromic_ds.data.open_dataset import open_dataset
 from cromic_ds.errors import UserError
 from cromic_ds.tools.rating import sheet
-from cromic_ds.tools.rating.judgements import FILE_NAME, Judgements
+from cromic_ds.tools.rating.judgments import FILE_NAME, Judgments
 from cromic_ds.tools.rating.report import write_report
 
 
 @dataclass
 class RateSettings:
-    """The sheet, where it is served, and the folder that holds it with its judgements."""
+    """The sheet, where it is served, and the folder that holds it with its judgments."""
 
     out: str = ""
     """Folder of the rating. Where it holds one, the same settings, or none but this, continue it."""
@@ -42,7 +42,7 @@ class RateSettings:
     def check(self) -> None:
         """Raise UserError for values that cannot work."""
         if not self.out:
-            raise UserError("out is missing: give the folder that is to hold the judgements")
+            raise UserError("out is missing: give the folder that is to hold the judgments")
         if self.count < 0:
             raise UserError(f"count is {self.count}: it must be at least 0 (all)")
         if not 0 <= self.port <= 65_535:
@@ -56,13 +56,13 @@ def rate(settings: RateSettings) -> None:
     if settings.report:
         if not file.is_file():
             raise UserError(f"{settings.out}: no rating in it; `cromic-ds rate --predictions …` starts one")
-        write_report(Judgements(file), file.parent)
+        write_report(Judgments(file), file.parent)
         return
-    judgements, dataset = continue_rating(file, settings) if file.is_file() else start_rating(file, settings)
-    serve(judgements, dataset, settings)
+    judgments, dataset = continue_rating(file, settings) if file.is_file() else start_rating(file, settings)
+    serve(judgments, dataset, settings)
 
 
-def start_rating(file: Path, settings: RateSettings) -> tuple[Judgements, Dataset]:
+def start_rating(file: Path, settings: RateSettings) -> tuple[Judgments, Dataset]:
     """Draw a sheet and store it."""
     if not settings.data:
         raise UserError("data is missing: give the store with the pictures and the people's answers")
@@ -75,13 +75,13 @@ def start_rating(file: Path, settings: RateSettings) -> tuple[Judgements, Datase
         print(f"passed over: {n:,} records ({reason})")
     about = sheet.describe(dataset, settings.data, systems, settings.count, settings.seed)
     file.parent.mkdir(parents=True, exist_ok=True)
-    return Judgements.create(file, about, sheet.arrange(questions, answers, settings.seed)), dataset
+    return Judgments.create(file, about, sheet.arrange(questions, answers, settings.seed)), dataset
 
 
-def continue_rating(file: Path, settings: RateSettings) -> tuple[Judgements, Dataset]:
+def continue_rating(file: Path, settings: RateSettings) -> tuple[Judgments, Dataset]:
     """The rating that the folder holds, with its data. Raises UserError where the settings ask for another."""
-    judgements = Judgements(file)
-    about = judgements.about
+    judgments = Judgments(file)
+    about = judgments.about
     asked = bool(settings.predictions or settings.data)
     data, split = (settings.data, settings.split) if asked else (about["data"]["path"], about["data"]["split"])
     if not data:
@@ -96,10 +96,10 @@ def continue_rating(file: Path, settings: RateSettings) -> tuple[Judgements, Dat
             raise UserError(f"{file}: holds a sheet with another {' and '.join(different)}; choose another --out")
     if dataset.fingerprint != about["data"]["fingerprint"]:
         raise UserError(f"{data}, split {split!r}: not the data that {file} was drawn from; choose another --out")
-    return judgements, dataset
+    return judgments, dataset
 
 
-def serve(judgements: Judgements, dataset: Dataset, settings: RateSettings) -> None:
+def serve(judgments: Judgments, dataset: Dataset, settings: RateSettings) -> None:
     """Listen until interrupted. Everything is stored as it comes in, so nothing is left to do at the end."""
     from cromic_ds.tools.rating.server import address, is_loopback, listen, make_app, make_threaded_server
 
@@ -111,15 +111,15 @@ def serve(judgements: Judgements, dataset: Dataset, settings: RateSettings) -> N
 
     bound = listen(settings.host, settings.port)
     host, port = bound.getsockname()[:2]
-    server = make_threaded_server(make_app(judgements, picture, settings.host), bound)
+    server = make_threaded_server(make_app(judgments, picture, settings.host), bound)
     if not is_loopback(host):
         print(
             f"warning: --host {settings.host} lets everyone who can reach this machine see the pictures and rate under "
             "any name",
             file=sys.stderr,
         )
-    systems = ", ".join(judgements.about["systems"])
-    print(f"{judgements.n_items:,} answers to judge, of {sheet.HUMAN} and {systems}; judgements in {judgements.path}")
+    systems = ", ".join(judgments.about["systems"])
+    print(f"{judgments.n_items:,} answers to judge, of {sheet.HUMAN} and {systems}; judgments in {judgments.path}")
     with suppress(KeyboardInterrupt):  # which the server takes for itself once it serves
         print(f"rate at {address(host, port)} (Ctrl-C stops; the same command continues)", flush=True)
         server.serve_forever()

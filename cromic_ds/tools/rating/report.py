@@ -15,15 +15,15 @@ from rich.table import Table
 from cromic_ds.errors import UserError
 from cromic_ds.metrics.agreement import cohen_kappa, wilson
 from cromic_ds.tools.rating.chart import draw
-from cromic_ds.tools.rating.judgements import QUALITIES, Judged, Judgements
+from cromic_ds.tools.rating.judgments import QUALITIES, Judged, Judgments
 from cromic_ds.tools.rating.sheet import HUMAN
 
 
-def write_report(judgements: Judgements, folder: Path) -> dict:
+def write_report(judgments: Judgments, folder: Path) -> dict:
     """Print the results, write `report.json`, draw `report.png`. Raises UserError where nothing is judged yet."""
-    result = summarise(judgements)
+    result = summarize(judgments)
     if not result["raters"]:
-        raise UserError(f"{judgements.path}: no judgements yet")
+        raise UserError(f"{judgments.path}: no judgments yet")
     _print(result)
     aside = folder / "report.json.tmp"
     aside.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
@@ -33,17 +33,17 @@ def write_report(judgements: Judgements, folder: Path) -> dict:
     return result
 
 
-def summarise(judgements: Judgements) -> dict:
+def summarize(judgments: Judgments) -> dict:
     """All numbers of the report.
 
-    `pass_rate` is passed / judgements. Judgements of the same answer are not independent, so `interval` (95%, Wilson)
+    `pass_rate` is passed / judgments. Judgments of the same answer are not independent, so `interval` (95%, Wilson)
     counts an answer once, however many raters judged it: with one rater it is the usual interval, with several it is
     rather too wide than too narrow. Agreement (share, and Cohen's κ; null where that is not defined) is over the answers
     that both raters judged, on pass or fail and on quality.
     """
-    by_writer: dict[str, list[Judged]] = {writer: [] for writer in [HUMAN, *judgements.about["systems"]]}
+    by_writer: dict[str, list[Judged]] = {writer: [] for writer in [HUMAN, *judgments.about["systems"]]}
     by_rater: dict[str, dict[int, Judged]] = defaultdict(dict)
-    for judged in judgements.standing():
+    for judged in judgments.standing():
         by_writer[judged.writer].append(judged)
         by_rater[judged.rater][judged.position] = judged
     return {
@@ -51,22 +51,22 @@ def summarise(judgements: Judgements) -> dict:
         "raters": {rater: _of_rater(list(made.values())) for rater, made in by_rater.items()},
         "agreement": [_of_pair(a, b, by_rater) for a, b in combinations(by_rater, 2)],
         "counts": {
-            "items": judgements.n_items,
-            "judgements": sum(map(len, by_rater.values())),
-            "withdrawn": judgements.n_withdrawn(),
+            "items": judgments.n_items,
+            "judgments": sum(map(len, by_rater.values())),
+            "withdrawn": judgments.n_withdrawn(),
         },
-        "sheet": judgements.about,
+        "sheet": judgments.about,
     }
 
 
 def _of_writer(made: list[Judged]) -> dict:
     n, answers = len(made), len({judged.position for judged in made})
     if not n:
-        return {"judgements": 0, "answers": 0}
+        return {"judgments": 0, "answers": 0}
     passed = sum(judged.passed for judged in made)
     counts = [sum(judged.quality == quality for judged in made) for quality in QUALITIES]
     return {
-        "judgements": n,
+        "judgments": n,
         "answers": answers,
         "passed": passed,
         "pass_rate": passed / n,
@@ -77,7 +77,7 @@ def _of_writer(made: list[Judged]) -> dict:
 
 
 def _of_rater(made: list[Judged]) -> dict:
-    return {"judgements": len(made), "pass_rate": sum(judged.passed for judged in made) / len(made)}
+    return {"judgments": len(made), "pass_rate": sum(judged.passed for judged in made) / len(made)}
 
 
 def _of_pair(a: str, b: str, by_rater: dict[str, dict[int, Judged]]) -> dict:
@@ -97,18 +97,18 @@ def _agreement(labels: list[tuple[int, int]]) -> dict:
 
 def _print(result: dict) -> None:
     console = Console()
-    table = Table("answers of", "PassRate", "95% interval", "quality (0-2)", "answers", "judgements", box=None)
+    table = Table("answers of", "PassRate", "95% interval", "quality (0-2)", "answers", "judgments", box=None)
     for writer, of in result["writers"].items():
-        if not of["judgements"]:
+        if not of["judgments"]:
             table.add_row(escape(writer), "not judged yet", "", "", "0", "0")
             continue
         low, high = of["interval"]
         rates = (f"{of['pass_rate']:.1%}", f"{low:.1%} to {high:.1%}", f"{of['quality']:.2f}")
-        table.add_row(escape(writer), *rates, f"{of['answers']:,}", f"{of['judgements']:,}")
+        table.add_row(escape(writer), *rates, f"{of['answers']:,}", f"{of['judgments']:,}")
     console.print(table)
     n_items = result["counts"]["items"]
     for rater, of in result["raters"].items():
-        print(f"{rater}: {of['judgements']:,} of {n_items:,} judged, {of['pass_rate']:.1%} passed")
+        print(f"{rater}: {of['judgments']:,} of {n_items:,} judged, {of['pass_rate']:.1%} passed")
     for pair in result["agreement"]:
         print(_of_pair_in_words(pair))
 

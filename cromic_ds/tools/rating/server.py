@@ -5,7 +5,7 @@
                                  judge {"question", "answer"}
     POST /api/judge              {"rater", "sheet", "position", "passed": true | false, "quality": 0 | 1 | 2};
                                  answers with the next place (201)
-    POST /api/withdraw           {"rater", "sheet", "position"}: takes the last judgement back, answers with its place
+    POST /api/withdraw           {"rater", "sheet", "position"}: takes the last judgment back, answers with its place
     GET  /picture/SHEET/POSITION the picture at a position of the sheet; there is no other way to a picture
 
 Whatever is refused gets {"error": one line} with status 400 (malformed, out of range), 403 (another site), 404, 409
@@ -29,10 +29,10 @@ from werkzeug.exceptions import Forbidden, HTTPException, NotFound, UnsupportedM
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from cromic_ds.errors import UserError
-from cromic_ds.tools.rating.judgements import Conflict, Judgements, Malformed, rater_name
+from cromic_ds.tools.rating.judgments import Conflict, Judgments, Malformed, rater_name
 
 PAGE = Path(__file__).with_name("page.html")
-MAX_BODY_BYTES = 800  # ample for a judgement, and too little to nest JSON deeper than Python parses
+MAX_BODY_BYTES = 800  # ample for a judgment, and too little to nest JSON deeper than Python parses
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -45,7 +45,7 @@ _HEADERS = {
 }
 
 
-def make_app(judgements: Judgements, picture: Callable[[int], bytes | None], host: str) -> Flask:
+def make_app(judgments: Judgments, picture: Callable[[int], bytes | None], host: str) -> Flask:
     """The application. `picture` gives a record's JPEG bytes and is safe to call from many threads."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
@@ -60,7 +60,7 @@ def make_app(judgements: Judgements, picture: Callable[[int], bytes | None], hos
             return
         origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site", "same-origin")
         if origin not in (None, f"http://{request.host}") or site != "same-origin":
-            raise Forbidden("judgements are taken from the rating page only")
+            raise Forbidden("judgments are taken from the rating page only")
         if request.mimetype != "application/json":
             raise UnsupportedMediaType("send JSON (Content-Type: application/json)")
 
@@ -92,7 +92,7 @@ def make_app(judgements: Judgements, picture: Callable[[int], bytes | None], hos
 
     @app.get("/picture/<sheet>/<int:position>")
     def picture_at(sheet: str, position: int) -> Response:
-        item = judgements.item(position) if sheet == judgements.sheet else None
+        item = judgments.item(position) if sheet == judgments.sheet else None
         if item is None:
             raise NotFound("no such picture on this sheet")
         response = Response(picture(item.record), mimetype="image/jpeg")
@@ -106,27 +106,27 @@ def make_app(judgements: Judgements, picture: Callable[[int], bytes | None], hos
     @app.post("/api/judge")
     def judge() -> tuple[Response, int]:
         values = body({"passed": bool, "quality": int})
-        judgements.judge(**values)
+        judgments.judge(**values)
         return jsonify(place_of(values["rater"])), 201
 
     @app.post("/api/withdraw")
     def withdraw() -> Response:
         values = body({})
-        judgements.withdraw(**values)
+        judgments.withdraw(**values)
         return jsonify(place_of(values["rater"]))
 
     def body(fields: dict[str, type]) -> dict:
         """The request's JSON object, which has exactly these fields and those that name an item. Raises Malformed, Conflict."""
         values = _checked(request.get_json(), {"rater": str, "sheet": str, "position": int, **fields})
-        if values.pop("sheet") != judgements.sheet:
-            raise Conflict("this is a judgement of another sheet than the server's")
+        if values.pop("sheet") != judgments.sheet:
+            raise Conflict("this is a judgment of another sheet than the server's")
         return values
 
     def place_of(rater: object) -> dict:
         name = rater_name(rater)
-        position = judgements.place(name)
-        place = {"rater": name, "sheet": judgements.sheet, "position": position, "of": judgements.n_items}
-        item = judgements.item(position)
+        position = judgments.place(name)
+        place = {"rater": name, "sheet": judgments.sheet, "position": position, "of": judgments.n_items}
+        item = judgments.item(position)
         return place | {"question": item.question, "answer": item.answer} if item else place
 
     return app

@@ -7,7 +7,7 @@ Every question is shown W times, once with each writer's answer, in W rounds:
 - in each round every writer answers N/W of the questions (one more or less); which one comes first is random for each
   question.
 
-So whoever stops early has still judged a balanced part, and neighbours say nothing about who wrote an answer. All raters
+So whoever stops early has still judged a balanced part, and neighbors say nothing about who wrote an answer. All raters
 get the same order: agreement is counted over the answers that two raters both judged, and in the same order these are all
 that the slower one has judged.
 """

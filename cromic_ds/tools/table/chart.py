@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 
 INK, MUTED, GRID = "#1f2933", "#616e7c", "#e4e7eb"
-COLOURS = {"pretrained": "#2b6cb0", "scratch": "#b4c6dc"}
+COLORS = {"pretrained": "#2b6cb0", "scratch": "#b4c6dc"}
 NAMES = {"pretrained": "pretrained on comments", "scratch": "from scratch"}
 LEADING = {"vqa2": ("accuracy", "accuracy")}
 BAR = 0.36
 
 
 def draw(result: dict, path: Path) -> None:
-    """Write the PNG of `report.summarise`'s result: bars are means, whiskers a standard deviation, dots the seeds."""
+    """Write the PNG of `report.summarize`'s result: bars are means, whiskers a standard deviation, dots the seeds."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -52,7 +52,7 @@ def _draw_panel(axes, rows: list[dict], task: str, score: str, models: list[str]
             axes.annotate("–", (place, 0), (0, 3), textcoords="offset points", ha="center", color=MUTED)
             continue
         mean, spread = 100 * of["mean"], 100 * (of["std"] or 0)
-        axes.bar(place, mean, 0.92 * BAR, color=COLOURS[row["start"]])
+        axes.bar(place, mean, 0.92 * BAR, color=COLORS[row["start"]])
         values = [100 * value for value in of["seeds"].values()]
         if len(values) > 1:
             axes.errorbar(place, mean, spread, color=INK, linewidth=1, capsize=2.5, zorder=3)
@@ -71,7 +71,7 @@ def _legend(figure, result: dict) -> None:
     from matplotlib.patches import Patch
 
     starts = list(dict.fromkeys(row["start"] for row in reversed(result["rows"])))
-    handles = [Patch(color=COLOURS[start], label=NAMES[start]) for start in starts]
+    handles = [Patch(color=COLORS[start], label=NAMES[start]) for start in starts]
     figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=9)
     notes = [f"mean, standard deviation and seeds ({len(result['seeds'])})" if len(result["seeds"]) > 1 else "one seed"]
     notes += ["sample world"] if result["data"]["source"] == "sample" else []

@@ -35,5 +35,5 @@ def _evaluated(job: Job, product: Path) -> dict[str, Any]:
     result = read_result(product)
     if result["task"] != job.task:
         raise UserError(f"{product}: a result of {result['task']}, not of {job.task}")
-    kept = ("scores", "counts", "tokenisation", "notes", "decoding")
+    kept = ("scores", "counts", "tokenization", "notes", "decoding")
     return {name: result.get(name) for name in kept} | {"split": result["data"].get("split")}

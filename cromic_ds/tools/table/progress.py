@@ -18,7 +18,7 @@ from cromic_ds.tools.table.jobs import last_lines
 from cromic_ds.tools.table.plan import Job
 
 States = dict[str, State | None]
-COLOURS = {"done": "green", "failed": "red", "stopped": "yellow"}
+COLORS = {"done": "green", "failed": "red", "stopped": "yellow"}
 
 
 class Progress:
@@ -53,7 +53,7 @@ class Progress:
         what = state.state if state else "lost"
         head = f"[{count(states, 'done')}/{len(states)}]"
         took = f" after {duration(state.seconds)}" if state else ""
-        line = f"{escape(head)} {escape(job.id)} [{COLOURS.get(what, 'yellow')}]{what}[/]{took}"
+        line = f"{escape(head)} {escape(job.id)} [{COLORS.get(what, 'yellow')}]{what}[/]{took}"
         self.console.print(f"{line}  ({escape(self._summary(states, executor))})", highlight=False)
         if state and state.state == "failed":
             self.console.print(failure(self.folder, job, state), markup=False, highlight=False)

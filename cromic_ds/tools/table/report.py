@@ -23,14 +23,14 @@ def write_report(folder: Folder, settings: TableSettings) -> dict:
     """Write results.json, results.md and results.png; returns the first's content."""
     from cromic_ds.tools.table.chart import draw
 
-    result = summarise(folder, settings)
+    result = summarize(folder, settings)
     write_aside(folder.path / "results.json", json.dumps(result, ensure_ascii=False, indent=1) + "\n")
     write_aside(folder.path / "results.md", markdown(result))
     draw(result, folder.path / "results.png")
     return result
 
 
-def summarise(folder: Folder, settings: TableSettings) -> dict:
+def summarize(folder: Folder, settings: TableSettings) -> dict:
     """All numbers of the table, and what they were measured on.
 
     `rows`: model, start, and `cells` by task: `status`, and the `scores` by name: mean and standard deviation (of a sample,
@@ -108,7 +108,7 @@ def _measured(folder: Folder, states: dict[str, State | None], task: str) -> lis
         state = states[job.id]
         if job.stage == "evaluate" and job.task == task and state and state.state == "done":
             of = state.result
-            way = {"split": of["split"], "items": of["counts"].get("items"), "tokenisation": of["tokenisation"]}
+            way = {"split": of["split"], "items": of["counts"].get("items"), "tokenization": of["tokenization"]}
             way["beams"] = (of["decoding"] or {}).get("beams")
             if way not in found:
                 found.append(way)
@@ -198,7 +198,7 @@ def _notes(result: dict) -> list[str]:
 
 def _way(way: dict[str, Any]) -> str:
     beams = f", {way['beams']} beams" if way["beams"] and way["beams"] > 1 else ", greedy" if way["beams"] else ""
-    tokens = f", by {way['tokenisation']}" if way["tokenisation"] in ("char", "jieba", "bert") else ""
+    tokens = f", by {way['tokenization']}" if way["tokenization"] in ("char", "jieba", "bert") else ""
     return f"{way['split']} ({way['items']:,} items{tokens}{beams})"
 
 
@@ -207,5 +207,5 @@ def _data(data: dict) -> str:
         return "Data: the tasks' official files."
     return (
         f"Data: the sample world (seed {data['sample_seed']}), {data['sample_posts']:,} posts with comments and "
-        f"{data['sample_pictures']:,} labelled training pictures a task."
+        f"{data['sample_pictures']:,} labeled training pictures a task."
     )

@@ -41,7 +41,7 @@ class DataSource:
     sample_posts: int = 20_000
     """Sample world: posts with comments."""
     sample_pictures: int = 300
-    """Sample world: labelled training pictures of each task."""
+    """Sample world: labeled training pictures of each task."""
     sample_val_pictures: int = 100
     """Sample world: validation pictures of each task, and as many of the test split."""
     sample_seed: int = 0

@@ -12,7 +12,7 @@ from PIL import Image
 from cromic_ds.data.record import Record
 from cromic_ds.data.tokenizer import SPECIAL, load_tokenizer
 from cromic_ds.prepare.store_writer import StoreWriter
-from cromic_ds.tools.rating.judgements import FILE_NAME, Judgements
+from cromic_ds.tools.rating.judgments import FILE_NAME, Judgments
 from cromic_ds.tools.rating.rate import RateSettings, start_rating
 
 NO_PICTURE, NO_ANSWER = 12, 13  # further records of the split, which cannot be rated
@@ -48,7 +48,7 @@ def settings(fmiqa: Path, predictions: list[str], tmp_path: Path) -> RateSetting
 
 
 @pytest.fixture
-def judgements(settings: RateSettings) -> Judgements:
+def judgments(settings: RateSettings) -> Judgments:
     """The rating of `settings`, started."""
     started, _ = start_rating(Path(settings.out) / FILE_NAME, settings)
     return started

@@ -19,9 +19,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from cromic_ds.tools.rating.judgements import FILE_NAME, Judgements
+from cromic_ds.tools.rating.judgments import FILE_NAME, Judgments
 from cromic_ds.tools.rating.rate import RateSettings
-from cromic_ds.tools.rating.report import summarise
+from cromic_ds.tools.rating.report import summarize
 
 pytestmark = pytest.mark.slow
 
@@ -108,7 +108,7 @@ def open_browser(tmp_path: Path) -> Iterator[Callable[[], Rater]]:
 
 
 def judged(settings: RateSettings) -> list[tuple]:
-    made = Judgements(Path(settings.out) / FILE_NAME).standing()
+    made = Judgments(Path(settings.out) / FILE_NAME).standing()
     return [(one.rater, one.position, one.passed, one.quality) for one in made]
 
 
@@ -117,7 +117,7 @@ def test_judging_by_keyboard(settings, open_browser):
         rater = open_browser()
         rater.join(server.url, "小明")
         assert "?rater=" in rater.browser.current_url and "小明" in rater.text()
-        items = [Judgements(Path(settings.out) / FILE_NAME).item(i) for i in range(12)]
+        items = [Judgments(Path(settings.out) / FILE_NAME).item(i) for i in range(12)]
         expected = []
         for i, item in enumerate(items):
             rater.wait(
@@ -183,7 +183,7 @@ def test_resuming_after_a_crash_of_server_and_browser(settings, open_browser):
             rater.wait_for("Answer 4 of 12")
             assert "No connection" not in rater.text()
             assert judged(settings)[2:] == [("Anna", 2, True, 1)]
-            rater.keys("p")  # half a judgement is none
+            rater.keys("p")  # half a judgment is none
             rater.crash()
             again = open_browser()
             again.browser.get(f"{server.url}?rater=anna")  # another browser, the same person
@@ -214,8 +214,8 @@ def test_two_raters_at_once(settings, open_browser):
         for thread in threads:
             thread.join()
         assert failures == []
-    result = summarise(Judgements(Path(settings.out) / FILE_NAME))
-    assert {name: of["judgements"] for name, of in result["raters"].items()} == {"Anna": 30, "Bo": 30}
+    result = summarize(Judgments(Path(settings.out) / FILE_NAME))
+    assert {name: of["judgments"] for name, of in result["raters"].items()} == {"Anna": 30, "Bo": 30}
     assert [name for name, *_ in judged(settings)] == ["Anna"] * 30 + ["Bo"] * 30
     # Anna passes 10 of 30, Bo these and 4 more: agreed 26/30, by chance (10·14 + 20·16) / 900.
     (pair,) = result["agreement"]

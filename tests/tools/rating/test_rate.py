@@ -11,21 +11,21 @@ import pytest
 from helpers.rating_server import Server, write_predictions
 
 from cromic_ds.errors import UserError
-from cromic_ds.tools.rating.judgements import FILE_NAME, Judgements
+from cromic_ds.tools.rating.judgments import FILE_NAME, Judgments
 from cromic_ds.tools.rating.rate import RateSettings, continue_rating, rate
 
 
-def everything(judgements: Judgements) -> list:
-    return [judgements.item(i) for i in range(judgements.n_items)]
+def everything(judgments: Judgments) -> list:
+    return [judgments.item(i) for i in range(judgments.n_items)]
 
 
-def test_a_rating_continues_with_the_same_settings_or_with_none(settings, judgements, fmiqa):
-    judgements.judge("Anna", 0, True, 1)
+def test_a_rating_continues_with_the_same_settings_or_with_none(settings, judgments, fmiqa):
+    judgments.judge("Anna", 0, True, 1)
     file = Path(settings.out) / FILE_NAME
     for again in (settings, RateSettings(out=settings.out)):
         continued, dataset = continue_rating(file, again)
-        assert everything(continued) == everything(judgements) and continued.place("Anna") == 1
-        assert dataset.fingerprint == judgements.about["data"]["fingerprint"] and dataset.path == fmiqa.resolve()
+        assert everything(continued) == everything(judgments) and continued.place("Anna") == 1
+        assert dataset.fingerprint == judgments.about["data"]["fingerprint"] and dataset.path == fmiqa.resolve()
 
 
 @pytest.mark.parametrize(
@@ -38,20 +38,20 @@ def test_a_rating_continues_with_the_same_settings_or_with_none(settings, judgem
         ({"data": "nowhere"}, "nowhere: no such data set"),
     ],
 )
-def test_another_sheet_needs_another_folder(settings, judgements, changes, message):
-    before = everything(judgements)
+def test_another_sheet_needs_another_folder(settings, judgments, changes, message):
+    before = everything(judgments)
     with pytest.raises(UserError, match=message):
         rate(replace(settings, **changes))
-    assert everything(judgements) == before
+    assert everything(judgments) == before
 
 
-def test_predictions_that_changed_are_another_sheet(settings, judgements):
+def test_predictions_that_changed_are_another_sheet(settings, judgments):
     write_predictions(Path(settings.predictions[0]), "changed")
     with pytest.raises(UserError, match="another systems"):
         rate(settings)
 
 
-def test_data_that_changed_is_refused(settings, judgements, store):
+def test_data_that_changed_is_refused(settings, judgments, store):
     with pytest.raises(UserError, match=r"not the data that .* was drawn from"):
         rate(replace(settings, data=str(store)))
 
@@ -97,7 +97,7 @@ def test_served_and_killed_and_served_again(settings):
         assert server.greeting[:3] == [
             "passed over: 1 records (no picture)",
             "passed over: 1 records (no answer of a person)",
-            f"36 answers to judge, of human and alpha-system, beta-system; judgements in {settings.out}/{FILE_NAME}",
+            f"36 answers to judge, of human and alpha-system, beta-system; judgments in {settings.out}/{FILE_NAME}",
         ]
         place = json.load(urlopen(f"{server.url}api/place?rater=Anna"))
         server.judge(place, True, 2)
@@ -120,9 +120,9 @@ def test_a_port_in_use(settings):
         rate(replace(settings, port=server.port))
 
 
-def test_the_report(settings, judgements, capsys):
+def test_the_report(settings, judgments, capsys):
     for position in range(12):
-        judgements.judge("Anna", position, True, 2)
+        judgments.judge("Anna", position, True, 2)
     rate(RateSettings(out=settings.out, report=True))
     assert "alpha-system" in capsys.readouterr().out
     assert json.loads((Path(settings.out) / "report.json").read_text())["writers"]["human"]["pass_rate"] == 1

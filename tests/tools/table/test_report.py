@@ -13,7 +13,7 @@ from cromic_ds.errors import UserError
 from cromic_ds.tools.table.folder import Folder, State
 from cromic_ds.tools.table.plan import Job, plan
 from cromic_ds.tools.table.products import look_at
-from cromic_ds.tools.table.report import STARTS, summarise, write_report
+from cromic_ds.tools.table.report import STARTS, summarize, write_report
 from cromic_ds.tools.table.settings import TableSettings
 
 SETTINGS = TableSettings(
@@ -30,7 +30,7 @@ def result(task: str, more: float) -> dict:
     )
     if task == "fmiqa":
         scores |= {"exact_match": 0.125}
-    how = {"tokenisation": "vqa" if task == "vqa2" else "char", "decoding": None if task == "vqa2" else {"beams": 5}}
+    how = {"tokenization": "vqa" if task == "vqa2" else "char", "decoding": None if task == "vqa2" else {"beams": 5}}
     return {"scores": scores, "counts": {"items": 1200}, "notes": [], "split": "val", **how}
 
 
@@ -86,7 +86,7 @@ stands beside none of them.
 - Acc: the accuracy of the official tool.
 - What the paper changed in Unified VLP is not public: their rows are our interpretation.
 - Scored on: MUGE val (1,200 items, by char, 5 beams); FM-IQA val (1,200 items, by char, 5 beams); VQA v2.0 val (1,200 items).
-- Data: the sample world (seed 0), 20,000 posts with comments and 300 labelled training pictures a task.
+- Data: the sample world (seed 0), 20,000 posts with comments and 300 labeled training pictures a task.
 - Jobs: 49 of 83 done, 0:51:00 in all.
 - Failed: finetune-vlp-muge-scratch-0 (exit code 1).
 - Failed: finetune-vlp-muge-scratch-1 (exit code 1).
@@ -122,7 +122,7 @@ def test_an_empty_table_is_a_table(tmp_path):
 def test_no_automatic_score_is_called_passrate(folder):
     header = next(line for line in MARKDOWN.splitlines() if line.startswith("| Model"))
     assert "Pass" not in header
-    names = {name for row in summarise(folder, SETTINGS)["rows"] for c in row["cells"].values() for name in c["scores"]}
+    names = {name for row in summarize(folder, SETTINGS)["rows"] for c in row["cells"].values() for name in c["scores"]}
     assert not any("pass" in name.lower() for name in names)
     assert set(STARTS) == set(SETTINGS.starts)
 
@@ -163,7 +163,7 @@ def test_what_an_evaluation_must_have_left(tmp_path):
         "scores": {"cider": 1.5},
         "intervals": {},
         "counts": {"items": 1},
-        "tokenisation": "char",
+        "tokenization": "char",
         "notes": [],
         "data": {"path": "s", "split": "val", "fingerprint": "f"},
         "decoding": {"beams": 5},

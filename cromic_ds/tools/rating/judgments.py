@@ -1,6 +1,6 @@
-"""The file of a rating: the sheet and every judgement, in SQLite.
+"""The file of a rating: the sheet and every judgment, in SQLite.
 
-A judgement is on disk before its rater sees the next answer. One that is taken back stays, marked as withdrawn. A unique
+A judgment is on disk before its rater sees the next answer. One that is taken back stays, marked as withdrawn. A unique
 index over those that stand makes it impossible to judge an answer twice, whatever two browsers or two servers do at once.
 """
 
@@ -36,7 +36,7 @@ CREATE TABLE items (
     answer TEXT NOT NULL
 );
 CREATE TABLE raters (key TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE judgements (
+CREATE TABLE judgments (
     id INTEGER PRIMARY KEY,
     rater TEXT NOT NULL REFERENCES raters,
     position INTEGER NOT NULL REFERENCES items,
@@ -45,21 +45,21 @@ CREATE TABLE judgements (
     made_at TEXT NOT NULL,
     withdrawn_at TEXT
 );
-CREATE UNIQUE INDEX standing ON judgements (rater, position) WHERE withdrawn_at IS NULL;
+CREATE UNIQUE INDEX standing ON judgments (rater, position) WHERE withdrawn_at IS NULL;
 """
 
 
 class Malformed(ValueError):
-    """A judgement that says nothing valid; the text is for its rater."""
+    """A judgment that says nothing valid; the text is for its rater."""
 
 
 class Conflict(ValueError):
-    """A judgement that is valid, but not now; the text is for its rater."""
+    """A judgment that is valid, but not now; the text is for its rater."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One judgement that stands."""
+    """One judgment that stands."""
 
     rater: str
     position: int
@@ -76,7 +76,7 @@ def rater_name(text: object) -> str:
     return name
 
 
-class Judgements:
+class Judgments:
     """An existing rating file. Safe to use from many threads: every call has its own connection."""
 
     def __init__(self, path: Path):
@@ -95,7 +95,7 @@ class Judgements:
         self.sheet = hashlib.blake2b(about.encode(), digest_size=8).hexdigest()
 
     @classmethod
-    def create(cls, path: Path, about: dict, items: Iterable[Item]) -> Judgements:
+    def create(cls, path: Path, about: dict, items: Iterable[Item]) -> Judgments:
         """A new file; it appears under its name when the sheet is complete."""
         aside = path.with_name(f"{path.name}.tmp")
         aside.unlink(missing_ok=True)
@@ -124,7 +124,7 @@ class Judgements:
             return _place(db, rater_name(rater).casefold())
 
     def judge(self, rater: str, position: int, passed: bool, quality: int) -> None:
-        """Store a judgement. Raises Malformed for values out of range, Conflict out of turn; then nothing is stored."""
+        """Store a judgment. Raises Malformed for values out of range, Conflict out of turn; then nothing is stored."""
         name = rater_name(rater)
         self._check(position)
         if quality not in QUALITIES:
@@ -137,27 +137,27 @@ class Judgements:
                 raise Conflict(f"position {position} is not {name}'s next, which is {place}")
             db.execute("INSERT OR IGNORE INTO raters VALUES (?, ?)", [name.casefold(), name])
             db.execute(
-                "INSERT INTO judgements (rater, position, passed, quality, made_at) VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO judgments (rater, position, passed, quality, made_at) VALUES (?, ?, ?, ?, ?)",
                 [name.casefold(), position, int(passed), quality, _now()],
             )
 
     def withdraw(self, rater: str, position: int) -> None:
-        """Take back a rater's last judgement, which must be of `position`. Raises as `judge`."""
+        """Take back a rater's last judgment, which must be of `position`. Raises as `judge`."""
         name = rater_name(rater)
         self._check(position)
         with self._transaction() as db:
             if position != _place(db, name.casefold()) - 1:
-                raise Conflict(f"position {position} is not {name}'s last judgement")
+                raise Conflict(f"position {position} is not {name}'s last judgment")
             db.execute(
-                "UPDATE judgements SET withdrawn_at = ? WHERE rater = ? AND position = ? AND withdrawn_at IS NULL",
+                "UPDATE judgments SET withdrawn_at = ? WHERE rater = ? AND position = ? AND withdrawn_at IS NULL",
                 [_now(), name.casefold(), position],
             )
 
     def standing(self) -> Iterator[Judged]:
-        """All judgements that stand, rater by rater, in the order of the sheet."""
+        """All judgments that stand, rater by rater, in the order of the sheet."""
         with closing(self._connect()) as db:
             rows = db.execute(
-                "SELECT name, position, writer, passed, quality FROM judgements JOIN items USING (position) "
+                "SELECT name, position, writer, passed, quality FROM judgments JOIN items USING (position) "
                 "JOIN raters ON rater = key WHERE withdrawn_at IS NULL ORDER BY rater, position"
             )
             for name, position, writer, passed, quality in rows:
@@ -165,7 +165,7 @@ class Judgements:
 
     def n_withdrawn(self) -> int:
         with closing(self._connect()) as db:
-            return db.execute("SELECT count(*) FROM judgements WHERE withdrawn_at IS NOT NULL").fetchone()[0]
+            return db.execute("SELECT count(*) FROM judgments WHERE withdrawn_at IS NOT NULL").fetchone()[0]
 
     def _check(self, position: int) -> None:
         if not 0 <= position < self.n_items:
@@ -175,7 +175,7 @@ class Judgements:
         # mode=rw: a file that is missing is an error and not a new, empty one.
         db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=rw", uri=True, timeout=10, isolation_level=None)
         db.execute("PRAGMA foreign_keys = ON")
-        db.execute("PRAGMA synchronous = FULL")  # with WAL, NORMAL would lose the last judgements when the power fails
+        db.execute("PRAGMA synchronous = FULL")  # with WAL, NORMAL would lose the last judgments when the power fails
         return db
 
     @contextmanager
@@ -192,8 +192,8 @@ class Judgements:
 
 
 def _place(db: sqlite3.Connection, key: str) -> int:
-    # Judgements are made in order and only the last is taken back, so their number is the place.
-    query = "SELECT count(*) FROM judgements WHERE rater = ? AND withdrawn_at IS NULL"
+    # Judgments are made in order and only the last is taken back, so their number is the place.
+    query = "SELECT count(*) FROM judgments WHERE rater = ? AND withdrawn_at IS NULL"
     return db.execute(query, [key]).fetchone()[0]
 
 
