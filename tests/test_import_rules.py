@@ -9,13 +9,13 @@ import pytest
 from helpers.paths import REPOSITORY
 
 PACKAGE = REPOSITORY / "cromic_ds"
-LEAVES = ("batch", "errors", "files", "progress", "run_folder", "shipped")
+LEAVES = ("batch", "errors", "files", "progress", "run_folder", "settings", "shipped")
 ROOMS = (
     *("leaves", "data", "metrics", "models", "tracking", "ranks", "tasks", "engine", "prepare", "inference", "world"),
     *("checkpoints", "training", "tools", "cli"),
 )
 ONLY_IN = {"deepspeed": "engine", "wandb": "tracking"}
-STANDARD_LIBRARY_ONLY = ("files.py", "run_folder.py", "shipped.py", "ranks/guard_process.py")
+STANDARD_LIBRARY_ONLY = ("files.py", "run_folder.py", "settings.py", "shipped.py", "ranks/guard_process.py")
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__main__.py")
 
 
