@@ -27,8 +27,8 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
         sys.exit(2)
 
 
-def seed_batch(folder: str | Path, most_comments: int = 0) -> Batch:
-    """All posts of a data set in the published layout, with their images and their first comments (0 = all).
+def seed_batch(folder: str | Path, most_comments: int | None = None) -> Batch:
+    """All posts of a data set in the published layout, with their images and their first comments (None = all).
 
     Raises:
         UserError: the folder is not there.

@@ -1,10 +1,10 @@
-"""What every source of training data looks like."""
+"""The interface of every source of training data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,21 +15,21 @@ class Tokens:
 
     id: str
     post: np.ndarray  # (L,) int32; empty for tasks without text
-    comments: list[np.ndarray]  # each (T,) int32; empty where nothing is known (test splits)
+    comments: list[np.ndarray]  # each (T,) int32; empty where none are known (test splits)
     # Classified answers: ids into the data set's answer vocabulary and their soft scores, (K,) int32 and (K,) float32;
-    # empty where nothing is known, None where the data set has no answer vocabulary.
+    # empty where none are known, None where the data set has no answer vocabulary.
     answer_ids: np.ndarray | None = None
     answer_scores: np.ndarray | None = None
 
 
 @dataclass(slots=True)
 class Texts:
-    """The same example as people read it: for scoring, tables and pictures."""
+    """The same example as text, for scores, tables and pictures."""
 
     id: str
     post: str
     comments: list[str]
-    extras: dict = field(default_factory=dict)  # whatever was stored with the record, for example its grounded answer
+    extras: dict[str, Any] = field(default_factory=dict)  # further fields of the record, such as its grounded answer
 
 
 class UnreadableRecord(Exception):
@@ -49,22 +49,26 @@ class Dataset(Protocol):
     """Random access to the examples of one split. Picklable; opens its files lazily in each process."""
 
     split: str
-    fingerprint: str  # changes when the content does; kept in checkpoints
-    tokenizer_path: Path  # what `load_tokenizer` takes
+    fingerprint: str  # changes with the content; kept in checkpoints
+    tokenizer_path: Path  # an argument for `load_tokenizer`
     task: str | None  # the downstream task it was prepared for; None for posts with comments
-    answers: list[str] | None  # the answer vocabulary of classified question answering
     answers_fingerprint: str | None
+
+    @property
+    def answers(self) -> list[str] | None:
+        """The answer vocabulary of classified question answering."""
+        ...
 
     def __len__(self) -> int: ...
 
     def tokens(self, index: int) -> Tokens:
-        """Raises UnreadableRecord."""
+        """Return the token ids of an example. Raises UnreadableRecord."""
         ...
 
     def image(self, index: int) -> bytes | None:
-        """The encoded image, None where the record has none. Raises UnreadableRecord."""
+        """Return the encoded image, None where the record has none. Raises UnreadableRecord."""
         ...
 
     def texts(self, index: int) -> Texts:
-        """Raises UnreadableRecord."""
+        """Return the texts of an example. Raises UnreadableRecord."""
         ...

@@ -1,4 +1,4 @@
-"""Pictures: what preparation checks and re-encodes, and what training decodes and crops."""
+"""Images: checked and re-encoded in preparation, decoded and cropped in training."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 64_000_000
-"""More than this is called a decompression bomb: decoded, it would take 256 MB."""
+"""An image with more pixels is rejected as a decompression bomb: decoded, Pillow would need 256 MB for it."""
 
 MAX_ELONGATION = 50
-"""Longest side over shortest side. JPEG ends at 65,535 pixels, and a center crop of such a strip shows nothing."""
+"""Highest ratio of the longer to the shorter side. A JPEG has at most 65,535 pixels a side; a crop of a strip shows nothing."""
 
-# What is left for the antialiased resize where a JPEG is decoded at 1/2, 1/4 or 1/8. The pixels then differ by 0.7 of 255
-# in the mean from those of a whole decoding, less than half of what the JPEG that is stored differs from them (1.8).
+# A JPEG is decoded at 1/2, 1/4 or 1/8 only if its shorter side then still has this many times the wanted pixels. The result
+# differs from a resize of the whole image by 0.7 of 255 on average; storing it as a JPEG changes it by 1.8.
 _MARGIN = 1.5
 
-# Only formats that Pillow decodes by itself. EPS, for one, would start Ghostscript on a stranger's file.
+# Only formats that Pillow decodes by itself. EPS, for example, would run Ghostscript on untrusted files.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 NOT_AN_IMAGE = "not an image"
@@ -29,14 +29,14 @@ ELONGATED = f"image is more than {MAX_ELONGATION} times as long as it is wide"
 
 
 class BadImage(ValueError):
-    """An image that cannot be used; the text is the reason, one of this module's constants."""
+    """An image that cannot be used; the message is the reason, as `rejects.jsonl` says it."""
 
 
 def training_image(encoded: bytes, size: int) -> np.ndarray:
-    """The center square that training sees: (size, size, 3) uint8 RGB.
+    """Return the center crop for training, (size, size, 3) uint8 RGB.
 
-    Shorter side to round(size · 256/224), bilinear and antialiased as Pillow does it, then a center crop. Stored
-    images already have that side at size 224, so they are only decoded. Raises BadImage.
+    The shorter side is resized to round(size · 256/224), bilinear and antialiased as by Pillow, and then the center is
+    cropped. Stored images already have that side for size 224, so they are only decoded. Raises BadImage.
     """
     pixels = decode(encoded)
     height, width = pixels.shape[:2]
@@ -52,11 +52,10 @@ def training_image(encoded: bytes, size: int) -> np.ndarray:
 
 
 def reencode(encoded: bytes, short_side: int, quality: int) -> bytes:
-    """A baseline RGB JPEG with the shorter side at `short_side` pixels, from bytes in any common format.
+    """Return an image in any common format as a baseline RGB JPEG whose shorter side has `short_side` pixels.
 
-    Checks everything first: the size is read from the header before a pixel is decoded. Rotation tags are applied,
-    transparency becomes white. A JPEG that already has the right side is kept byte for byte, so preparing twice loses
-    nothing. Raises BadImage.
+    The size is checked in the header before any pixel is decoded. Rotation tags are applied, and transparency becomes
+    white. A JPEG that already has the right size is kept byte for byte, so preparing twice loses nothing. Raises BadImage.
     """
     image = _open(encoded)
     upright_jpeg = image.format == "JPEG" and image.mode == "RGB" and not _is_rotated(image)
@@ -69,17 +68,17 @@ def reencode(encoded: bytes, short_side: int, quality: int) -> bytes:
             image.draft("RGB", (round(_MARGIN * short_side),) * 2)
             image.load()
             pixels = np.array(_upright_rgb(image))
-    except Exception as error:  # each decoder has its own way to fail on damaged bytes
+    except Exception as error:  # each decoder raises its own exceptions for damaged bytes
         raise BadImage(TRUNCATED) from error
     height, width = _scaled(*pixels.shape[:2], short_side)
     return simplejpeg.encode_jpeg(_resize(pixels, height, width), quality=quality, colorsubsampling="420")
 
 
 def _reduced(jpeg: bytes, short_side: int) -> np.ndarray | None:
-    """The pixels, at 1/2, 1/4 or 1/8 where that leaves `short_side`: enough for the antialiased resize that follows.
+    """Decode a JPEG at 1/2, 1/4 or 1/8 of its size where that leaves at least `short_side` pixels for the resize.
 
-    Color, of which the JPEG mostly has a quarter of the pixels, is not interpolated: the resize does that. None where
-    the decoder complains, which is not always reason enough to refuse the image.
+    Color, which most JPEGs hold at a quarter of the pixels, is not interpolated, because the resize does that. None where
+    the decoder complains: Pillow may still be able to read the image.
     """
     try:
         return simplejpeg.decode_jpeg(
@@ -90,7 +89,7 @@ def _reduced(jpeg: bytes, short_side: int) -> np.ndarray | None:
 
 
 def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear and antialiased as by Pillow, within 1 of 255. It takes Pillow longer than decoding, torch a fifth of that."""
+    """Resize bilinearly with antialiasing, within 1 of 255 of Pillow. Torch takes a fifth of Pillow's time."""
     import torch
     from torch.nn.functional import interpolate
 
@@ -100,15 +99,15 @@ def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _open(encoded: bytes) -> Image.Image:
-    """The image with its header read and its pixels not yet decoded."""
+    """Read the header of an image and check its size; the pixels are not decoded yet."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower and checked below
             image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise BadImage(BOMB) from error
-    except Exception as error:  # header parsers raise whatever a damaged field leads to
-        # Bytes that begin like an image but end within the header are a cut file, not another kind of file.
+    except Exception as error:  # header parsers raise many kinds of exceptions for damaged fields
+        # Bytes that begin like an image but end within the header are a truncated image, not another kind of file.
         raise BadImage(TRUNCATED if _begins_like_an_image(encoded) else NOT_AN_IMAGE) from error
     if image.width * image.height > MAX_PIXELS:
         raise BadImage(BOMB)
@@ -124,18 +123,18 @@ def _begins_like_an_image(encoded: bytes) -> bool:
 
 
 def decode(encoded: bytes) -> np.ndarray:
-    """(H, W, 3) uint8 RGB. libjpeg-turbo straight from the bytes; Pillow for whatever is not a plain JPEG."""
+    """Return the pixels, (H, W, 3) uint8 RGB; plain JPEGs by libjpeg-turbo, all other images by Pillow. Raises BadImage."""
     try:
         height, width = simplejpeg.decode_jpeg_header(encoded)[:2]
         if height * width <= MAX_PIXELS:
             return simplejpeg.decode_jpeg(encoded)
     except ValueError:
-        pass  # another format, CMYK, or damaged: Pillow can tell
+        pass  # another format, CMYK or damaged: Pillow finds out
     image = _open(encoded)
     try:
         image.load()
         return np.asarray(_upright_rgb(image))
-    except Exception as error:  # each decoder has its own way to fail on damaged bytes
+    except Exception as error:  # each decoder raises its own exceptions for damaged bytes
         raise BadImage(TRUNCATED) from error
 
 
@@ -148,7 +147,9 @@ def _decodes_cleanly(jpeg: bytes) -> bool:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    """Turned as its tag says, on white, RGB; without a copy where it is that already (a copy costs more than decoding)."""
+    """Apply the rotation tag and convert to RGB on white. An image that needs neither is not copied, which would cost more
+    than decoding.
+    """
     if _is_rotated(image):
         image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
@@ -164,7 +165,7 @@ def _is_rotated(image: Image.Image) -> bool:
 
 
 def _scaled(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width with the shorter one at `short_side`, the longer one rounded down as by torchvision's Resize."""
+    """Return (height, width) with the shorter one at `short_side`, the longer one rounded down as by torchvision's Resize."""
     if height <= width:
         return short_side, int(short_side * width / height)
     return int(short_side * height / width), short_side

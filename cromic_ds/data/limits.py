@@ -1,7 +1,16 @@
-"""Default lengths of pretraining texts. Downstream tasks have limits of their own, in their `Task`."""
+"""Longest texts in tokens: the defaults of pretraining. Downstream tasks have limits of their own, in their `Task`."""
+
+from __future__ import annotations
+
+import numpy as np
 
 POST_TOKENS = 40
 """Longest post in tokens, [CLS] and [SEP] included."""
 
 COMMENT_TOKENS = 25
 """Longest comment in tokens, [CLS] and [SEP] included."""
+
+
+def cut_tokens(ids: np.ndarray, max_tokens: int) -> np.ndarray:
+    """Return the first tokens of a sequence, with its closing [SEP] kept."""
+    return ids if len(ids) <= max_tokens else np.append(ids[: max_tokens - 1], ids[-1])

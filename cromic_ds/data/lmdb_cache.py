@@ -1,11 +1,11 @@
-"""Read-only LMDB environments, opened lazily, once a process.
+"""Read-only LMDB environments, opened lazily and once per process.
 
 LMDB refuses to open an environment twice in a process, and a handle must not cross a fork. So all readers share one
-cache, which forgets everything when it finds itself in another process. It holds a bounded number of environments,
-because a corpus of many thousand shards would run out of file descriptors.
+cache, which is emptied when it is first used in another process. It holds a bounded number of environments, because a
+corpus of many thousand shards would run out of file descriptors.
 
-LMDB maps its file: a read beyond the end of one that was cut off would end the process with a bus error. So each access
-looks at the file's size first.
+LMDB maps its file into memory: reading beyond the end of a truncated file would end the process with a bus error. So
+each access checks the file's size first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DATA = "data.mdb"
 
 class _Opened(NamedTuple):
     environment: lmdb.Environment
-    file: BinaryIO  # the one that is mapped, whatever has its name by now
+    file: BinaryIO  # the mapped file, even if another one has taken its name since
     size: int  # in bytes, up to the end of the last page in use
 
 
@@ -36,14 +36,14 @@ _owner = os.getpid()
 _real_path = lru_cache(maxsize=4096)(os.path.realpath)  # asks the file system about each folder on the way
 
 
-def environment(path: str | Path, before_opening: Callable[[], None] = lambda: None) -> lmdb.Environment:
-    """The LMDB folder `path`, opened without locks or read-ahead. Do not keep it: ask again for each access.
+def open_environment(path: str | Path, before_opening: Callable[[], None] = lambda: None) -> lmdb.Environment:
+    """Return the environment in the LMDB folder `path`, without locks or read-ahead. Do not keep it: call this for each access.
 
     Args:
-        before_opening: called where it is not open yet.
+        before_opening: called if the environment is not open yet.
 
     Raises:
-        UserError: it is no environment, or its file is cut off.
+        UserError: the folder is not an LMDB environment, or its file is truncated.
     """
     global _owner
     if _owner != os.getpid():
@@ -73,5 +73,5 @@ def _opened(key: str) -> _Opened:
 
 
 def forget(path: str | Path) -> None:
-    """Let go of `path`, so that it can be replaced or removed."""
+    """Close the environment in `path`, so that it can be replaced or removed."""
     _open.pop(_real_path(str(path)), None)

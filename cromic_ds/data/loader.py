@@ -1,7 +1,7 @@
-"""From a data set to the micro-batches of each training step, and of an evaluation.
+"""The micro-batches of each training step and of an evaluation.
 
-What a step trains on is a function of (seed, step): step t takes the global positions [t·G, (t+1)·G) of the order,
-whatever the number of ranks, workers and micro-batches, so there is no iterator state to save.
+The examples of a step are a function of (seed, step): step t takes the global positions [t·G, (t+1)·G) of the order, for
+any number of ranks, workers and micro-batches. So there is no iterator state to save.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from cromic_ds.batch import Batch
 from cromic_ds.data.collate import LoadedExample, SkippedExample, SpecialTokens, collate
 from cromic_ds.data.dataset import Dataset, Tokens, UnreadableRecord
 from cromic_ds.data.images import training_image
+from cromic_ds.data.limits import COMMENT_TOKENS, POST_TOKENS, cut_tokens
 from cromic_ds.data.order import Order, example_seed
 from cromic_ds.errors import UserError
 
 MAX_AUTO_WORKERS = 8
+PREFETCHED = 4  # micro-batches that each reader process keeps ready
 
 
 @dataclass
 class DataSettings:
-    """What is read, and how much of it."""
+    """The data that a run reads, and how much of it."""
 
     path: str = ""
     """Store folder, or folder in the published layout."""
@@ -36,64 +38,57 @@ class DataSettings:
     """Split to train on."""
     eval_split: str = "val"
     """Split to evaluate on."""
-    comments_per_post: int = 10
-    """Comments of a post used in one training step, drawn anew each epoch; 0 = all."""
-    eval_comments_per_post: int = 50
-    """Comments of a post scored in an evaluation, the first ones; 0 = all."""
-    max_post_tokens: int = 40
+    comments_per_post: int | None = 10
+    """Comments of a post used in one training step, drawn again each epoch; null = all."""
+    eval_comments_per_post: int | None = 50
+    """Comments of a post scored in an evaluation, the first ones; null = all."""
+    max_post_tokens: int = POST_TOKENS
     """Longest post in tokens, [CLS] and [SEP] included; longer ones are cut."""
-    max_comment_tokens: int = 25
+    max_comment_tokens: int = COMMENT_TOKENS
     """Longest comment in tokens, [CLS] and [SEP] included; longer ones are cut."""
-    workers: int = -1
-    """Reader processes per rank; 0 = read in the training process, -1 = 0 without a GPU, else up to 8."""
-    prefetch: int = 4
-    """Micro-batches that each reader process keeps ready."""
+    workers: int | None = None
+    """Reader processes per rank; 0 = read in the training process, null = 0 without a GPU, else up to 8."""
     max_skip_rate: float = 0.01
     """Share of an epoch's examples that may be unreadable before the run stops."""
 
     def check(self) -> None:
         """Raise UserError for values that cannot work."""
         for name in ("comments_per_post", "eval_comments_per_post"):
-            if getattr(self, name) < 0:
-                raise UserError(f"data.{name} is {getattr(self, name)}: give a count, or 0 for all")
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise UserError(f"data.{name} is {count}: give a count, or null for all")
         for name in ("max_post_tokens", "max_comment_tokens"):
             if getattr(self, name) < 3:
                 raise UserError(
                     f"data.{name} is {getattr(self, name)}: it must leave room for [CLS], a token and [SEP]"
                 )
-        if self.workers < -1 or self.prefetch < 1:
+        if self.workers is not None and self.workers < 0:
             raise UserError(
-                f"data.workers {self.workers} (at least -1) or data.prefetch {self.prefetch} (at least 1) is wrong"
+                f"data.workers is {self.workers}: give 0 or more, or null for a number that suits the machine"
             )
         if not 0 <= self.max_skip_rate <= 1:
             raise UserError(f"data.max_skip_rate is {self.max_skip_rate}: give a share between 0 and 1")
 
 
 def special_tokens(tokenizer_path: Path) -> SpecialTokens:
-    """The ids of [PAD], [CLS] and [SEP] in a data set's tokenizer."""
+    """Return the ids of [PAD], [CLS] and [SEP] in a data set's tokenizer."""
     from cromic_ds.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_path)
     return SpecialTokens(tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id)
 
 
-def _cut(text: np.ndarray, longest: int) -> np.ndarray:
-    """The first tokens of a text, its closing [SEP] kept."""
-    return text if len(text) <= longest else np.concatenate([text[: longest - 1], text[-1:]])
-
-
 @dataclass(frozen=True)
-class Reader:
-    """Reads single examples of a data set, and never raises for what is wrong with one of them."""
+class ExampleReader:
+    """Reads single examples of a data set. A bad example becomes a SkippedExample and never raises an exception."""
 
     dataset: Dataset
     max_post_tokens: int
     max_comment_tokens: int
     image_size: int  # side of the square crops in pixels; 0 = read no images
-    n_answers: int = 0  # size of the answer vocabulary where answers are classified
+    n_answers: int = 0  # size of the answer vocabulary if answers are classified
 
-    def read(self, index: int, most_comments: int, seed: int | None) -> LoadedExample | SkippedExample:
-        """Example `index` with at most `most_comments` (0 = all): drawn by `seed`, or the first ones if it is None."""
+    def read(self, index: int, most_comments: int | None, seed: int | None) -> LoadedExample | SkippedExample:
+        """Return example `index` with at most `most_comments` (None = all): drawn by `seed`, or the first ones without it."""
         try:
             tokens = self.dataset.tokens(index)
             image = self._image(index, tokens) if self.image_size else None
@@ -102,8 +97,11 @@ class Reader:
         return LoadedExample(
             id=tokens.id,
             index=index,
-            post=_cut(tokens.post, self.max_post_tokens),
-            comments=[_cut(c, self.max_comment_tokens) for c in self._choose(tokens.comments, most_comments, seed)],
+            post=cut_tokens(tokens.post, self.max_post_tokens),
+            comments=[
+                cut_tokens(comment, self.max_comment_tokens)
+                for comment in self._choose(tokens.comments, most_comments, seed)
+            ],
             image=image,
             answer_ids=tokens.answer_ids,
             answer_scores=tokens.answer_scores,
@@ -115,15 +113,16 @@ class Reader:
             raise UnreadableRecord(tokens.id, "has no image")
         try:
             return training_image(jpeg, self.image_size)
-        except Exception as error:  # decoders raise many kinds for damaged bytes, and none of them may end a long run
+        except Exception as error:  # decoders raise many kinds of exceptions, and none of them may end a long run
             raise UnreadableRecord(tokens.id, f"image cannot be decoded: {error}") from error
 
     def batch(self, examples: list[LoadedExample | SkippedExample], special: SpecialTokens) -> Batch:
+        """Collate examples."""
         return collate(examples, special=special, image_size=self.image_size, n_answers=self.n_answers)
 
     @staticmethod
-    def _choose(comments: list[np.ndarray], most: int, seed: int | None) -> list[np.ndarray]:
-        if most == 0 or len(comments) <= most:
+    def _choose(comments: list[np.ndarray], most: int | None, seed: int | None) -> list[np.ndarray]:
+        if most is None or len(comments) <= most:
             return comments
         if seed is None:
             return comments[:most]
@@ -135,7 +134,7 @@ class Reader:
 class TrainMicroBatches:
     """Map-style data set of one rank: item m is its micro-batch m, counted over all steps of the run."""
 
-    reader: Reader
+    reader: ExampleReader
     special: SpecialTokens
     order: Order
     comments_per_post: int
@@ -154,9 +153,9 @@ class TrainMicroBatches:
 
 @dataclass(frozen=True)
 class EvalMicroBatches:
-    """Map-style data set of one rank: item m is its micro-batch m of the first `limit` examples in their own order."""
+    """Map-style data set of one rank: item m is its micro-batch m of the first `limit` examples, in their stored order."""
 
-    reader: Reader
+    reader: ExampleReader
     special: SpecialTokens
     limit: int
     comments_per_post: int
@@ -172,7 +171,7 @@ class EvalMicroBatches:
 
 
 def auto_workers() -> int:
-    """0 without a GPU, where the processors are busy computing; else this rank's share of the cores, at most 8."""
+    """Return 0 without a GPU, because the model keeps the processors busy; else this rank's share of the cores, at most 8."""
     if not torch.cuda.is_available():
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -181,36 +180,35 @@ def auto_workers() -> int:
 
 
 def _ignore_signals(_worker: int) -> None:
-    """A stop signal to the whole process group is the training process's to answer: its last step needs the readers."""
+    """Leave stop signals, which reach the whole process group, to the training process: its last step needs the readers."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(name, signal.SIG_IGN)
 
 
 def _load(micro_batches: TrainMicroBatches | EvalMicroBatches, items: range, settings: DataSettings) -> Iterator[Batch]:
-    workers = auto_workers() if settings.workers < 0 else settings.workers
+    workers = auto_workers() if settings.workers is None else settings.workers
     return iter(
         DataLoader(
             micro_batches,
             batch_size=None,
             sampler=items,
             num_workers=workers,
-            prefetch_factor=settings.prefetch if workers else None,
+            prefetch_factor=PREFETCHED if workers else None,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_ignore_signals,
         )
     )
 
 
-def _reader(dataset: Dataset, settings: DataSettings, image_size: int, n_answers: int) -> Reader:
-    settings.check()
+def _reader(dataset: Dataset, settings: DataSettings, image_size: int, n_answers: int) -> ExampleReader:
     if len(dataset) == 0:
         raise UserError(
             f"split {dataset.split!r} of {settings.path or 'the data'} is empty: name another split or prepare it again"
         )
-    return Reader(dataset, settings.max_post_tokens, settings.max_comment_tokens, image_size, n_answers)
+    return ExampleReader(dataset, settings.max_post_tokens, settings.max_comment_tokens, image_size, n_answers)
 
 
-def steps(
+def training_batches(
     dataset: Dataset,
     settings: DataSettings,
     *,
@@ -250,7 +248,7 @@ def steps(
         rank=rank,
         world_size=world_size,
     )
-    # readers work micro-batch by micro-batch, so what they hold does not grow with the accumulation
+    # reader processes work on single micro-batches, so their memory does not grow with the accumulation
     batches = _load(train, range(first_step * accumulation, last_step * accumulation), settings)
     return ([next(batches) for _ in range(accumulation)] for _ in range(first_step, last_step))
 
@@ -263,18 +261,17 @@ def eval_batches(
     micro_batch: int,
     rank: int,
     world_size: int,
-    limit: int = 0,
+    limit: int | None = None,
     n_answers: int = 0,
     first_batch: int = 0,
 ) -> Iterator[Batch]:
-    """This rank's share of the first `limit` examples (0 = all), in their own order.
+    """Yield this rank's share of the first `limit` examples (None = all), in their stored order.
 
-    Every example is on exactly one rank, and every rank gets the same number of batches, the last one blank (weight 0)
-    where there are too few examples: all ranks must run the same forward passes. A job that goes on leaves out its
-    batches before `first_batch`.
+    Every example is on exactly one rank. All ranks must run the same forward passes, so every rank gets the same number
+    of batches; where there are too few examples, the last one is a `blank_batch`. A resumed job starts at `first_batch`.
     """
     reader = _reader(dataset, settings, image_size, n_answers)
-    limit = min(limit, len(dataset)) if limit else len(dataset)
+    limit = min(limit or len(dataset), len(dataset))
     shard = EvalMicroBatches(
         reader=reader,
         special=special_tokens(dataset.tokenizer_path),
@@ -292,17 +289,17 @@ def eval_batches(
 class SkipCounter:
     """Counts the unreadable examples of an epoch over all ranks, and stops the run when there are too many.
 
-    Its fields are all that a resume needs (`dataclasses.asdict`).
+    A resume needs nothing but its fields (`dataclasses.asdict`).
     """
 
     epoch: int = 0
     count: int = 0  # in this epoch, over all ranks
-    named: list[tuple[str, str]] = field(default_factory=list)  # the last few of them: (id, reason)
+    named: list[tuple[str, str]] = field(default_factory=list)  # (id, reason) of the last few
 
     def add(
         self, epoch: int, count: int, named: Iterable[tuple[str, str]], *, epoch_size: int, max_rate: float
     ) -> None:
-        """Count a step's skipped examples; `named` are those that this rank knows of.
+        """Count the examples that were skipped in a step; `named` lists those of this rank.
 
         Raises UserError once more than `max_rate` of the `epoch_size` examples were skipped in one epoch.
         """

@@ -1,4 +1,4 @@
-"""The one function that opens whichever data set a path holds."""
+"""Opening a data set of either layout."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from cromic_ds.errors import UserError
 
 
 def open_dataset(path: str | Path, split: str = "train") -> Dataset:
-    """A store, or a folder (or one `.pt` file) in the published layout: whichever `path` holds.
+    """Open a split of a store, or of a folder (or one `.pt` file) in the published layout.
 
-    Raises UserError when it is neither, or has no such split.
+    Raises UserError when `path` is neither, or has no such split.
     """
     path = Path(path)
     if is_store(path):
@@ -24,7 +24,7 @@ def open_dataset(path: str | Path, split: str = "train") -> Dataset:
 
 
 def available_splits(path: str | Path) -> list[str]:
-    """The split names of `path`. A lone published file, which serves as any split, has its own name."""
+    """Return the split names of `path`. A single published file can be opened as any split and is listed by its own name."""
     if is_store(path):
         return list(read_meta(path)["splits"])
     if holds_published(path):

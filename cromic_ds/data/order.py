@@ -1,9 +1,9 @@
-"""The order of examples: a pseudo-random permutation with random access, in O(1) memory whatever the corpus' size.
+"""The order of examples: a pseudo-random permutation with random access, in O(1) memory for any size of the corpus.
 
 Position p of an epoch maps to example `permute(p, n, key)`, a format-preserving cipher: a Feistel network permutes the
-next power of two, and values that fall outside [0, n) are sent through it again until they fall inside (cycle walking:
-Black & Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). Nothing is shuffled, stored or scanned, so a run over
-10⁹ examples starts at once and resumes anywhere.
+next power of two, and values outside [0, n) are sent through it again until they are inside (cycle walking: Black &
+Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). Nothing is shuffled, stored or scanned, so a run over 10⁹
+examples starts at once and resumes anywhere.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ def _digest(*parts: int, size: int) -> bytes:
 
 @lru_cache(maxsize=64)
 def order_key(seed: int, epoch: int) -> tuple[int, ...]:
-    """The round keys (`ROUNDS` unsigned 64-bit numbers) of the permutation of one epoch."""
+    """Return the round keys (`ROUNDS` unsigned 64-bit numbers) of the permutation of one epoch."""
     return tuple(np.frombuffer(_digest(seed, epoch, size=8 * ROUNDS), dtype="<u8").tolist())
 
 
 def example_seed(seed: int, epoch: int, index: int) -> int:
-    """A 64-bit seed for all that is drawn at random for one example in one epoch, such as which comments are kept."""
+    """Return a 64-bit seed for everything random about one example in one epoch, such as which comments are kept."""
     return int.from_bytes(_digest(seed, epoch, index, size=8), "little")
 
 
 def _feistel(values: np.ndarray, bits: int, key: tuple[int, ...]) -> np.ndarray:
-    """A bijection of [0, 2**bits): each round xors one half with a hash of the other, so every round can be undone."""
+    """Apply a bijection of [0, 2**bits): each round xors one half with a hash of the other, so every round can be undone."""
     low_bits = np.uint64(bits // 2)
     masks = (np.uint64((1 << (bits // 2)) - 1), np.uint64((1 << (bits - bits // 2)) - 1))
     halves = [values & masks[0], values >> low_bits]
@@ -53,9 +53,9 @@ def _feistel(values: np.ndarray, bits: int, key: tuple[int, ...]) -> np.ndarray:
 
 
 def permute(position: int | np.ndarray, n: int, key: tuple[int, ...]) -> int | np.ndarray:
-    """Where `position` in [0, n) goes under the permutation of [0, n) that `key` chooses; arrays element by element.
+    """Map positions in [0, n) by the permutation of [0, n) that `key` chooses.
 
-    Returns an int for an int and an int64 array of the same shape for an array. Raises ValueError outside [0, n).
+    Returns an int for an int, and an int64 array of the same shape for an array. Raises ValueError outside [0, n).
     """
     if not 1 <= n <= MAX_SIZE:
         raise ValueError(f"cannot permute {n} examples: the size must be between 1 and 2**62")
@@ -65,7 +65,7 @@ def permute(position: int | np.ndarray, n: int, key: tuple[int, ...]) -> int | n
     bits = max(MIN_BITS, (n - 1).bit_length())
     values = _feistel(positions.reshape(-1).astype(np.uint64), bits, key)
     outside = np.flatnonzero(values >= np.uint64(n))
-    while outside.size:  # the domain is under twice as large (n > 8), so each pass settles more than half on average
+    while outside.size:  # the domain is less than twice as large (n > 8): each pass moves more than half of them inside
         values[outside] = _feistel(values[outside], bits, key)
         outside = outside[values[outside] >= np.uint64(n)]
     return int(values[0]) if positions.ndim == 0 else values.astype(np.int64).reshape(positions.shape)
@@ -73,7 +73,7 @@ def permute(position: int | np.ndarray, n: int, key: tuple[int, ...]) -> int | n
 
 @dataclass(frozen=True)
 class Order:
-    """The order in which a run reads `n` examples: every epoch a new permutation, a function of (seed, epoch) alone.
+    """The order in which a run reads `n` examples: each epoch has a permutation that depends on (seed, epoch) alone.
 
     Positions count over all epochs and ranks: step t of a run with global batch G trains on [t·G, (t+1)·G).
     """
@@ -82,12 +82,12 @@ class Order:
     seed: int
 
     def index(self, position: int) -> tuple[int, int]:
-        """(epoch, example index) of one global position."""
+        """Return (epoch, example index) of one global position."""
         epoch, within = divmod(position, self.n)
         return epoch, permute(within, self.n, order_key(self.seed, epoch))
 
     def indices(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """(epochs, example indices) of `count` consecutive positions from `first`, as int64 arrays."""
+        """Return (epochs, example indices) of `count` consecutive positions from `first`, as int64 arrays."""
         epochs, within = np.divmod(np.arange(first, first + count, dtype=np.int64), self.n)
         indices = np.empty_like(within)
         for epoch in np.unique(epochs):

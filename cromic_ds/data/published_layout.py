@@ -1,11 +1,10 @@
 """The layout of the published data: `<name>.pt` with token ids, and images in `<name>_image_lmdb`.
 
 The `.pt` file holds `all_did` (a list of ids), `did2post` and `did2cmts` (in some files `id2post` and `id2cmt`):
-token ids padded with 0, `[CLS] … [SEP]`. Ids may carry a trailing blank, in the file, in the images' keys, or in
-both. The tokens are bert-base-chinese's; a `vocab.txt` or a `tokenizer` folder beside the file is used where there is
-one.
+token ids `[CLS] … [SEP]`, padded with 0. Ids may have a trailing space in the file, in the images' keys, or in both.
+The tokenizer is a `vocab.txt` or a `tokenizer` folder beside the file if there is one, else bert-base-chinese.
 
-A folder may hold several such pairs: the split is then the name. Where it holds one, every split is that one.
+A folder may hold several such pairs; the names are then the splits. A folder with one pair gives it as every split.
 """
 
 from __future__ import annotations
@@ -15,15 +14,19 @@ import pickle
 from collections.abc import Iterable
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import lmdb
 import numpy as np
 
 from cromic_ds.data.dataset import Texts, Tokens, UnreadableRecord
-from cromic_ds.data.lmdb_cache import environment
+from cromic_ds.data.lmdb_cache import open_environment
 from cromic_ds.data.reject_reasons import EMPTY_POST, NO_COMMENTS
 from cromic_ds.data.sources import LmdbSource
 from cromic_ds.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _KEYS = {"post": ("did2post", "id2post"), "comments": ("did2cmts", "id2cmt")}
 _IMAGES = "_image_lmdb"
@@ -31,7 +34,7 @@ _IDS_CHECKED = 1000
 
 
 def holds_published(path: str | Path) -> bool:
-    """Whether `path` is a folder with a `.pt` file and an image LMDB, or a `.pt` file in one."""
+    """Return whether `path` is a folder with a `.pt` file and an image LMDB, or a `.pt` file."""
     path = Path(path)
     if path.is_file():
         return path.suffix == ".pt"
@@ -39,7 +42,7 @@ def holds_published(path: str | Path) -> bool:
 
 
 def published_names(path: str | Path) -> list[str]:
-    """The names of a folder's complete pairs; for a `.pt` file, its own."""
+    """Return the names of a folder's complete pairs; for a `.pt` file, its name."""
     path = Path(path)
     if path.is_file():
         return [path.stem]
@@ -49,15 +52,17 @@ def published_names(path: str | Path) -> list[str]:
 
 
 class PublishedDataset:
-    """One published file as a `Dataset`. It is read whole, as its format demands, and kept as flat arrays."""
+    """One published file as a `Dataset`. Its format requires that it is read whole; it is kept as flat arrays."""
 
-    task = answers = answers_fingerprint = None  # posts with comments
+    task: str | None = None
+    answers: list[str] | None = None
+    answers_fingerprint: str | None = None
 
     def __init__(self, path: str | Path, split: str = "train"):
         self.split = split
         self.file, images = _locate(Path(path), split)
         self.images = LmdbSource(images)
-        self.single_file = len(published_names(path)) == 1  # then train and val are the same examples
+        self.single_file = len(published_names(path)) == 1  # if so, train and val are the same examples
         self.tokenizer_path = _tokenizer_beside(self.file)
         self._load()
         self._check_images()
@@ -66,7 +71,7 @@ class PublishedDataset:
         return len(self._ids)
 
     def id(self, index: int) -> str:
-        """As the file spells it, which may be with a trailing blank."""
+        """Return an id as the file spells it, perhaps with a trailing space."""
         return self._ids[index].decode()
 
     def tokens(self, index: int) -> Tokens:
@@ -97,8 +102,8 @@ class PublishedDataset:
         return Texts(tokens.id, decode_text(tokenizer, tokens.post), comments)
 
     @property
-    def tokenizer(self):
-        """Loaded at its first use in each process."""
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer, loaded at its first use in each process."""
         from cromic_ds.data.tokenizer import load_tokenizer
 
         if self._tokenizer is None:
@@ -109,7 +114,7 @@ class PublishedDataset:
         return {**self.__dict__, "_tokenizer": None}
 
     def _load(self) -> None:
-        self._tokenizer = None
+        self._tokenizer: PreTrainedTokenizerFast | None = None
         content = _read(self.file)
         ids = content["all_did"]
         posts, comments = (_by_id(_pick(content, what, self.file)) for what in ("post", "comments"))
@@ -129,12 +134,12 @@ class PublishedDataset:
         self.fingerprint = digest.hexdigest()
 
     def _check_images(self) -> None:
-        """Refuse a file none of whose ids has an image, and say why."""
+        """Raise UserError with the likely cause if none of the ids has an image."""
         checked = range(0, len(self), max(1, len(self) // _IDS_CHECKED))
         if not len(self) or any(self.images.get(self.id(i)) is not None for i in checked):
             return
         id = self.id(0).strip()
-        with environment(self.images.folder).begin() as txn:
+        with open_environment(self.images.folder).begin() as txn:
             keys = [
                 bytes(key).decode(errors="replace").strip()
                 for key in islice(txn.cursor().iternext(values=False), 10_000)
@@ -154,7 +159,7 @@ class PublishedDataset:
 
 
 def _locate(path: Path, split: str) -> tuple[Path, Path]:
-    """The `.pt` file and the image LMDB of a split."""
+    """Return the `.pt` file and the image LMDB of a split."""
     folder = path.parent if path.is_file() else path
     names = published_names(path)
     if path.is_file() or (folder / f"{split}.pt").is_file():
@@ -177,7 +182,7 @@ def _tokenizer_beside(file: Path) -> Path:
     return next((path for path in candidates if path.exists()), Path("bert-base-chinese"))
 
 
-def _read(file: Path) -> dict:
+def _read(file: Path) -> dict[str, Any]:
     import torch
 
     try:
@@ -193,7 +198,7 @@ def _read(file: Path) -> dict:
     return content
 
 
-def _pick(content: dict, what: str, file: Path) -> dict:
+def _pick(content: dict[str, Any], what: str, file: Path) -> dict:
     for key in _KEYS[what]:
         if isinstance(content.get(key), dict):
             return content[key]
@@ -201,19 +206,19 @@ def _pick(content: dict, what: str, file: Path) -> dict:
 
 
 def _by_id(values: dict) -> dict:
-    """The same under ids without blanks around them; an id that is spelled exactly so wins."""
+    """Return the values by stripped id. Where two ids differ only in whitespace, the one without any counts."""
     stripped = {str(id).strip(): value for id, value in values.items()}
     return stripped | {id: value for id, value in values.items() if isinstance(id, str) and id == id.strip()}
 
 
 def _flatten(rows: Iterable) -> tuple[np.ndarray, np.ndarray]:
-    """All rows without their padding in one array, and the n + 1 places where they begin and end."""
+    """Concatenate rows without their padding; also return the n + 1 positions at which they begin and end."""
     parts, ends = [], [0]
     for row in rows:
         array = np.asarray(row, dtype=np.int64)
         if array.ndim != 1:
             raise ValueError(f"shape {array.shape}")
-        length = int(np.count_nonzero(array))  # 0 is the padding, and only that
+        length = int(np.count_nonzero(array))  # 0 is used for padding only
         parts.append(array[:length].astype(np.uint32))
         ends.append(ends[-1] + length)
     flat = np.concatenate(parts) if parts else np.empty(0, np.uint32)

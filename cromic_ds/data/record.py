@@ -1,9 +1,9 @@
-"""One example as the store keeps it, and the bytes that it becomes.
+"""One example in the store, as an object and as bytes.
 
-Little-endian: CRC32 of the rest; the header of `_HEADER`; a uint16 length per comment; the answers' ids (uint32) and
-soft scores (float32); the id and the image id (UTF-8); the tokens of the post and of each comment (uint16, or uint32
-for vocabularies of 65,536 and more); and to its end a JSON object with what only people read (post, comments, extras),
-which training never parses.
+Byte layout, little-endian: CRC32 of the rest; the header `_HEADER`; a uint16 length per comment; the answers' ids
+(uint32) and soft scores (float32); the id and the image id (UTF-8); the tokens of the post and of each comment (uint16,
+or uint32 for vocabularies of 65,536 tokens and more); and up to the end a JSON object with the texts and extras, which
+training never parses.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -28,40 +29,42 @@ NO_ANSWERS = (np.empty(0, np.int32), np.empty(0, np.float32))
 
 @dataclass(slots=True)
 class Record:
-    """One example to be stored. `image_id` None: it has no image."""
+    """One example to be stored."""
 
     id: str
     post: str = ""
     comments: list[str] = field(default_factory=list)
     post_tokens: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))  # [CLS] … [SEP], or empty
     comment_tokens: list[np.ndarray] = field(default_factory=list)
-    extras: dict = field(default_factory=dict)
-    image_id: str | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+    image_id: str | None = None  # None if it has no image
     answers: tuple[np.ndarray, np.ndarray] = NO_ANSWERS  # (K,) ids into the store's answer vocabulary, (K,) soft scores
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
+    """Return the type of stored token ids."""
     return np.dtype("<u2" if vocab_size < 65_536 else "<u4")
 
 
 def with_checksum(value: bytes) -> bytes:
+    """Return the value with its CRC32 in front."""
     return _CRC.pack(zlib.crc32(value)) + value
 
 
 def without_checksum(value: bytes) -> bytes | None:
-    """What `with_checksum` was given; None where the bytes have changed since."""
+    """Undo `with_checksum`; None if the bytes have changed since."""
     if len(value) < _CRC.size or zlib.crc32(memoryview(value)[_CRC.size :]) != _CRC.unpack_from(value)[0]:
         return None
     return value[_CRC.size :]
 
 
 def checksum(value: bytes) -> bytes:
-    """The first bytes of what `with_checksum` returns."""
+    """Return the CRC32 of a value that `with_checksum` has returned."""
     return value[: _CRC.size]
 
 
-def pack(record: Record, dtype: np.dtype) -> bytes:
-    """The record's bytes, checksum first."""
+def encode_record(record: Record, dtype: np.dtype) -> bytes:
+    """Return the bytes of a record, checksum first; see `EncodedRecord` for the way back."""
     id, image_id = record.id.encode(), (record.image_id or "").encode()
     if max(len(id), len(image_id)) > MAX_KEY_BYTES:
         raise ValueError(f"{record.id[:40]}…: ids may have at most {MAX_KEY_BYTES} bytes")
@@ -85,8 +88,13 @@ def pack(record: Record, dtype: np.dtype) -> bytes:
     )
 
 
-class Packed:
-    """A record's bytes without their checksum, taken apart only as far as they are asked for."""
+class EncodedRecord:
+    """A stored record, decoded only as far as needed.
+
+    Args:
+        value: its bytes, without checksum.
+        dtype: type of the token ids.
+    """
 
     def __init__(self, value: bytes, dtype: np.dtype):
         id_bytes, image_bytes, self._post_length, comments, self._n_answers = _HEADER.unpack_from(value)
@@ -99,13 +107,14 @@ class Packed:
         self.image_id = value[at + id_bytes : self._tokens_at].decode()
 
     def tokens(self, classified: bool) -> Tokens:
-        """`classified`: the store has an answer vocabulary."""
+        """Return the token ids, and the answers if `classified`: the store has an answer vocabulary."""
         flat = np.frombuffer(self._value, self._dtype, self._n_tokens, self._tokens_at).astype(np.int32)
         ends = np.cumsum(self._lengths, dtype=np.int64) + self._post_length
         comments = [flat[e - n : e] for e, n in zip(ends, self._lengths)]
         return Tokens(self.id, flat[: self._post_length], comments, *(self._answers() if classified else ()))
 
     def texts(self) -> Texts:
+        """Return the texts and extras."""
         texts = json.loads(self._value[self._tokens_at + self._n_tokens * self._dtype.itemsize :])
         return Texts(self.id, texts["post"], texts["comments"], texts["extras"])
 

@@ -1,4 +1,4 @@
-"""Where preparation finds images by id: a folder of files, an LMDB environment, or a TSV of base64 lines."""
+"""Sources of images by id: a folder of files, an LMDB environment, or a TSV of base64 lines."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from cromic_ds.data.hash_index import HashIndex, HashIndexWriter
+from cromic_ds.data.disk_table import DiskTable, new_table
 from cromic_ds.data.images import BadImage
-from cromic_ds.data.lmdb_cache import environment
+from cromic_ds.data.lmdb_cache import DATA, open_environment
+from cromic_ds.data.reject_reasons import BAD_BASE64
 from cromic_ds.errors import UserError
 from cromic_ds.files import read_lines
 from cromic_ds.progress import ProgressBar
-
-BAD_BASE64 = "broken base64"
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -25,30 +24,30 @@ class ImageSource(Protocol):
     """Encoded images by id. Picklable; opens its files lazily in each process."""
 
     def get(self, id: str) -> bytes | None:
-        """The image of `id`, spelled exactly so or else without or with a trailing blank. Raises BadImage."""
+        """Return the image of `id`, which is looked up in all its `spellings`; None if there is none. Raises BadImage."""
         ...
 
 
 def open_source(path: str | Path, work: Path) -> ImageSource:
-    """The source that `path` is. A TSV gets an index of its lines in `work`, which is used again if it is there."""
+    """Open an image folder, LMDB or TSV. The index of a TSV's lines is made in `work`, unless it is there already."""
     path = Path(path)
-    if (path / "data.mdb").is_file():
+    if (path / DATA).is_file():
         return LmdbSource(path)
     if path.is_dir():
         return FolderSource(path)
     if path.is_file():
-        return TsvSource(path, work / "image_lines")
+        return TsvSource(path, work / "image_lines.db")
     raise UserError(f"{path}: no such image folder, LMDB or TSV file; give one as images")
 
 
 def spellings(id: str) -> list[str]:
-    """An id as it is, stripped, and with the one trailing blank that keys of the published files carry."""
+    """Return an id as it is, stripped, and with the one trailing space that the keys of the published files have."""
     stripped = id.strip()
     return list(dict.fromkeys((id, stripped, f"{stripped} ")))
 
 
 class FolderSource:
-    """Files named `<id>.<extension>`; ids with slashes lie in folders below."""
+    """Files named `<id>.<extension>`; ids with slashes are in subfolders."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -56,7 +55,7 @@ class FolderSource:
 
     def get(self, id: str) -> bytes | None:
         if id.startswith("/") or ".." in id.split("/") or "\0" in id:
-            return None  # never a file outside the folder
+            return None  # never read a file outside the folder
         for name in spellings(id):
             for extension in self._extensions:
                 try:
@@ -75,13 +74,13 @@ class FolderSource:
 
 
 class LmdbSource:
-    """Keys are the ids."""
+    """An LMDB environment whose keys are the ids."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def get(self, id: str) -> bytes | None:
-        with environment(self.folder).begin() as txn:
+        with open_environment(self.folder).begin() as txn:
             for name in spellings(id):
                 if name and (found := txn.get(name.encode())) is not None:
                     return found
@@ -89,10 +88,10 @@ class LmdbSource:
 
 
 class TsvSource:
-    """Lines `<id><TAB><base64>`, found by byte offset and read one at a time."""
+    """A file of lines `<id><TAB><base64>`."""
 
-    def __init__(self, path: Path, index_folder: Path):
-        self.lines = IndexedLines(path, index_folder, tsv_key)
+    def __init__(self, path: Path, index: Path):
+        self.lines = IndexedLines(path, index, tsv_key)
 
     def get(self, id: str) -> bytes | None:
         for name in spellings(id):
@@ -106,28 +105,34 @@ class TsvSource:
 
 
 class IndexedLines:
-    """Random access by key to the lines of a file of any size."""
+    """Random access by key to the lines of a file of any size; the first line of a key counts.
 
-    def __init__(self, path: Path, index_folder: Path, key_of: Callable[[Path, int, bytes], bytes]):
-        self.path = path
-        if index_folder.is_dir():
-            self._index = HashIndex(index_folder)
-        else:
-            size = path.stat().st_size
-            writer = HashIndexWriter(index_folder, size)
-            with ProgressBar(path.name, size, "bytes") as bar:
-                for number, offset, line in read_lines(path):
-                    writer.add(key_of(path, number, line), offset)
-                    if number % 1000 == 0:
-                        bar.update(offset)
-            self._index = writer.close()
+    Args:
+        index: file of the index, which is made unless it is there.
+        key_of: returns the key of a line, given the file, the line's number and the line.
+    """
+
+    def __init__(self, path: Path, index: Path, key_of: Callable[[Path, int, bytes], bytes]):
+        self.path, self._offsets = path, DiskTable(index)
+        if index.exists():
+            return
+        size = path.stat().st_size
+        with (
+            new_table(index, "key BLOB PRIMARY KEY, offset INTEGER") as offsets,
+            ProgressBar(path.name, size, "bytes") as bar,
+        ):
+            for number, offset, line in read_lines(path):
+                offsets.insert(key_of(path, number, line), offset)
+                if number % 1000 == 0:
+                    bar.update(offset)
 
     def find(self, key: str) -> bytes | None:
-        offset = self._index.find(key.encode())
-        if offset is None:
+        """Return the line of a key, None if there is none."""
+        found = self._offsets.execute("SELECT offset FROM rows WHERE key = ?", key.encode()).fetchone()
+        if found is None:
             return None
         with self.path.open("rb") as file:
-            file.seek(offset)
+            file.seek(found[0])
             return file.readline()
 
 
@@ -135,7 +140,7 @@ _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")  # some releases use the URL-
 
 
 def tsv_key(path: Path, number: int, line: bytes) -> bytes:
-    """The id that line `number` of an image TSV begins with."""
+    """Return the id at the beginning of line `number` of an image TSV."""
     key, tab, _ = line.partition(b"\t")
     if not tab:
         raise UserError(f"{path}:{number}: no TAB; an image TSV has lines of an id, a TAB and the image in base64")

@@ -1,46 +1,49 @@
-"""The store: what `cromic-ds prepare` writes and training reads.
+"""The store, which `cromic-ds prepare` writes and training reads.
 
-    STORE/store.json                 format version, tokenizer, settings, counts and a digest per shard
+    STORE/store.json                 format version, tokenizer, settings, counts and a digest for each shard
     STORE/tokenizer/                 Hub format
     STORE/answers.json               classified answers only: the vocabulary, a list whose indices are the answers' ids
-    STORE/rejects.jsonl              what preparation could not use
+    STORE/rejects.jsonl              lines that preparation rejected
     STORE/<split>/text-00000.lmdb/   8-byte big-endian index within the shard -> record (record.py)
     STORE/<split>/image-00000.lmdb/  image id -> CRC32, encoded image
 
-Records that share an image lie in the same shard, which holds it once. For the same records in the same order, all
-files are the same to the byte.
+Records that share an image are in the same shard, which holds the image once. The same records in the same order give
+the same files, byte for byte.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
 
 from cromic_ds.data.dataset import Texts, Tokens, UnreadableRecord
-from cromic_ds.data.lmdb_cache import environment
-from cromic_ds.data.record import Packed, without_checksum
+from cromic_ds.data.lmdb_cache import open_environment
+from cromic_ds.data.record import EncodedRecord, without_checksum
 from cromic_ds.errors import UserError, nearest
+from cromic_ds.files import digest, read_json
 
 FORMAT_VERSION = 2
+META_FILE = "store.json"
 ANSWERS_FILE = "answers.json"
 
 
 def is_store(path: str | Path) -> bool:
-    return (Path(path) / "store.json").is_file()
+    """Return whether a folder holds a complete store."""
+    return (Path(path) / META_FILE).is_file()
 
 
-def read_meta(path: str | Path) -> dict:
-    """store.json, its version checked."""
-    file = Path(path) / "store.json"
+def read_meta(path: str | Path) -> dict[str, Any]:
+    """Return the content of store.json. Raises UserError if it is unreadable or of another format version."""
+    file = Path(path) / META_FILE
     try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
+        meta = read_json(file)
         version, splits = meta["version"], meta["splits"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not readable as a store's description ({error!r}); prepare the store again") from None
@@ -52,7 +55,7 @@ def read_meta(path: str | Path) -> dict:
 
 
 class StoreDataset:
-    """One split of a store, as a `Dataset`. Start-up cost does not depend on the number of records."""
+    """One split of a store, as a `Dataset`. Opening it costs the same for any number of records."""
 
     def __init__(self, path: str | Path, split: str = "train"):
         self._seen = _identity(Path(path))
@@ -64,7 +67,7 @@ class StoreDataset:
         self.path, self.split, self.meta = Path(path), split, meta
         self.tokenizer_path = self.path / "tokenizer"
         identity = json.dumps([meta["tokenizer"]["fingerprint"], split, [s["digest"] for s in shards]])
-        self.fingerprint = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
+        self.fingerprint = digest(identity)
         self.task: str | None = meta.get("task")
         self.answers_fingerprint: str | None = meta.get("answers", {}).get("fingerprint")
         self._answers: list[str] | None = None
@@ -76,11 +79,11 @@ class StoreDataset:
 
     @property
     def answers(self) -> list[str] | None:
-        """The answer vocabulary, read at its first use. Raises UserError where it is not the one of the records."""
+        """The answer vocabulary, read at its first use. Raises UserError if it is not the one that the records refer to."""
         if self._answers is None and self.answers_fingerprint is not None:
             file = self.path / ANSWERS_FILE
             try:
-                answers = json.loads(file.read_text(encoding="utf-8"))
+                answers = read_json(file)
             except (OSError, ValueError) as error:
                 raise UserError(f"{file}: cannot be read ({error}); prepare the store again") from None
             if answers_fingerprint(answers) != self.answers_fingerprint:
@@ -108,29 +111,29 @@ class StoreDataset:
         return image
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """(shard, index within it)."""
+        """Return (shard, index within the shard)."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)} in {self.path}, split {self.split}")
         shard = bisect_right(self._ends, index)
         return shard, index - (self._ends[shard - 1] if shard else 0)
 
-    def _read(self, index: int) -> Packed:
+    def _read(self, index: int) -> EncodedRecord:
         shard, local = self._locate(index)
         folder = shard_folders(self.path / self.split, shard)[0]
         name = f"{self.split}[{index}]"
         value = _get(folder, record_key(local), name, self._check_same)
         if value is None:
             raise UnreadableRecord(name, f"missing from {folder}")
-        packed = without_checksum(value)
-        if packed is None:
+        encoded = without_checksum(value)
+        if encoded is None:
             raise UnreadableRecord(name, f"damaged in {folder} (checksum)")
-        return Packed(packed, self._dtype)
+        return EncodedRecord(encoded, self._dtype)
 
     def _check_same(self) -> None:
-        """Before a shard is opened: another store may be in this one's place by now, and its records would pass for ours.
+        """Check, before a shard is opened, that no other store has taken this one's place: its records would pass for ours.
 
         Raises:
-            UserError: it is so.
+            UserError: another store has taken its place.
         """
         if (now := _identity(self.path)) != self._seen:
             if read_meta(self.path) != self.meta:
@@ -139,18 +142,19 @@ class StoreDataset:
 
 
 def record_key(index: int) -> bytes:
+    """Return the LMDB key of a record, given its index in the shard."""
     return index.to_bytes(8, "big")
 
 
 def shard_folders(folder: Path, number: int) -> tuple[Path, Path]:
-    """Where the text records and the images of a shard are."""
+    """Return the folders of the text records and of the images of a shard."""
     return folder / f"text-{number:05d}.lmdb", folder / f"image-{number:05d}.lmdb"
 
 
-def _identity(path: Path) -> tuple | None:
-    """What changes when another file takes the place of store.json, or it is written anew."""
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Return numbers that change when store.json is replaced or written again; None if there is none."""
     try:
-        found = (path / "store.json").stat()
+        found = (path / META_FILE).stat()
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
@@ -158,12 +162,12 @@ def _identity(path: Path) -> tuple | None:
 
 def _get(folder: Path, key: bytes, name: str, before_opening: Callable[[], None]) -> bytes | None:
     try:
-        with environment(folder, before_opening).begin() as txn:
+        with open_environment(folder, before_opening).begin() as txn:
             return txn.get(key)
     except (lmdb.Error, UserError) as error:
         raise UnreadableRecord(name, str(error)) from None
 
 
 def answers_fingerprint(answers: Sequence[str]) -> str:
-    """What tells an answer vocabulary, its order included, from another one: kept in store, checkpoint and export."""
-    return hashlib.blake2b(json.dumps(list(answers), ensure_ascii=False).encode(), digest_size=8).hexdigest()
+    """Return a hash of an answer vocabulary and its order, which is kept in stores, checkpoints and exports."""
+    return digest(json.dumps(list(answers), ensure_ascii=False))

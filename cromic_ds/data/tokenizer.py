@@ -1,8 +1,7 @@
-"""The text side of a data set: BERT-style WordPiece tokenizers, loaded, trained, identified and applied."""
+"""BERT-style WordPiece tokenizers: loading, training, fingerprints, encoding and decoding."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from cromic_ds.data.limits import cut_tokens
 from cromic_ds.errors import UserError
+from cromic_ds.files import digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -27,10 +28,10 @@ SPECIAL = {
 
 
 def load_tokenizer(spec: str | Path) -> PreTrainedTokenizerFast:
-    """A fast tokenizer from a `vocab.txt`, a folder (Hub format, or with a `vocab.txt` in it) or a name on the Hub.
+    """Load a fast tokenizer from a `vocab.txt`, a folder (Hub format, or with a `vocab.txt`) or a name on the Hub.
 
-    A `vocab.txt` is read as bert-base-chinese does: cleaned, lower-cased, every Chinese character a word of its own.
-    Raises UserError when it cannot be loaded or lacks [PAD], [UNK], [CLS], [SEP] or [MASK].
+    A `vocab.txt` is used as by bert-base-chinese: texts are cleaned and lower-cased, and each Chinese character is a word.
+    Raises UserError if it cannot be loaded or lacks [PAD], [UNK], [CLS], [SEP] or [MASK].
     """
     path = Path(spec)
     if path.is_dir() and not (path / "tokenizer.json").is_file() and (path / "vocab.txt").is_file():
@@ -41,9 +42,7 @@ def load_tokenizer(spec: str | Path) -> PreTrainedTokenizerFast:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(spec), use_fast=True)
-    except (
-        Exception
-    ) as error:  # the library raises anything from OSError to KeyError for a folder that it does not know
+    except Exception as error:  # for an unknown folder the library raises anything from OSError to KeyError
         first_line = (str(error).strip() or repr(error)).splitlines()[0]
         raise UserError(
             f"tokenizer {str(spec)!r} cannot be loaded ({first_line}); "
@@ -57,12 +56,12 @@ def load_tokenizer(spec: str | Path) -> PreTrainedTokenizerFast:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A WordPiece vocabulary of at most `vocab_size` tokens for these texts, the same for the same texts in any run.
+    """Learn a WordPiece vocabulary of at most `vocab_size` tokens. The same texts always give the same vocabulary.
 
-    Single characters come first, the most frequent ones where not all fit; pieces of longer (Latin, digit) words fill
-    the rest. The library's WordPiece trainer numbers `##` symbols in hash order and so differs from run to run. Its
-    byte-pair trainer does not, and learns the same merges; there, a character inside a word is written in a private
-    plane of Unicode instead of with `##`.
+    Single characters come first, the most frequent ones if not all fit; pieces of longer words (Latin letters, digits)
+    fill the rest. The library's WordPiece trainer numbers `##` symbols in hash order, which differs between runs. Its
+    byte-pair trainer is deterministic and learns the same merges, so it is used here with characters inside a word moved
+    to a private plane of Unicode instead of marked with `##`.
     """
     if vocab_size <= 2 * len(SPECIAL):
         raise UserError(f"vocab_size {vocab_size} is too small: it includes {len(SPECIAL)} special tokens")
@@ -79,37 +78,32 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """16 hexadecimal digits of what the tokenizer does: its tokenizer.json without truncation and padding settings."""
+    """Return a hash, 16 hexadecimal digits, of tokenizer.json without its truncation and padding settings."""
     plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     plain.no_truncation()
     plain.no_padding()
-    return hashlib.blake2b(plain.to_str(pretty=False).encode(), digest_size=8).hexdigest()
+    return digest(plain.to_str(pretty=False))
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str], max_tokens: int) -> list[np.ndarray]:
-    """int32 ids `[CLS] … [SEP]` of each text, cut to `max_tokens` with [SEP] kept."""
+    """Return the int32 ids `[CLS] … [SEP]` of each text, cut to `max_tokens` with [SEP] kept."""
     return encode_fast(tokenizer.backend_tokenizer, texts, max_tokens)
 
 
 def encode_fast(tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> list[np.ndarray]:
-    """`encode` for a bare `tokenizers.Tokenizer`, which preparation's workers load without importing transformers."""
-    return [cut(np.array(encoding.ids, np.int32), max_tokens) for encoding in tokenizer.encode_batch_fast(texts)]
-
-
-def cut(ids: np.ndarray, max_tokens: int) -> np.ndarray:
-    """The first tokens of a sequence, its closing [SEP] kept."""
-    return ids if len(ids) <= max_tokens else np.append(ids[: max_tokens - 1], ids[-1])
+    """Do the same with a `tokenizers.Tokenizer`, which preparation's workers load without importing transformers."""
+    return [cut_tokens(np.array(encoding.ids, np.int32), max_tokens) for encoding in tokenizer.encode_batch_fast(texts)]
 
 
 def decode_text(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> str:
-    """The text of token ids: special tokens dropped, blanks only where they separate Latin words or numbers."""
+    """Return the text of token ids, without special tokens, and with spaces only between Latin words or numbers."""
     text = tokenizer.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return _BLANK_TO_DROP.sub("", text).strip()
+    return _SPACE_TO_DROP.sub("", text).strip()
 
 
-# A blank stays between letters or digits of alphabetic scripts, and after Western punctuation that such a one follows.
+# A space stays between letters or digits of alphabetic scripts, and between Western punctuation and such a letter or digit.
 _ALPHABETIC = r"0-9A-Za-z\u00c0-\u024f\u0370-\u052f"
-_BLANK_TO_DROP = re.compile(
+_SPACE_TO_DROP = re.compile(
     rf"(?<![{_ALPHABETIC},.!?;:%)\]]) +| +(?![{_ALPHABETIC}(\[])"  # one side is not alphabetic
     r"|(?<=[0-9] [.,:]) +(?=[0-9])"  # 3 . 5
 )
@@ -126,7 +120,7 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
 
 
 def _wordpiece(vocabulary: dict[str, int], source: str) -> Tokenizer:
-    """What transformers builds for bert-base-chinese, spelled out so that no version of that library changes it."""
+    """Build the tokenizer of bert-base-chinese as transformers does, but independently of that library's version."""
     missing = [token for token in SPECIAL.values() if token not in vocabulary]
     if missing:
         raise UserError(
@@ -154,12 +148,12 @@ _PRIVATE_PLANE = 0xF0000
 
 
 def _shift(word: str) -> str:
-    """The word with all but its first character moved to a private plane; characters beyond the first plane stay."""
+    """Move all characters but the first to a private plane; characters beyond the first plane stay as they are."""
     return word[:1] + "".join(chr(ord(c) + _PRIVATE_PLANE) if ord(c) < 0xFFFE else c for c in word[1:])
 
 
 def _unshift(piece: str) -> str:
-    """A WordPiece token from a piece: `##` in front where it begins inside a word."""
+    """Return the WordPiece token of a piece, with `##` in front if it begins inside a word."""
     text = "".join(chr(ord(c) - _PRIVATE_PLANE) if ord(c) >= _PRIVATE_PLANE else c for c in piece)
     return f"##{text}" if ord(piece[0]) >= _PRIVATE_PLANE else text
 
@@ -173,7 +167,7 @@ def _count_words(texts: Iterable[str]) -> Counter[str]:
 
 
 def _learn_pieces(words: Counter[str], alphabet: set[str], vocab_size: int) -> list[str]:
-    """Byte-pair merges over the words that the alphabet can spell, most frequent pair first."""
+    """Learn byte-pair merges over the words that the alphabet can spell, most frequent pair first."""
 
     def shifted() -> Iterator[str]:
         for word in sorted(words):

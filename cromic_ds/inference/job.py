@@ -114,7 +114,7 @@ class Job:
         self.task = find_task(settings.task or loaded.facts.get("task", "comments"), str(loaded.path))
         self._check()
         limits = {k: loaded.facts[k] for k in ("max_post_tokens", "max_comment_tokens") if k in loaded.facts}
-        self.data = DataSettings(path=settings.data, eval_comments_per_post=0, **limits)
+        self.data = DataSettings(path=settings.data, eval_comments_per_post=None, **limits)
 
     def _check(self) -> None:
         loaded, path = self.loaded, self.settings.data

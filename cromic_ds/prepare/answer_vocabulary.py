@@ -1,4 +1,4 @@
-"""The answer vocabulary of classified question answering: built from annotations, or taken as others have published it."""
+"""The answer vocabulary of classified question answering: built from annotations, or read from a file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cromic_ds.data.store import ANSWERS_FILE
 from cromic_ds.errors import UserError
+from cromic_ds.files import read_json, write_atomically
 from cromic_ds.metrics.vqa_answers import normalize_answer
 from cromic_ds.tasks.reader import Reader, json_items
 
@@ -16,23 +17,21 @@ _ANSWERS_CHECKED = 1000
 
 
 def vocabulary(reader: Reader, given: str, min_count: int, work: Path) -> list[str]:
-    """The one that is given, or that of the annotations; kept in `work`, so that a resumed preparation has it at once."""
+    """Return the `given` vocabulary, or that of the annotations if none is given. It is kept in `work` for a resume."""
     file = work / ANSWERS_FILE
     if not file.exists():
         answers = read_vocabulary(given) if given else build_vocabulary(reader.answer_files(), min_count)
         if given:
             refuse_foreign(answers, given, [file for file in reader.answer_files() if file.is_file()])
-        aside = file.with_suffix(".tmp")
-        aside.write_text(json.dumps(answers), encoding="utf-8")
-        aside.rename(file)
-    return json.loads(file.read_text(encoding="utf-8"))
+        write_atomically(file, json.dumps(answers))
+    return read_json(file)
 
 
 def build_vocabulary(annotations: list[Path], min_count: int) -> list[str]:
-    """The normalized `multiple_choice_answer`s that occur `min_count` times and more, the most frequent first.
+    """Return the normalized `multiple_choice_answer`s that occur at least `min_count` times, the most frequent first.
 
-    Over train and val of the real data these are 3,129 with 9 occurrences. As there, an answer of nothing but an article
-    counts as the empty one.
+    In train and val of the real data 3,129 answers occur at least 9 times. As in that vocabulary, an answer that is only an
+    article becomes the empty answer.
     """
     counts: Counter[str] = Counter()
     for file in annotations:
@@ -48,13 +47,13 @@ def build_vocabulary(annotations: list[Path], min_count: int) -> list[str]:
 
 
 def read_vocabulary(path: str | Path) -> list[str]:
-    """The answers of a file {answer: index} or [answer, …], or of a store or another folder with answers.json in it.
+    """Return the answers of a file {answer: index} or [answer, …], or of a store or another folder with answers.json.
 
-    Raises UserError for anything that does not give each index exactly one answer.
+    Raises UserError for a file that does not give each index exactly one answer.
     """
     file = Path(path) / ANSWERS_FILE if Path(path).is_dir() else Path(path)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except (OSError, ValueError) as error:
         raise _unusable(file, getattr(error, "strerror", None) or str(error)) from None
     if isinstance(content, dict):
@@ -74,7 +73,7 @@ def read_vocabulary(path: str | Path) -> list[str]:
 
 
 def refuse_foreign(answers: list[str], source: str, annotations: list[Path]) -> None:
-    """Raise UserError where a given vocabulary has no answer of the first annotations, if there are any."""
+    """Raise UserError if a given vocabulary contains none of the answers at the start of the annotations."""
     known = set(answers)
     for file in annotations[:1]:
         first = islice(json_items(file, "annotations.item.multiple_choice_answer"), _ANSWERS_CHECKED)

@@ -1,8 +1,8 @@
-"""`cromic-ds prepare`: raw lines and images, the published layout, or a task's official files, to a store.
+"""`cromic-ds prepare` makes a store of raw lines and images, of the published layout, or of a task's official files.
 
-A first pass over the text finds what is usable (scan.py); then each shard is made on its own, by any process, from its
-range of entries. All of it happens in OUT.partial, where finished shards stay finished: the same command after a kill
-continues. The result depends on the input and the settings only, not on the number of workers or interruptions.
+A first pass over the text finds the usable lines (scan.py); then each shard is made independently from its range of
+entries (shards.py). All files are in OUT.partial until the end. After an interruption the same command resumes and keeps
+the finished shards. The result depends only on the input and the settings, not on the number of workers or interruptions.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cromic_ds.data.sources import open_source
-from cromic_ds.data.store import read_meta
+from cromic_ds.data.store import is_store, read_meta
 from cromic_ds.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_tokenizer
 from cromic_ds.errors import UserError
 from cromic_ds.prepare.corpus import Corpus, PublishedCorpus, TextCorpus
@@ -22,29 +23,31 @@ from cromic_ds.prepare.official import open_reader
 from cromic_ds.prepare.official_corpus import OfficialCorpus
 from cromic_ds.prepare.rejects import REJECTS_FILE, list_reasons, merge_rejects
 from cromic_ds.prepare.resume import only_one, refuse_other_settings
-from cromic_ds.prepare.scan import image_boundary, read_entries, scan
+from cromic_ds.prepare.scan import counts_file, image_boundary, read_scan_entries, scan
 from cromic_ds.prepare.settings import PrepareSettings
 from cromic_ds.prepare.shards import ShardJob, ShardMaker, rejects_file, run_jobs
-from cromic_ds.prepare.store_writer import partial_folder, refuse_existing, write_meta
+from cromic_ds.prepare.store_writer import ShardInfo, partial_folder, refuse_existing, write_meta
 from cromic_ds.progress import ProgressBar
 from cromic_ds.tasks.reader import Reader
 
-_TRAIN_TOKENIZER_ON = 200_000  # posts with their comments, evenly spread: enough for a vocabulary, and bounded
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_TRAIN_TOKENIZER_ON = 200_000  # posts with their comments, evenly spread: more would not change the vocabulary much
 
 
 def prepare(settings: PrepareSettings) -> None:
-    """Make the store `settings.out`. Raises UserError; what is finished stays in OUT.partial for the next call."""
-    settings.check()
+    """Make the store `settings.out`. Raises UserError; finished shards stay in OUT.partial for the next call."""
     out = Path(settings.out)
     refuse_existing(out)
     partial = partial_folder(out)
     work = partial / "work"
     with only_one(work):
         try:
-            if not (partial / "store.json").exists():
+            if not is_store(partial):
                 _build(settings, partial, work)
         except UserError:
-            if not (work / "scan" / "counts.json").exists():  # nothing yet that is worth resuming, or looking into
+            if not counts_file(work / "scan").exists():  # there is nothing yet to resume or to look into
                 shutil.rmtree(partial)
             raise
         shutil.rmtree(work)
@@ -53,6 +56,8 @@ def prepare(settings: PrepareSettings) -> None:
 
 
 def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
+    for leftover in partial.glob(".*.writing"):  # of a process that was killed; see files.replacing
+        leftover.unlink()
     trained = settings.tokenizer == "train"
     tokenizer = load_tokenizer(settings.tokenizer) if settings.tokenizer and not trained else None
     reader = open_reader(settings.task, settings.root, settings.split, settings.answers) if settings.task else None
@@ -60,14 +65,15 @@ def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
     corpus = _open_corpus(settings, tokenizer, reader, work)
     extras = ExtrasSource(Path(settings.extras), work) if settings.extras else None
     counts = scan(corpus, work / "scan", 0 if reader else settings.val_fraction)
-    most_rejects = settings.max_reject_rate * counts["lines"]
-    if counts["rejected"] > most_rejects or not any(counts["records"].values()):
-        raise _too_many_rejects(settings, corpus, counts["lines"], [], partial, work)
+    most_rejects = settings.max_reject_rate * counts.lines
+    if counts.rejected > most_rejects or not any(counts.records.values()):
+        raise _too_many_rejects(settings, corpus, counts.lines, [], partial, work)
 
-    if trained:
-        tokenizer = _trained_tokenizer(settings, corpus, counts["records"], partial, work)
-    elif tokenizer is None:
-        tokenizer = load_tokenizer(corpus.tokenizer_path)
+    if tokenizer is None:
+        own = corpus.tokenizer_path
+        tokenizer = (
+            load_tokenizer(own) if own and not trained else _trained_tokenizer(settings, corpus, counts.records, work)
+        )
     tokenizer.save_pretrained(partial / "tokenizer")
     max_comment_tokens = settings.max_comment_tokens or corpus.max_comment_tokens
     maker = ShardMaker(
@@ -82,41 +88,47 @@ def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
         out=partial,
         work=work,
     )
-    jobs = _jobs(corpus, counts["records"], settings.records_per_shard, work)
-    if not _make_shards(maker, jobs, settings, counts["rejected"], most_rejects):
-        raise _too_many_rejects(settings, corpus, counts["lines"], jobs, partial, work)
-    shards: dict[str, list] = {}
+    jobs = _jobs(corpus, counts.records, settings.records_per_shard, work)
+    if not _make_shards(maker, jobs, settings, counts.rejected, most_rejects):
+        raise _too_many_rejects(settings, corpus, counts.lines, jobs, partial, work)
+    shards: dict[str, list[ShardInfo]] = {}
     for job in jobs:
-        shards.setdefault(job.split, []).append(maker.finished(job))
+        if info := maker.finished(job):
+            shards.setdefault(job.split, []).append(info)
+    about = {"task": settings.task} if settings.task else {}
     write_meta(
         partial,
         tokenizer,
         shards,
         corpus.answers,
-        **({"task": settings.task} if settings.task else {}),
+        **about,
         image_short_side=settings.short_side,
         jpeg_quality=settings.jpeg_quality,
         max_post_tokens=settings.max_post_tokens,
         max_comment_tokens=max_comment_tokens,
-        lines=counts["lines"],
+        lines=counts.lines,
         rejects=_merge_rejects(corpus, jobs, partial, work),
     )
 
 
-def _open_corpus(settings: PrepareSettings, tokenizer, reader: Reader | None, work: Path) -> Corpus:
+def _open_corpus(
+    settings: PrepareSettings, tokenizer: PreTrainedTokenizerFast | None, reader: Reader | None, work: Path
+) -> Corpus:
     if reader:
         return OfficialCorpus(reader, settings.answers, settings.min_answer_count, work)
     if settings.text:
         return TextCorpus(settings.text, open_source(settings.images, work))
     corpus = PublishedCorpus(settings.published)
     if settings.tokenizer:
-        own = load_tokenizer(corpus.tokenizer_path)
-        corpus.keep_tokens = tokenizer is not None and tokenizer_fingerprint(own) == tokenizer_fingerprint(tokenizer)
+        own = tokenizer_fingerprint(load_tokenizer(corpus.tokenizer_path))
+        corpus.keep_tokens = tokenizer is not None and tokenizer_fingerprint(tokenizer) == own
     return corpus
 
 
-def _trained_tokenizer(settings: PrepareSettings, corpus: Corpus, records: dict, partial: Path, work: Path):
-    """A vocabulary of the corpus; the one that an interrupted run has trained, if there is one."""
+def _trained_tokenizer(
+    settings: PrepareSettings, corpus: Corpus, records: dict[str, int], work: Path
+) -> PreTrainedTokenizerFast:
+    """Train a tokenizer on the corpus, unless an interrupted run has done so."""
     aside = work / "tokenizer"
     if not (aside / "tokenizer_config.json").exists():
         step = max(1, sum(records.values()) // _TRAIN_TOKENIZER_ON)
@@ -124,7 +136,7 @@ def _trained_tokenizer(settings: PrepareSettings, corpus: Corpus, records: dict,
         def texts() -> Iterator[str]:
             for split, n in records.items():
                 for start in range(0, n, step):
-                    for file, _, position, _ in read_entries(work / "scan", split, start, start + 1).tolist():
+                    for file, _, position in read_scan_entries(work / "scan", split, start, start + 1):
                         post = corpus.read(file, position)
                         yield post.post
                         yield from post.comments
@@ -147,7 +159,7 @@ def _jobs(corpus: Corpus, records: dict[str, int], per_shard: int, work: Path) -
 def _make_shards(
     maker: ShardMaker, jobs: list[ShardJob], settings: PrepareSettings, rejected: int, most_rejects: float
 ) -> bool:
-    """Make the shards that are not finished; False when it stopped because too much was rejected."""
+    """Make the shards that are not finished. Return False if it stopped because too many lines were rejected."""
     finished = {job: info for job in jobs if (info := maker.finished(job))}
     done = sum(job.stop - job.start for job in finished)
     rejected += sum(job.stop - job.start - info.records for job, info in finished.items())
@@ -171,12 +183,11 @@ def _make_shards(
 
 
 class _Stop(Exception):
-    """Too much has been rejected."""
+    """Too many lines have been rejected."""
 
 
 def _merge_rejects(corpus: Corpus, jobs: list[ShardJob], partial: Path, work: Path) -> dict[str, int]:
-    scanned = (work / "scan" / "unusable.jsonl", work / "scan" / "repeated.jsonl")
-    parts = [*scanned, *(rejects_file(work, job) for job in jobs)]
+    parts = [work / "scan" / REJECTS_FILE, *(rejects_file(work, job) for job in jobs)]
     return merge_rejects(parts, corpus.files, partial / REJECTS_FILE, work)
 
 

@@ -1,18 +1,19 @@
-"""What preparation reads posts from: raw text files, files in the published layout, or a task's official files
-(official/corpus.py). All look the same to it.
+"""Input of preparation behind one interface: raw text files, the published layout, or a task's official files
+(official_corpus.py).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from cromic_ds.data.dataset import UnreadableRecord
-from cromic_ds.data.hash_index import hash_fraction
+from cromic_ds.data.limits import COMMENT_TOKENS
 from cromic_ds.data.published_layout import PublishedDataset, holds_published, published_names
 from cromic_ds.data.record import NO_ANSWERS
 from cromic_ds.data.sources import ImageSource
@@ -22,26 +23,26 @@ from cromic_ds.prepare.raw_lines import BadLine, parse_line
 
 
 class Scanned(NamedTuple):
-    """One line of a corpus as the first pass sees it."""
+    """One line of a corpus, as the first pass reads it."""
 
     file: int  # index into `files`
     line: int  # from 1
-    position: int  # what `read` takes
-    id: str  # empty where the line does not even have one
+    position: int  # an argument for `read`
+    id: str  # empty if the line has none
     reason: str  # why it cannot be used; empty for a good line
 
 
 @dataclass(slots=True)
 class Post:
-    """One usable line as the second pass reads it."""
+    """One usable line, as the second pass reads it."""
 
     id: str
     post: str  # empty for tasks without text
-    comments: list[str]  # empty where nobody knows them (test splits)
+    comments: list[str]  # empty where none are known (test splits)
     image_id: str  # the image's key in the store
-    image: str  # what the image source knows it by
-    tokens: tuple[np.ndarray, list[np.ndarray]] | None = None  # post and comments, where they need not be tokenized
-    extras: dict = field(default_factory=dict)
+    image: str  # the image's id in its source
+    tokens: tuple[np.ndarray, list[np.ndarray]] | None = None  # post and comments, if they are tokenized already
+    extras: dict[str, Any] = field(default_factory=dict)
     answers: tuple[np.ndarray, np.ndarray] = NO_ANSWERS
 
 
@@ -50,35 +51,50 @@ class Corpus(Protocol):
 
     files: list[str]  # as rejects.jsonl names them
     splits: list[str]
-    size: int  # in bytes of text or in posts, whichever `progress` counts
-    unit: str  # of both
-    answers: list[str] | None  # the answer vocabulary of classified answers
+    size: int  # in the unit of `progress`
+    unit: str  # bytes, posts or records
+    answers: list[str] | None  # the vocabulary of classified answers
     max_comment_tokens: int  # unless the settings say otherwise
-    shares_images: bool  # several posts may have one image; they follow each other
+    shares_images: bool  # several posts may have one image; if so, they follow each other
 
-    def scan(self) -> Iterator[Scanned]: ...
-
-    def progress(self, scanned: Scanned) -> int: ...
-
-    def key(self, scanned: Scanned) -> bytes:
-        """What no two posts may have in common."""
+    @property
+    def tokenizer_path(self) -> Path | None:
+        """The input's own tokenizer."""
         ...
 
-    def read(self, file: int, position: int) -> Post: ...
+    def scan(self) -> Iterator[Scanned]:
+        """Yield all lines."""
+        ...
+
+    def progress(self, scanned: Scanned) -> int:
+        """Return how much of `size` has been read at a line."""
+        ...
+
+    def key(self, scanned: Scanned) -> bytes:
+        """Return the key that must be unique among the posts."""
+        ...
+
+    def read(self, file: int, position: int) -> Post:
+        """Return the post of a usable line."""
+        ...
 
     def image(self, file: int, post: Post) -> bytes | None:
-        """Raises BadImage."""
+        """Return the image of a post, None if there is none. Raises BadImage."""
         ...
 
     def split(self, scanned: Scanned, val_fraction: float) -> int:
-        """Index into `splits`; depends on the id alone where a file does not decide it."""
+        """Return an index into `splits`, which depends on the id alone unless the files are splits already."""
         ...
 
 
 class TextCorpus:
-    """Raw lines, and images from one source."""
+    """Files of raw lines, and images from one source."""
 
-    answers, max_comment_tokens, shares_images = None, 25, False
+    unit = "bytes"
+    answers: list[str] | None = None
+    max_comment_tokens = COMMENT_TOKENS
+    shares_images = False
+    tokenizer_path: Path | None = None
 
     def __init__(self, files: list[str], images: ImageSource):
         for file in files:
@@ -87,13 +103,13 @@ class TextCorpus:
             if files.count(file) > 1:
                 raise UserError(f"{file}: given more than once")
         self.files, self.images = files, images
-        self.splits, self.unit = ["train", "val"], "bytes"
+        self.splits = ["train", "val"]
         sizes = [Path(file).stat().st_size for file in files]
         self.size = sum(sizes)
         self._starts = [sum(sizes[:i]) for i in range(len(sizes))]
         self._handles: dict[int, IO[bytes]] = {}
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": {}}
 
     def scan(self) -> Iterator[Scanned]:
@@ -125,9 +141,12 @@ class TextCorpus:
 
 
 class PublishedCorpus:
-    """Every file of a published folder. Token ids are kept as they are, unless another tokenizer is wanted."""
+    """All files of a published folder. Token ids are kept as they are while `keep_tokens` is set."""
 
-    answers, max_comment_tokens, shares_images = None, 25, False
+    unit = "posts"
+    answers: list[str] | None = None
+    max_comment_tokens = COMMENT_TOKENS
+    shares_images = False
 
     def __init__(self, folder: str):
         if not holds_published(folder):
@@ -136,7 +155,7 @@ class PublishedCorpus:
         self.keep_tokens = True
         self.files = [str(dataset.file) for dataset in self._datasets]
         self.splits = [dataset.split for dataset in self._datasets] if len(self.files) > 1 else ["train", "val"]
-        self.size, self.unit = sum(map(len, self._datasets)), "posts"
+        self.size = sum(map(len, self._datasets))
         self.tokenizer_path = self._datasets[0].tokenizer_path
 
     def scan(self) -> Iterator[Scanned]:
@@ -166,6 +185,11 @@ class PublishedCorpus:
         if len(self.files) > 1:  # they are splits already
             return scanned.file
         return int(hash_fraction(scanned.id) < val_fraction)
+
+
+def hash_fraction(key: str) -> float:
+    """Return a number in [0, 1) that depends on `key` alone: the same on every machine and in every order."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8, person=b"split").digest(), "big") / 2**64
 
 
 def _first_field(line: bytes) -> str:

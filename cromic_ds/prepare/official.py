@@ -1,4 +1,4 @@
-"""The official files of the downstream tasks, as their owners distribute them."""
+"""Which official files of a downstream task are there, and which splits can be prepared from them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ READERS: dict[str, type[Reader]] = {
 
 
 def open_reader(task: str, root: str, wanted: list[str], answers: str) -> Reader:
-    """The reader of a task's files, with the splits that are wanted. Where none is named these are all whose files are
-    there, and the others are named in a line each.
+    """Return the reader of a task's files, with the wanted splits; if none is named, with all splits whose files are there.
 
-    Raises UserError, which lists everything that is missing; for the answer vocabulary too, unless `answers` is one.
+    Raises UserError, which lists all missing files, those of the answer vocabulary included unless `answers` gives one.
     """
     reader = READERS[task](Path(root))
     missing = {split: [path for path in paths if not _is_there(path)] for split, paths in reader.needs().items()}
@@ -54,5 +53,5 @@ def _in_words(reader: Reader, paths: list[Path]) -> str:
 
 
 def _is_there(path: Path) -> bool:
-    """Also not an empty folder."""
-    return path.is_file() or (path.is_dir() and next(path.iterdir(), None) is not None)
+    """Return whether there is such a file, or a folder that is not empty."""
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))

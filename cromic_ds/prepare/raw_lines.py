@@ -4,33 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cromic_ds.data.reject_reasons import BAD_UTF8, EMPTY_POST, NO_COMMENTS
-
-MISSING_FIELDS = "missing fields"
-TOO_MANY_FIELDS = "more than three fields"
-
-
-LONG_ID = "id is too long"
+from cromic_ds.data.reject_reasons import (
+    BAD_UTF8,
+    EMPTY_POST,
+    LONG_ID,
+    MISSING_FIELDS,
+    NO_COMMENTS,
+    TOO_MANY_FIELDS,
+)
 
 MAX_ID_BYTES = 500
 
 
 class BadLine(ValueError):
-    """A line that cannot be used; the text is the reason, one of this module's constants."""
+    """A line that cannot be used; the message is the reason, one of `data/reject_reasons.py`."""
 
 
 @dataclass(slots=True)
 class RawPost:
     """A post with its comments, as text."""
 
-    id: str  # without blanks around it
-    exact_id: str  # as written, for image sources whose keys carry a trailing blank
+    id: str  # stripped
+    exact_id: str  # as written, for image sources whose keys have a trailing space
     post: str
     comments: list[str]
 
 
 def parse_line(line: bytes) -> RawPost:
-    """One line, with or without its line end. Empty comments are dropped. Raises BadLine."""
+    """Parse a line, with or without its line end. Empty comments are dropped. Raises BadLine."""
     try:
         text = line.decode("utf-8").lstrip("\ufeff").rstrip("\r\n")
     except UnicodeDecodeError as error:
@@ -54,5 +55,5 @@ def parse_line(line: bytes) -> RawPost:
 
 
 def format_line(id: str, post: str, comments: list[str]) -> str:
-    """The inverse of `parse_line`, without line end."""
+    """Return the line that `parse_line` reads, without line end."""
     return f"{id} #EOS# {post} #EOS# {' #EOC# '.join(comments)}"

@@ -1,58 +1,70 @@
-"""Preparation's first pass: which lines can be used, and to which split each belongs.
+"""The first pass of preparation: which lines can be used, and to which split each belongs.
 
-Reads every line once, in flat memory. Leaves in its folder one file of entries per split, from which the second pass
-makes shards in any order, and the rejected lines.
+It reads every line once, in flat memory, and leaves one file of entries per split, from which the second pass can make
+shards in any order, and the rejected lines.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cromic_ds.data.hash_index import HashIndex, HashIndexWriter
+from cromic_ds.data.disk_table import scratch_table
 from cromic_ds.data.reject_reasons import DUPLICATE
+from cromic_ds.files import read_json, write_json
 from cromic_ds.prepare.corpus import Corpus
-from cromic_ds.prepare.rejects import reject_line
+from cromic_ds.prepare.rejects import REJECTS_FILE, reject_line
 from cromic_ds.progress import ProgressBar
 
-ENTRY = np.dtype([("file", "<u4"), ("line", "<u8"), ("position", "<u8"), ("split", "u1")])
+ENTRY = np.dtype([("file", "<u4"), ("line", "<u8"), ("position", "<u8")])  # see `Scanned`
 
 _CHUNK = 65_536
 
 
-def scan(corpus: Corpus, folder: Path, val_fraction: float) -> dict:
-    """Fill `folder` unless an earlier run has; returns {"lines": n, "rejected": n, "records": {split: n}}."""
-    summary = folder / "counts.json"
+@dataclass
+class ScanCounts:
+    """How many lines the first pass has read, how many of them it has rejected, and the records of each split."""
+
+    lines: int
+    rejected: int
+    records: dict[str, int]
+
+
+def scan(corpus: Corpus, folder: Path, val_fraction: float) -> ScanCounts:
+    """Make the scan's files in `folder`, unless an earlier run has, and return the counts."""
+    summary = counts_file(folder)
     if not summary.exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        lines, ids = _write_entries(corpus, folder, val_fraction)
-        records = _write_splits(corpus, folder, ids)
+        counts = _write_entries(corpus, folder, val_fraction)
+        records = counts.records
         if not records.get("val", 1) and val_fraction and records["train"] > 1:
             _move_last(folder, "train", "val")  # a corpus too small for its share still has something to evaluate on
             records["train"], records["val"] = records["train"] - 1, 1
-        counts = {"lines": lines, "rejected": lines - sum(records.values()), "records": records}
-        aside = summary.with_suffix(".tmp")
-        aside.write_text(json.dumps(counts))
-        aside.rename(summary)
-    return json.loads(summary.read_text())
+        write_json(summary, asdict(counts))
+    return ScanCounts(**read_json(summary))
 
 
-def read_entries(folder: Path, split: str, start: int, stop: int) -> np.ndarray:
-    """The entries [start, stop) of a split, as far as there are any."""
-    return np.fromfile(_split_file(folder, split), ENTRY, stop - start, offset=start * ENTRY.itemsize)
+def counts_file(folder: Path) -> Path:
+    """Return the file that is written last: if it is there, the scan is complete."""
+    return folder / "counts.json"
+
+
+def read_scan_entries(folder: Path, split: str, start: int, stop: int) -> list[tuple[int, int, int]]:
+    """Return (file, line, position) of the entries [start, stop) of a split, as far as there are any."""
+    return np.fromfile(_split_file(folder, split), ENTRY, stop - start, offset=start * ENTRY.itemsize).tolist()
 
 
 def image_boundary(corpus: Corpus, folder: Path, split: str, at: int, n: int) -> int:
-    """The first of the places `at` … `n` of a split of n entries where an image does not go on."""
+    """Return the first position in `at` … `n` at which a split of n entries can be divided without dividing an image."""
 
     def image_id(entry: int) -> str:
-        [(file, _, position, _)] = read_entries(folder, split, entry, entry + 1).tolist()
+        [(file, _, position)] = read_scan_entries(folder, split, entry, entry + 1)
         return corpus.read(file, position).image_id
 
     if corpus.shares_images and at < n:
@@ -62,57 +74,36 @@ def image_boundary(corpus: Corpus, folder: Path, split: str, at: int, n: int) ->
     return at
 
 
-def _write_entries(corpus: Corpus, folder: Path, val_fraction: float) -> tuple[int, HashIndex]:
-    """The good lines to all.bin, the others to rejects; returns the number of lines and the index of the good ids."""
-    ids = HashIndexWriter(folder / "ids", corpus.size)
-    lines = good = 0
-    buffer: list[tuple[int, int, int, int]] = []
-    with (
-        (folder / "all.bin").open("wb") as entries,
-        (folder / "unusable.jsonl").open("w", encoding="utf-8") as rejects,
-        ProgressBar("scan", corpus.size, corpus.unit) as bar,
-    ):
-        for scanned in corpus.scan():
-            lines += 1
-            if scanned.reason:
-                rejects.write(reject_line(corpus.files[scanned.file], scanned.line, scanned.id, scanned.reason))
-                continue
-            ids.add(corpus.key(scanned), good)
-            good += 1
-            buffer.append((scanned.file, scanned.line, scanned.position, corpus.split(scanned, val_fraction)))
-            if len(buffer) == _CHUNK:
-                np.array(buffer, ENTRY).tofile(entries)
-                buffer.clear()
-                bar.update(corpus.progress(scanned))
-        np.array(buffer, ENTRY).tofile(entries)
-        bar.update(corpus.size)
-    return lines, ids.close()
-
-
-def _write_splits(corpus: Corpus, folder: Path, ids: HashIndex) -> dict[str, int]:
-    """all.bin without repeated ids, one file per split; returns the number of records of each."""
-    everything = folder / "all.bin"
-    n = everything.stat().st_size // ENTRY.itemsize
-    repeated = np.memmap(folder / "repeated.bin", bool, mode="w+", shape=max(n, 1))
-    for positions in ids.repeated():
-        repeated[positions] = True
-    records = dict.fromkeys(corpus.splits, 0)
-    with (folder / "repeated.jsonl").open("w", encoding="utf-8") as rejects, ExitStack() as stack:
+def _write_entries(corpus: Corpus, folder: Path, val_fraction: float) -> ScanCounts:
+    """Write the entries of usable lines and the rejected lines."""
+    counts = ScanCounts(0, 0, dict.fromkeys(corpus.splits, 0))
+    buffers: list[list[tuple[int, int, int]]] = [[] for _ in corpus.splits]
+    with ExitStack() as stack:
         outputs = [stack.enter_context(_split_file(folder, split).open("wb")) for split in corpus.splits]
-        for start in range(0, n, _CHUNK):
-            chunk = np.fromfile(everything, ENTRY, _CHUNK, offset=start * ENTRY.itemsize)
-            drop = np.array(repeated[start : start + len(chunk)])
-            for file, line, position, _ in chunk[drop].tolist():
-                id = corpus.read(file, position).id
-                rejects.write(reject_line(corpus.files[file], line, id, DUPLICATE))
-            for number, split in enumerate(corpus.splits):
-                kept = chunk[~drop & (chunk["split"] == number)]
-                kept.tofile(outputs[number])
-                records[split] += len(kept)
-    everything.unlink()
-    (folder / "repeated.bin").unlink()
-    shutil.rmtree(ids.folder)
-    return records
+        rejects = stack.enter_context((folder / REJECTS_FILE).open("w", encoding="utf-8"))
+        ids = stack.enter_context(scratch_table(folder / "ids.db", "key BLOB PRIMARY KEY"))
+        bar = stack.enter_context(ProgressBar("scan", corpus.size, corpus.unit))
+        for scanned in corpus.scan():
+            counts.lines += 1
+            if counts.lines % _CHUNK == 0:
+                bar.update(corpus.progress(scanned), f"{counts.rejected:,} rejected")
+            reason = scanned.reason
+            if not reason and not ids.insert(corpus.key(scanned)):
+                reason = DUPLICATE
+            if reason:
+                counts.rejected += 1
+                rejects.write(reject_line(corpus.files[scanned.file], scanned.line, scanned.id, reason))
+                continue
+            split = corpus.split(scanned, val_fraction)
+            counts.records[corpus.splits[split]] += 1
+            buffers[split].append((scanned.file, scanned.line, scanned.position))
+            if len(buffers[split]) == _CHUNK:
+                np.array(buffers[split], ENTRY).tofile(outputs[split])
+                buffers[split].clear()
+        for buffer, output in zip(buffers, outputs):
+            np.array(buffer, ENTRY).tofile(output)
+        bar.update(corpus.size)
+    return counts
 
 
 def _move_last(folder: Path, source: str, target: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cromic_ds.data.limits import POST_TOKENS
 from cromic_ds.errors import UserError, nearest
 from cromic_ds.prepare.official import READERS
 
 
 @dataclass
 class PrepareSettings:
-    """What is prepared, and how it is stored."""
+    """The input of a preparation, and how it is stored."""
 
     text: list[str] = field(default_factory=list)
     """Files of raw lines `<id> #EOS# <post> #EOS# <comment> #EOC# <comment> ...` in UTF-8."""
@@ -20,42 +21,43 @@ class PrepareSettings:
     published: str = ""
     """Folder (or .pt file) in the published layout, instead of text and images."""
     task: str = ""
-    """fmiqa, vqa2, aic_icc, flickr30k_cn or muge: that task's official files, instead of text and images."""
+    """Downstream task (fmiqa, vqa2, aic_icc, flickr30k_cn or muge) whose official files are prepared, instead of text and
+    images."""
     root: str = ""
-    """Folder with the official files, as their owners distribute them."""
+    """Folder with the official files of the task, as their owners distribute them."""
     split: list[str] = field(default_factory=list)
-    """Splits of the task; none named = all whose files are there."""
+    """Splits of the task; none = all whose files are there."""
     answers: str = ""
-    """Answer vocabulary of vqa2: a JSON file {answer: index} or [answer, ...], or a store that has one; empty = that of
-    the annotations of train and val."""
+    """Answer vocabulary of vqa2: a JSON file {answer: index} or [answer, ...], or a store that has one; empty = the answers
+    in the annotations of train and val."""
     min_answer_count: int = 9
-    """How often an answer must occur in the annotations to be in their vocabulary."""
+    """How often an answer must occur in the annotations to be in the vocabulary."""
     tokenizer: str = ""
-    """vocab.txt, tokenizer folder, name on the Hub, or "train" for a vocabulary of this corpus; with `published` it may be
-    left out, which keeps the token ids as they are."""
+    """vocab.txt, tokenizer folder, name on the Hub, or "train" to learn a vocabulary from this corpus; empty = keep the token
+    ids of `published`."""
     out: str = ""
-    """Store folder to be made."""
+    """Folder of the new store."""
     extras: str = ""
-    """File of JSON lines {"id": ..., ...}: further fields to be stored with the post of that id; empty = none."""
+    """File of JSON lines {"id": ..., ...} whose other fields are stored with the post of that id."""
     short_side: int = 256
     """Shorter side of the stored images in pixels."""
     jpeg_quality: int = 90
     """JPEG quality of the stored images, 1 to 100."""
     records_per_shard: int = 10_000
-    """Posts per shard, and those that share an image with the last one: the unit of parallel work and of resuming."""
+    """Posts per shard, which is the unit of parallel work and of resuming. Posts that share an image stay together."""
     val_fraction: float = 0.01
-    """Share of the posts in split val, chosen by a hash of the id; splits that the input has are kept."""
-    max_post_tokens: int = 40
+    """Share of the posts in split val, chosen by a hash of the id. Splits of the input are kept."""
+    max_post_tokens: int = POST_TOKENS
     """Longest stored post in tokens, [CLS] and [SEP] included; longer ones are cut."""
-    max_comment_tokens: int = 0
-    """Longest stored comment, answer or caption in tokens, [CLS] and [SEP] included; longer ones are cut. 0 = 25, and 72
-    for the tasks' captions."""
+    max_comment_tokens: int | None = None
+    """Longest stored comment, answer or caption in tokens, [CLS] and [SEP] included; longer ones are cut. null = 25, or 72 for
+    captions."""
     vocab_size: int = 21_128
-    """Most tokens of the vocabulary that `--tokenizer train` makes."""
+    """Largest vocabulary that `--tokenizer train` learns."""
     max_reject_rate: float = 0.1
-    """Share of the lines that may be unusable before the preparation stops."""
-    workers: int = 0
-    """Processes; 0 = one for each core."""
+    """Share of the lines that may be rejected; the preparation stops above it."""
+    workers: int | None = None
+    """Processes; null = one for each core."""
 
     def check(self) -> None:
         """Raise UserError for values that cannot work."""
@@ -84,11 +86,11 @@ class PrepareSettings:
             "records_per_shard": (1, 10_000_000),
             "val_fraction": (0, 0.5),
             "max_post_tokens": (3, 65_535),
-            "max_comment_tokens": (3 if self.max_comment_tokens else 0, 65_535),
+            "max_comment_tokens": (3, 65_535),
             "min_answer_count": (1, 10_000_000),
             "max_reject_rate": (0, 1),
-            "workers": (0, 4096),
+            "workers": (1, 4096),
         }
         for name, (low, high) in bounds.items():
-            if not low <= getattr(self, name) <= high:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be between {low} and {high}")
+            if (value := getattr(self, name)) is not None and not low <= value <= high:
+                raise UserError(f"{name} is {value}: it must be between {low} and {high}")

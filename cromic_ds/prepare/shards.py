@@ -1,8 +1,7 @@
-"""Preparation's second pass: shards made independently of each other, by as many processes as wanted."""
+"""The second pass of preparation: shards, made independently of each other by any number of processes."""
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -11,32 +10,36 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from cromic_ds.data.images import BadImage, reencode
+from cromic_ds.data.limits import cut_tokens
 from cromic_ds.data.record import Record, token_dtype
-from cromic_ds.data.reject_reasons import EMPTY_POST, NO_COMMENTS
-from cromic_ds.data.tokenizer import cut, encode_fast
+from cromic_ds.data.reject_reasons import EMPTY_POST, MISSING_IMAGE, NO_COMMENTS
+from cromic_ds.data.tokenizer import encode_fast
 from cromic_ds.errors import UserError
+from cromic_ds.files import read_json, write_json
 from cromic_ds.prepare.corpus import Corpus, Post
 from cromic_ds.prepare.extras import ExtrasSource
 from cromic_ds.prepare.rejects import reject_line
-from cromic_ds.prepare.scan import read_entries
+from cromic_ds.prepare.scan import read_scan_entries
 from cromic_ds.prepare.store_writer import ShardInfo, ShardWriter
-
-MISSING_IMAGE = "missing image"
 
 _CHUNK = 64  # records between two reports of progress
 
-Report = Callable[[int, int], None]  # called with the records just done, and how many of them were rejected
+ReportProgress = Callable[
+    [int, int], None
+]  # takes the number of records just processed, and how many of them were rejected
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Shard `number` of a split holds the split's entries [start, stop), less what turns out to be unusable."""
+    """Shard `number` of a split, which is made of the split's entries [start, stop)."""
 
     split: str
     number: int
@@ -50,7 +53,7 @@ class ShardJob:
 
 @dataclass
 class ShardMaker:
-    """All that a process needs to make any shard. Picklable."""
+    """Makes any shard, in any process. Picklable."""
 
     corpus: Corpus
     extras: ExtrasSource | None
@@ -64,31 +67,29 @@ class ShardMaker:
     work: Path
 
     def finished(self, job: ShardJob) -> ShardInfo | None:
-        """What became of a job, None while it is not done."""
+        """Return the description of a finished shard, None if it is not finished."""
         file = self._info_file(job)
-        return ShardInfo(**json.loads(file.read_text())) if file.exists() else None
+        return ShardInfo(**read_json(file)) if file.exists() else None
 
-    def make(self, job: ShardJob, report: Report) -> None:
-        """Write the shard; its info file, written last, says that it is finished."""
+    def make(self, job: ShardJob, report: ReportProgress) -> None:
+        """Write a shard, and last its info file, which marks it as finished."""
         tokenizer = self._tokenizer()
-        entries = read_entries(self.work / "scan", job.split, job.start, job.stop).tolist()
+        entries = read_scan_entries(self.work / "scan", job.split, job.start, job.stop)
         writer = ShardWriter(self.out / job.split, job.number, token_dtype(self.vocab_size))
         bad_images: dict[str, str] = {}
         with rejects_file(self.work, job).open("w", encoding="utf-8") as rejects:
             for start in range(0, len(entries), _CHUNK):
                 chunk = entries[start : start + _CHUNK]
-                posts = [self.corpus.read(file, position) for file, _, position, _ in chunk]
+                posts = [self.corpus.read(file, position) for file, _, position in chunk]
                 rejected = 0
-                for (file, line, _, _), post, tokens in zip(chunk, posts, self._tokens(tokenizer, posts)):
+                for (file, line, _), post, tokens in zip(chunk, posts, self._tokens(tokenizer, posts)):
                     reason = self._add(writer, bad_images, file, post, *tokens)
                     if reason:
                         rejected += 1
                         rejects.write(reject_line(self.corpus.files[file], line, post.id, reason))
                 rejects.flush()
                 report(len(chunk), rejected)
-        aside = self._info_file(job).with_suffix(".tmp")
-        aside.write_text(json.dumps(asdict(writer.close())))
-        aside.rename(self._info_file(job))
+        write_json(self._info_file(job), asdict(writer.close()))
 
     def _add(
         self,
@@ -99,8 +100,8 @@ class ShardMaker:
         post_tokens: np.ndarray,
         comment_tokens: list[np.ndarray],
     ) -> str:
-        """Append one post to the shard; returns why not, or an empty string."""
-        # Text of nothing but control characters leaves [CLS] [SEP]. No text at all is how the task is.
+        """Append one post to the shard. Return an empty string, or the reason for which the post is rejected."""
+        # A text of control characters alone becomes [CLS] [SEP]. Tasks without text have no tokens at all.
         comments = [(text, tokens) for text, tokens in zip(post.comments, comment_tokens) if len(tokens) > 2]
         if 0 < len(post_tokens) <= 2:
             return EMPTY_POST
@@ -134,13 +135,16 @@ class ShardMaker:
         return reencode(encoded, self.short_side, self.jpeg_quality)
 
     def _tokens(self, tokenizer: Tokenizer, posts: list[Post]) -> list[tuple[np.ndarray, list[np.ndarray]]]:
-        """(post, comments) as token ids, cut to their maxima."""
+        """Return (post, comments) as token ids, cut to the maximum lengths."""
         new = [post for post in posts if post.tokens is None]
         post_tokens = iter(encode_fast(tokenizer, [post.post for post in new], self.max_post_tokens))
         comments = [comment for post in new for comment in post.comments]
         comment_tokens = iter(encode_fast(tokenizer, comments, self.max_comment_tokens))
         return [
-            (cut(post.tokens[0], self.max_post_tokens), [cut(c, self.max_comment_tokens) for c in post.tokens[1]])
+            (
+                cut_tokens(post.tokens[0], self.max_post_tokens),
+                [cut_tokens(comment, self.max_comment_tokens) for comment in post.tokens[1]],
+            )
             if post.tokens
             else (next(post_tokens)[: None if post.post else 0], [next(comment_tokens) for _ in post.comments])
             for post in posts
@@ -157,11 +161,12 @@ class ShardMaker:
 
 
 def rejects_file(work: Path, job: ShardJob) -> Path:
+    """Return the file of the lines that are rejected while a shard is made."""
     return work / f"{job.name}.rejects.jsonl"
 
 
-def run_jobs(maker: ShardMaker, jobs: list[ShardJob], workers: int, report: Report) -> None:
-    """Make all shards. `report` is called in this process; when it raises, the other processes are ended."""
+def run_jobs(maker: ShardMaker, jobs: list[ShardJob], workers: int, report: ReportProgress) -> None:
+    """Make all shards. `report` is called in this process; if it raises an exception, the other processes are ended."""
     workers = min(workers, len(jobs))
     if workers > 1:
         _run_in_processes(maker, jobs, workers, report)
@@ -170,7 +175,7 @@ def run_jobs(maker: ShardMaker, jobs: list[ShardJob], workers: int, report: Repo
             maker.make(job, report)
 
 
-def _run_in_processes(maker: ShardMaker, jobs: list[ShardJob], workers: int, report: Report) -> None:
+def _run_in_processes(maker: ShardMaker, jobs: list[ShardJob], workers: int, report: ReportProgress) -> None:
     context = multiprocessing.get_context("spawn")
     next_job, done, rejected = (context.Value("q", 0) for _ in range(3))
     errors = context.SimpleQueue()
@@ -182,7 +187,7 @@ def _run_in_processes(maker: ShardMaker, jobs: list[ShardJob], workers: int, rep
             process.start()
         running = True
         while running:
-            # Asked before the look at the exit codes, so that a process which ends in between is looked at once more.
+            # Checked before the exit codes, so that the loop runs once more for a process that ends in between.
             running = any(process.is_alive() for process in processes)
             wait([process.sentinel for process in processes if process.is_alive()], timeout=0.2)
             now = (done.value, rejected.value)
@@ -199,21 +204,28 @@ def _run_in_processes(maker: ShardMaker, jobs: list[ShardJob], workers: int, rep
                 process.join()
 
 
-def _failure(exit_code: int, errors) -> Exception:
+def _failure(exit_code: int | None, errors: SimpleQueue[tuple[bool, str]]) -> Exception:
     if not errors.empty():
-        is_users, text = errors.get()
-        return UserError(text) if is_users else RuntimeError(f"a worker process failed:\n{text}")
+        is_user_error, text = errors.get()
+        return UserError(text) if is_user_error else RuntimeError(f"a worker process failed:\n{text}")
     return UserError(
         f"a worker process was killed (exit code {exit_code}), most likely for lack of memory; "
         "run the same command again to continue, with fewer workers"
     )
 
 
-def _work(maker: ShardMaker, jobs: list[ShardJob], next_job, done, rejected, errors) -> None:
-    """One process: take jobs until there are none left."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+def _work(
+    maker: ShardMaker,
+    jobs: list[ShardJob],
+    next_job: Synchronized[int],
+    done: Synchronized[int],
+    rejected: Synchronized[int],
+    errors: SimpleQueue[tuple[bool, str]],
+) -> None:
+    """Take jobs until none is left. Runs in a process of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    # There is a process for each core already.
+    # There is already a process for each core.
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
     def report(records: int, bad: int) -> None:
@@ -228,14 +240,14 @@ def _work(maker: ShardMaker, jobs: list[ShardJob], next_job, done, rejected, err
             if number >= len(jobs):
                 return
             maker.make(jobs[number], report)
-    except Exception as error:  # whatever it is, the parent has to hear of it
-        errors.put(
-            (isinstance(error, UserError), str(error) if isinstance(error, UserError) else traceback.format_exc())
-        )
+    except Exception as error:  # the parent reports it
+        is_user_error = isinstance(error, UserError)
+        errors.put((is_user_error, str(error) if is_user_error else traceback.format_exc()))
         raise SystemExit(1) from None
 
 
 def _die_with_parent() -> None:
-    """A parent killed by SIGKILL leaves its children running, and they would write into what the next run resumes."""
-    wait([multiprocessing.parent_process().sentinel])
+    """End this process with its parent: after a SIGKILL of the parent it would write into what the next run resumes."""
+    if parent := multiprocessing.parent_process():
+        wait([parent.sentinel])
     os._exit(1)

@@ -1,21 +1,29 @@
-"""What writes a store: shard by shard, or a whole one in one process. See store.py for the layout."""
+"""Writing a store: shard by shard, or all of it in one process. See data/store.py for the layout."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import lmdb
 import numpy as np
 
-from cromic_ds.data.record import Record, checksum, pack, token_dtype, with_checksum
-from cromic_ds.data.store import ANSWERS_FILE, FORMAT_VERSION, answers_fingerprint, record_key, shard_folders
+from cromic_ds.data.record import Record, checksum, encode_record, token_dtype, with_checksum
+from cromic_ds.data.store import (
+    ANSWERS_FILE,
+    FORMAT_VERSION,
+    META_FILE,
+    answers_fingerprint,
+    record_key,
+    shard_folders,
+)
 from cromic_ds.errors import UserError
+from cromic_ds.files import write_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -25,7 +33,7 @@ _COMMIT_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What store.json says of a shard."""
+    """A shard as store.json describes it."""
 
     records: int
     comments: int
@@ -34,7 +42,7 @@ class ShardInfo:
 
 
 class ShardWriter:
-    """Writes one shard, in constant memory. Nothing has its final name before `close`."""
+    """Writes one shard, in flat memory but for the image ids. No file has its final name before `close`."""
 
     def __init__(self, folder: Path, number: int, dtype: np.dtype):
         self._targets = shard_folders(folder, number)
@@ -51,10 +59,11 @@ class ShardWriter:
         return self._texts.count
 
     def has_image(self, image_id: str) -> bool:
+        """Return whether the shard holds an image already."""
         return image_id in self._image_ids
 
     def add(self, record: Record, image: bytes | None = None) -> None:
-        """Append a record; `image` may be left out where this shard has `record.image_id` already."""
+        """Append a record; `image` may be left out if the shard has `record.image_id` already."""
         if record.image_id is not None and record.image_id not in self._image_ids:
             if image is None:
                 raise ValueError(f"{record.id}: the shard does not hold the image {record.image_id!r} yet")
@@ -62,13 +71,13 @@ class ShardWriter:
             self._image_ids.add(record.image_id)
             self._images.put(record.image_id.encode(), value)
             self._digest.update(checksum(value))
-        value = pack(record, self._dtype)
+        value = encode_record(record, self._dtype)
         self._texts.put(record_key(self._texts.count), value)
         self._digest.update(checksum(value))
         self._comments += len(record.comment_tokens)
 
     def close(self) -> ShardInfo:
-        """Flush to disk and move into place."""
+        """Flush the shard to disk and move it into place."""
         info = ShardInfo(self._texts.count, self._comments, self._images.count, self._digest.hexdigest())
         for writer in (self._texts, self._images):
             writer.close()
@@ -78,10 +87,13 @@ class ShardWriter:
 
 
 class StoreWriter:
-    """Writes a whole store in one process; as a context manager it leaves nothing behind when the body raises.
+    """Writes a whole store in one process. As a context manager it removes everything if its block raises an exception.
 
-    Records that share an image have to come one after the other: a shard ends only where the image changes. `answers` is
-    the vocabulary that the records' answers are of, `about` goes into store.json.
+    Records that share an image must come one after the other: a shard ends only where the image changes.
+
+    Args:
+        answers: the vocabulary that the records' answers refer to.
+        about: further fields of store.json.
     """
 
     def __init__(
@@ -91,7 +103,7 @@ class StoreWriter:
         *,
         records_per_shard: int = 10_000,
         answers: list[str] | None = None,
-        **about,
+        **about: Any,
     ):
         self.out = Path(out)
         self._work = partial_folder(self.out)
@@ -106,7 +118,7 @@ class StoreWriter:
         self._closed: dict[str, list[ShardInfo]] = {}
 
     def add(self, split: str, record: Record, image: bytes | None = None) -> None:
-        """Append a record to a split; `image` as for ShardWriter.add."""
+        """Append a record to a split; see `ShardWriter.add` for `image`."""
         writer = self._open.get(split)
         shared = record.image_id is not None and record.image_id == self._last_image.get(split)
         if writer is not None and len(writer) >= self._records_per_shard and not shared:
@@ -119,7 +131,7 @@ class StoreWriter:
         self._last_image[split] = record.image_id
 
     def close(self) -> None:
-        """Finish: the store appears under its name, complete."""
+        """Complete the store and move it into place."""
         for split, writer in self._open.items():
             self._closed[split].append(writer.close())
         self._open.clear()
@@ -129,7 +141,9 @@ class StoreWriter:
     def __enter__(self) -> StoreWriter:
         return self
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
         else:
@@ -137,11 +151,12 @@ class StoreWriter:
 
 
 def partial_folder(out: Path) -> Path:
-    """Where a store grows before it gets its name."""
+    """Return the folder in which a store is made before it gets its name."""
     return out.with_name(f"{out.name}.partial")
 
 
 def refuse_existing(out: Path) -> None:
+    """Raise UserError if there is something at the place of a new store."""
     if out.exists():
         raise UserError(f"{out}: already exists; remove it or choose another --out")
 
@@ -151,9 +166,9 @@ def write_meta(
     tokenizer: PreTrainedTokenizerFast,
     splits: dict[str, list[ShardInfo]],
     answers: list[str] | None = None,
-    **about,
+    **about: Any,
 ) -> None:
-    """The tokenizer, the answer vocabulary if there is one, and store.json last: with it the folder is a store."""
+    """Write the tokenizer, the answer vocabulary if there is one, and last store.json, which makes the folder a store."""
     from cromic_ds.data.tokenizer import tokenizer_fingerprint
 
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -176,24 +191,18 @@ def write_meta(
             for split, shards in sorted(splits.items())
         },
     }
-    _write_json(folder / "store.json", meta)
+    _write_json(folder / META_FILE, meta)
 
 
-def _write_json(path: Path, content: dict | list) -> None:
-    aside = path.with_name(f"{path.name}.tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
+def _write_json(path: Path, content: dict[str, Any] | list[str]) -> None:
+    write_atomically(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 class _Appender:
-    """Puts pairs into a new LMDB environment, committing every few megabytes.
+    """Writes pairs to a new LMDB environment, and commits every few megabytes.
 
-    The map starts small and doubles when it is full, so that the size written into the file, like everything else in
-    it, follows from the content, and so that readers of many shards do not run out of address space.
+    The map starts small and doubles when it is full. So the size in the file depends on the content alone, like everything
+    else in it, and readers of many shards do not run out of address space.
     """
 
     def __init__(self, path: Path):

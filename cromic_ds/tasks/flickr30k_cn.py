@@ -17,10 +17,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from cromic_ds.data.disk_table import disk_groups
 from cromic_ds.data.reject_reasons import BAD_UTF8, DUPLICATE
 from cromic_ds.files import read_lines
 from cromic_ds.tasks.base import captioning
-from cromic_ds.tasks.groups import DiskGroups
 from cromic_ds.tasks.predictions import Form, image_id
 from cromic_ds.tasks.reader import BadEntry, Entry, FolderReader, caption_entry, captions_of, without_extension
 
@@ -41,7 +41,7 @@ class Flickr30kCn(FolderReader):
 
     def entries(self, split: str, work: Path) -> Iterator[Entry]:
         ids, captions_file = self._ids(split), self._captions(split)
-        with DiskGroups(work / "captions.db") as captions:
+        with disk_groups(work / "captions.db") as captions:
             for id, caption in captions.fill(map(_keyed, read_lines(captions_file))):
                 yield Entry(id, reason=DUPLICATE, file=str(captions_file), number=caption["line"])
             for number, _, line in read_lines(ids):

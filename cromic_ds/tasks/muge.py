@@ -41,7 +41,7 @@ class Muge(Reader):
             yield from read_entries(str(file), items, _undescribed)
 
     def images(self, split: str, work: Path) -> ImageSource:
-        return TsvSource(self._images(split), work / f"{NAMES[split]}.index")
+        return TsvSource(self._images(split), work / f"{NAMES[split]}.db")
 
     def _images(self, split: str) -> Path:
         return self.find(f"{NAMES[split]}.tsv")

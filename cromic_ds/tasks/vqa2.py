@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from cromic_ds.data.dataset import Texts
+from cromic_ds.data.disk_table import disk_groups
 from cromic_ds.data.reject_reasons import DUPLICATE
 from cromic_ds.errors import UserError
 from cromic_ds.metrics.measured import Measured
 from cromic_ds.metrics.vqa import WHOLE_ANSWERS, measure_answers
 from cromic_ds.tasks.base import Task
-from cromic_ds.tasks.groups import DiskGroups
 from cromic_ds.tasks.predictions import Form, question_id
 from cromic_ds.tasks.reader import (
     BadEntry,
@@ -62,7 +62,7 @@ class Vqa2(FolderReader):
             yield from questions
             return
         [file] = self._annotations(split)
-        with DiskGroups(work / "annotations.db") as annotations:
+        with disk_groups(work / "annotations.db") as annotations:
             for id, annotation in annotations.fill(_keyed(*item) for item in json_items(file, "annotations.item")):
                 yield _unused(file, id, annotation, DUPLICATE)
             for question in questions:

@@ -22,7 +22,7 @@ from cromic_ds.checkpoints.export import export_checkpoint
 from cromic_ds.checkpoints.state import TrainState
 from cromic_ds.checkpoints.writer import Checkpoints
 from cromic_ds.data.dataset import Dataset
-from cromic_ds.data.loader import DataSettings, steps
+from cromic_ds.data.loader import DataSettings, training_batches
 from cromic_ds.data.open_dataset import open_dataset
 from cromic_ds.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from cromic_ds.engine import process_group
@@ -272,7 +272,7 @@ def start_run(
         checkpoints=Checkpoints(
             engine, folder / "checkpoints", loop.keep_last, ema, background=loop.save_in_background, tracker=tracker
         ),
-        batches=steps(
+        batches=training_batches(
             dataset,
             settings.data,
             image_size=image_size,

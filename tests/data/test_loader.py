@@ -12,9 +12,10 @@ from PIL import Image
 from cromic_ds.data import loader
 from cromic_ds.data.collate import SpecialTokens
 from cromic_ds.data.dataset import Tokens, UnreadableRecord
-from cromic_ds.data.loader import DataSettings, SkipCounter, eval_batches, steps
+from cromic_ds.data.loader import DataSettings, SkipCounter, eval_batches, training_batches
 from cromic_ds.data.order import Order
 from cromic_ds.errors import UserError
+from cromic_ds.settings import check_settings
 
 SIZE = 16
 
@@ -57,7 +58,7 @@ def known_special_tokens(monkeypatch):
 
 def train(corpus, settings=None, **changes):
     run = dict(image_size=0, global_batch=8, micro_batch=8, rank=0, world_size=1, seed=3, first_step=0, last_step=4)
-    return steps(corpus, settings or DataSettings(workers=0), **(run | changes))
+    return training_batches(corpus, settings or DataSettings(workers=0), **(run | changes))
 
 
 def kept(batch) -> dict[str, list[list[int]]]:
@@ -103,7 +104,9 @@ def test_comments_are_drawn_anew_each_epoch_and_kept_in_order():
     assert len({tuple(map(tuple, epoch["id3"])) for epoch in epochs}) > 5  # of 15 pairs
     counts = np.bincount([c[2] - 2000 for epoch in epochs for cs in epoch.values() for c in cs], minlength=6)
     assert counts.min() > 50 and counts.max() < 110  # 80 each in expectation
-    assert all(len(c) == 6 for c in kept(next(train(corpus, DataSettings(workers=0, comments_per_post=0)))[0]).values())
+    assert all(
+        len(c) == 6 for c in kept(next(train(corpus, DataSettings(workers=0, comments_per_post=None)))[0]).values()
+    )
 
 
 def test_long_texts_are_cut_and_keep_their_end():
@@ -143,7 +146,7 @@ def test_reader_processes_give_the_same_batches():
     corpus = Corpus(21, unreadable=frozenset({4}), bad_images=frozenset({5}))
     run = dict(image_size=SIZE, micro_batch=2, last_step=3)
     alone = [b for batches in train(corpus, **run) for b in batches]
-    read = [b for batches in train(corpus, DataSettings(workers=2, prefetch=1), **run) for b in batches]
+    read = [b for batches in train(corpus, DataSettings(workers=2), **run) for b in batches]
     assert len(alone) == len(read) == 12
     for a, b in zip(alone, read):
         assert (a.indices, a.skipped, a.n_targets) == (b.indices, b.skipped, b.n_targets)
@@ -151,7 +154,9 @@ def test_reader_processes_give_the_same_batches():
         assert b.images.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(("n", "limit", "world_size"), [(10, 0, 1), (10, 0, 4), (10, 7, 2), (3, 50, 4), (1, 0, 3)])
+@pytest.mark.parametrize(
+    ("n", "limit", "world_size"), [(10, None, 1), (10, None, 4), (10, 7, 2), (3, 50, 4), (1, None, 3)]
+)
 def test_evaluation_reads_each_example_once(n, limit, world_size):
     corpus = Corpus(n)
     run = dict(image_size=0, micro_batch=2, world_size=world_size, limit=limit)
@@ -175,6 +180,7 @@ def test_evaluation_takes_the_first_comments():
         ({}, {"global_batch": 10}, "multiple of 8"),
         ({}, {"micro_batch": 0}, "at least 1"),
         ({"comments_per_post": -1}, {}, "data.comments_per_post"),
+        ({"eval_comments_per_post": 0}, {}, "eval_comments_per_post is 0: give a count, or null for all"),
         ({"max_post_tokens": 2}, {}, "data.max_post_tokens"),
         ({"workers": -2}, {}, "data.workers"),
         ({"max_skip_rate": 2.0}, {}, "data.max_skip_rate"),
@@ -182,6 +188,7 @@ def test_evaluation_takes_the_first_comments():
 )
 def test_wrong_settings_are_refused_at_once(settings, changes, message):
     with pytest.raises(UserError, match=message):
+        check_settings(DataSettings(**settings))
         train(Corpus(8), DataSettings(**settings), **changes)
 
 

@@ -6,10 +6,10 @@ import lmdb
 import numpy as np
 import pytest
 
-from cromic_ds.data.hash_index import HashIndexWriter, hash_fraction
 from cromic_ds.data.images import BadImage
 from cromic_ds.data.sources import FolderSource, LmdbSource, TsvSource, open_source
 from cromic_ds.errors import UserError
+from cromic_ds.prepare.corpus import hash_fraction
 from cromic_ds.prepare.extras import ExtrasSource
 
 
@@ -81,18 +81,6 @@ def test_extras(tmp_path):
 def test_missing_source(tmp_path):
     with pytest.raises(UserError, match="no such image folder"):
         open_source(tmp_path / "nothing", tmp_path)
-
-
-@pytest.mark.parametrize("text_bytes", [0, 5 << 30])
-def test_index_finds_keys_and_repetitions(tmp_path, text_bytes):
-    writer = HashIndexWriter(tmp_path / "index", text_bytes)
-    assert writer.buckets == (1 if text_bytes == 0 else 21)
-    keys = [f"id{n % 70_000}".encode() for n in range(100_000)]  # more than are buffered at once
-    for value, key in enumerate(keys):
-        writer.add(key, value)
-    index = pickle.loads(pickle.dumps(writer.close()))
-    assert [index.find(f"id{n}".encode()) for n in (0, 29_999, 69_999, 70_000)] == [0, 29_999, 69_999, None]
-    assert np.array_equal(np.sort(np.concatenate(list(index.repeated()))), np.arange(70_000, 100_000))
 
 
 def test_hash_fraction_is_uniform_and_fixed():

@@ -7,7 +7,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from cromic_ds.data import lmdb_cache as environments
+from cromic_ds.data import lmdb_cache
 from cromic_ds.data.dataset import Dataset, UnreadableRecord
 from cromic_ds.data.open_dataset import available_splits, open_dataset
 from cromic_ds.data.record import Record
@@ -129,8 +129,8 @@ def test_map_grows_with_content(tmp_path, tokenizer):
 def test_damaged_and_missing_values_are_unreadable_records(tmp_path, tokenizer):
     write(tmp_path / "store", tokenizer)
     data = StoreDataset(tmp_path / "store", "train")
-    environments.forget(tmp_path / "store/train/text-00000.lmdb")
-    environments.forget(tmp_path / "store/train/image-00000.lmdb")
+    lmdb_cache.forget(tmp_path / "store/train/text-00000.lmdb")
+    lmdb_cache.forget(tmp_path / "store/train/image-00000.lmdb")
     with lmdb.open(str(tmp_path / "store/train/text-00000.lmdb"), lock=False) as env, env.begin(write=True) as txn:
         damaged = bytearray(txn.get((1).to_bytes(8, "big")))
         damaged[-3] ^= 1
@@ -164,7 +164,7 @@ def test_a_file_that_is_cut_off_makes_unreadable_records_and_no_bus_error(tmp_pa
             data.image(0)
     path.write_bytes(whole)
     assert data.image(0)
-    environments.forget(path.parent)
+    lmdb_cache.forget(path.parent)
     os.truncate(path, len(whole) - 4096)
     with pytest.raises(UnreadableRecord, match="it was cut off"):
         data.image(0)
@@ -196,7 +196,7 @@ def test_two_readers_a_fork_and_a_pickle_share_nothing(tmp_path, tokenizer):
 
 
 def test_more_shards_than_open_environments(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(environments, "MAX_OPEN", 3)
+    monkeypatch.setattr(lmdb_cache, "MAX_OPEN", 3)
     write(tmp_path / "store", tokenizer, per_shard=1)
     data = StoreDataset(tmp_path / "store")
     assert [data.tokens(i % 10).id for i in range(30)] == [f"id{i % 10}" for i in range(30)]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from cromic_ds.data.limits import cut_tokens
 from cromic_ds.data.tokenizer import (
     SPECIAL,
-    cut,
     decode_text,
     encode,
     load_tokenizer,
@@ -42,7 +42,7 @@ def test_encode_cuts_and_keeps_the_separator(vocab):
     assert tokenizer.convert_ids_to_tokens(short) == ["[CLS]", "我", "[SEP]"]
     assert tokenizer.convert_ids_to_tokens(long) == ["[CLS]", "我", "的", "猫", "[SEP]"]
     assert short.dtype == long.dtype == np.int32
-    assert cut(np.arange(9), 3).tolist() == [0, 1, 8]
+    assert cut_tokens(np.arange(9), 3).tolist() == [0, 1, 8]
 
 
 @pytest.mark.parametrize(

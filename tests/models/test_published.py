@@ -102,7 +102,7 @@ def test_the_baseline_of_the_benchmarks_computes_the_same(shared: Path, baseline
     from cromic_ds.data.loader import DataSettings, eval_batches
     from cromic_ds.data.open_dataset import open_dataset
 
-    settings = DataSettings(workers=0, eval_comments_per_post=0)
+    settings = DataSettings(workers=0, eval_comments_per_post=None)
     dataset = open_dataset(shared / "seed_data", "train")
     batch = next(eval_batches(dataset, settings, image_size=224, micro_batch=2, rank=0, world_size=1))
     torch.manual_seed(0)

@@ -10,7 +10,10 @@ import pytest
 from cromic_ds.data.open_dataset import open_dataset
 from cromic_ds.data.store import answers_fingerprint, read_meta
 from cromic_ds.errors import UserError
-from cromic_ds.prepare import official_corpus as corpus
+from cromic_ds.prepare import official_corpus
+from cromic_ds.prepare.command import prepare
+from cromic_ds.prepare.settings import PrepareSettings
+from cromic_ds.settings import check_settings
 from cromic_ds.tasks.fmiqa import FmIqa
 
 QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_train2014_questions.json", "v2_mscoco_train2014_annotations.json"
@@ -90,9 +93,6 @@ def test_splits_that_are_not_there_are_left_out_and_named(official, capsys):
     ],
 )
 def test_settings_that_cannot_work(official, settings, message):
-    from cromic_ds.prepare.command import prepare
-    from cromic_ds.prepare.settings import PrepareSettings
-
     fmiqa(official, asked(1))
     usual = {
         "task": "fmiqa",
@@ -100,8 +100,10 @@ def test_settings_that_cannot_work(official, settings, message):
         "tokenizer": str(official.tokenizer),
         "out": str(official.out),
     }
+    wrong = PrepareSettings(**usual | settings)
     with pytest.raises(UserError, match=message):
-        prepare(PrepareSettings(**usual | settings))
+        check_settings(wrong)
+        prepare(wrong)
     assert sorted(path.name for path in official.root.parent.iterdir()) == ["official", "vocab.txt"]
 
 
@@ -255,7 +257,7 @@ def test_too_many_rejects_stop_it_and_it_goes_on_without_reading_again(official,
     (official.root / "train2014" / f"COCO_train2014_{2:012d}.jpg").unlink()
     with pytest.raises(UserError, match=r"6 of 12 lines cannot be used, .*: 6 missing image; see"):
         official.prepare("fmiqa", split=["train"], max_reject_rate=0.2)
-    monkeypatch.setattr(corpus, "gather", None)  # would fail
+    monkeypatch.setattr(official_corpus, "collect_records", None)  # would fail
     store = official.prepare("fmiqa", split=["train"], max_reject_rate=0.6)
     assert sorted(int(r[0]) for r in records(store)) == [1, 3, 5, 7, 9, 11]
 

@@ -20,6 +20,7 @@ from cromic_ds.errors import UserError
 from cromic_ds.prepare.command import prepare
 from cromic_ds.prepare.raw_lines import format_line
 from cromic_ds.prepare.settings import PrepareSettings
+from cromic_ds.settings import check_settings
 
 VOCAB = [*SPECIAL.values(), *"你好吗猫红色0123456789", *(f"##{d}" for d in range(10))]
 
@@ -355,6 +356,7 @@ def test_raw_seed_lines(tmp_path, shared):
         ({"extras": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
         ({"val_fraction": 0.9}, "val_fraction is 0.9: it must be between 0 and 0.5"),
         ({"jpeg_quality": 0}, "jpeg_quality is 0"),
+        ({"workers": 0}, "workers is 0: it must be between 1 and 4096"),
     ],
 )
 def test_wrong_settings_leave_nothing_behind(tmp_path, changes, message):
@@ -363,6 +365,7 @@ def test_wrong_settings_leave_nothing_behind(tmp_path, changes, message):
     for name, value in changes.items():
         setattr(settings, name, value)
     with pytest.raises(UserError, match=message):
+        check_settings(settings)
         prepare(settings)
     assert files(tmp_path) == before
 

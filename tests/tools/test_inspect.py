@@ -8,7 +8,7 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
-from cromic_ds.data import lmdb_cache as environments
+from cromic_ds.data import lmdb_cache
 from cromic_ds.data.record import Record
 from cromic_ds.data.tokenizer import SPECIAL, encode, load_tokenizer
 from cromic_ds.errors import UserError
@@ -102,7 +102,7 @@ def test_chinese_font_is_found_and_draws_the_text(store, tmp_path, chinese_font,
 
 def test_unreadable_records_are_counted_and_left_out(store, tmp_path, capsys):
     folder = store / "train" / "text-00000.lmdb"
-    environments.forget(folder)
+    lmdb_cache.forget(folder)
     with lmdb.open(str(folder), lock=False) as env, env.begin(write=True) as txn:
         txn.put((0).to_bytes(8, "big"), b"damaged")
     inspect(InspectSettings(store=str(store), split="train", out=str(tmp_path / "sheet.png")))
