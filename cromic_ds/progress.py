@@ -1,8 +1,9 @@
-"""A progress bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of a job: a bar on a terminal, elsewhere a plain line every few seconds."""
 
 from __future__ import annotations
 
 import time
+from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -11,7 +12,11 @@ LINE_EVERY_SECONDS = 10.0
 
 
 class ProgressBar:
-    """Shows how far a job is, its rate and the time left. `done` at the start (of a resumed job) does not count as speed."""
+    """Shows what part of a job is done, its rate and the time left.
+
+    Args:
+        done: the part that was done before, by a job that is resumed now. It does not count for the rate.
+    """
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0):
         self.what, self.total, self.unit = what, total, unit
@@ -33,12 +38,14 @@ class ProgressBar:
             self._bar.start()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar:
             self._bar.stop()
 
     def update(self, done: int, note: str = "") -> None:
-        """`done` of the total so far, and a note such as a number of rejects."""
+        """Show that `done` of the total is done, and a note such as the number of rejected lines."""
         now = time.monotonic()
         rate = (done - self._first) / max(now - self._start, 1e-9)
         status = f"{self.unit}  {rate:,.0f}/s" + (f"  {note}" if note else "")

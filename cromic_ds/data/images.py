@@ -70,7 +70,7 @@ def reencode(encoded: bytes, short_side: int, quality: int) -> bytes:
             pixels = np.array(_upright_rgb(image))
     except Exception as error:  # each decoder raises its own exceptions for damaged bytes
         raise BadImage(TRUNCATED) from error
-    height, width = _scaled(*pixels.shape[:2], short_side)
+    height, width = _scaled(pixels.shape[0], pixels.shape[1], short_side)
     return simplejpeg.encode_jpeg(_resize(pixels, height, width), quality=quality, colorsubsampling="420")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from cromic_ds.batch import Batch
 from cromic_ds.data.collate import LoadedExample, SkippedExample, SpecialTokens, collate
@@ -131,13 +132,13 @@ class ExampleReader:
 
 
 @dataclass(frozen=True)
-class TrainMicroBatches:
+class TrainMicroBatches(TorchDataset[Batch]):
     """Map-style data set of one rank: item m is its micro-batch m, counted over all steps of the run."""
 
     reader: ExampleReader
     special: SpecialTokens
     order: Order
-    comments_per_post: int
+    comments_per_post: int | None
     micro_batch: int
     rank: int
     world_size: int
@@ -152,13 +153,13 @@ class TrainMicroBatches:
 
 
 @dataclass(frozen=True)
-class EvalMicroBatches:
+class EvalMicroBatches(TorchDataset[Batch]):
     """Map-style data set of one rank: item m is its micro-batch m of the first `limit` examples, in their stored order."""
 
     reader: ExampleReader
     special: SpecialTokens
     limit: int
-    comments_per_post: int
+    comments_per_post: int | None
     micro_batch: int
     rank: int
     world_size: int
@@ -265,7 +266,7 @@ def eval_batches(
     n_answers: int = 0,
     first_batch: int = 0,
 ) -> Iterator[Batch]:
-    """Yield this rank's share of the first `limit` examples (None = all), in their stored order.
+    """Return the batches of this rank's share of the first `limit` examples (None = all), in their stored order.
 
     Every example is on exactly one rank. All ranks must run the same forward passes, so every rank gets the same number
     of batches; where there are too few examples, the last one is a `blank_batch`. A resumed job starts at `first_batch`.

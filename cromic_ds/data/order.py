@@ -84,7 +84,7 @@ class Order:
     def index(self, position: int) -> tuple[int, int]:
         """Return (epoch, example index) of one global position."""
         epoch, within = divmod(position, self.n)
-        return epoch, permute(within, self.n, order_key(self.seed, epoch))
+        return epoch, int(permute(within, self.n, order_key(self.seed, epoch)))
 
     def indices(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (epochs, example indices) of `count` consecutive positions from `first`, as int64 arrays."""

@@ -57,6 +57,7 @@ class PublishedDataset:
     task: str | None = None
     answers: list[str] | None = None
     answers_fingerprint: str | None = None
+    _tokenizer: PreTrainedTokenizerFast | None = None
 
     def __init__(self, path: str | Path, split: str = "train"):
         self.split = split
@@ -114,7 +115,6 @@ class PublishedDataset:
         return {**self.__dict__, "_tokenizer": None}
 
     def _load(self) -> None:
-        self._tokenizer: PreTrainedTokenizerFast | None = None
         content = _read(self.file)
         ids = content["all_did"]
         posts, comments = (_by_id(_pick(content, what, self.file)) for what in ("post", "comments"))

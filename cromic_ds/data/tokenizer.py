@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -41,7 +41,7 @@ def load_tokenizer(spec: str | Path) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(spec), use_fast=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(spec), use_fast=True)
     except Exception as error:  # for an unknown folder the library raises anything from OSError to KeyError
         first_line = (str(error).strip() or repr(error)).splitlines()[0]
         raise UserError(
@@ -66,7 +66,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     if vocab_size <= 2 * len(SPECIAL):
         raise UserError(f"vocab_size {vocab_size} is too small: it includes {len(SPECIAL)} special tokens")
     words = _count_words(texts)
-    symbols = Counter()
+    symbols: Counter[str] = Counter()
     for word, count in words.items():
         for symbol in _shift(word):
             symbols[symbol] += count
@@ -98,7 +98,7 @@ def encode_fast(tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> list
 def decode_text(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> str:
     """Return the text of token ids, without special tokens, and with spaces only between Latin words or numbers."""
     text = tokenizer.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return _SPACE_TO_DROP.sub("", text).strip()
+    return _SPACE_TO_DROP.sub("", str(text)).strip()
 
 
 # A space stays between letters or digits of alphabetic scripts, and between Western punctuation and such a letter or digit.

@@ -45,7 +45,7 @@ def test_two_posts_by_hand():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_rows_gather_the_tokens_of_each_post(seed):
-    """Against plain loops: `rows` picks all targets in order, `post_rows` spreads them into one run per post."""
+    """Compare with plain loops: `rows` selects all targets in order, `post_rows` moves them to one run per post."""
     examples = random_examples(9, seed)
     batch = collate(examples, special=SPECIAL, image_size=0)
     targets = [c[1:].tolist() for e in examples for c in e.comments]
@@ -93,7 +93,7 @@ def test_images_are_channels_last_in_memory():
 
 
 def test_posts_and_comments_may_be_missing():
-    """Image-only tasks have no post, test splits no comment."""
+    """Image-only tasks have no posts, and test splits have no comments."""
     batch = collate([example(0, [], [[101, 5, 102]]), example(1, [], [])], special=SPECIAL, image_size=0)
     assert batch.post_ids.shape == (2, 0) and batch.post_lengths.tolist() == [0, 0]
     assert batch.rows.tolist() == [0, 1] and batch.n_targets == 2

@@ -1,4 +1,4 @@
-"""The files in data/ are what `cromic-ds sample` makes, with the commands that data/README.md names."""
+"""The files in data/ are those that the commands in data/README.md make."""
 
 import base64
 import io
@@ -29,7 +29,7 @@ OFFICIAL_TEXTS = sorted(
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with the examples made anew by the commands of the README."""
+    """Make the examples again with the commands of the README, and return their folder."""
     folder = tmp_path_factory.mktemp("examples")
     commands = COMMAND.findall((DATA / "README.md").read_text(encoding="utf-8"))
     assert [out for out, *_ in commands] == ["raw", "published", "store"]
@@ -132,7 +132,7 @@ def lines(path):
 
 
 def fields(content) -> set[str]:
-    """All keys of the objects in a JSON value, but those that are answers."""
+    """Return all keys of the objects in a JSON value, except those that are answers."""
     if isinstance(content, list):
         return set().union(*map(fields, content))
     if isinstance(content, dict) and all(key.isascii() for key in content):

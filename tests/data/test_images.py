@@ -14,7 +14,7 @@ STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def picture(width: int, height: int) -> Image.Image:
-    """Smooth waves and some noise: what photographs are made of."""
+    """Return smooth waves with some noise, similar to a photograph."""
     y, x = np.mgrid[:height, :width]
     channels = [127 + 100 * np.sin((9 - 2 * c) * x / width + (5 + 3 * c) * y / height) for c in range(3)]
     noise = np.random.default_rng(0).normal(0, 4, (height, width, 3))
@@ -28,7 +28,7 @@ def encoded(image: Image.Image, format: str = "JPEG", **options) -> bytes:
 
 
 def pillow_way(jpeg: bytes, size: int) -> np.ndarray:
-    """Resize all of it, then crop: the definition that `training_image` has to match."""
+    """Resize the whole image, then crop it: the definition that `training_image` must match."""
     image = Image.open(io.BytesIO(jpeg)).convert("RGB")
     side = round(size * 256 / 224)
     short, long = min(image.size), max(image.size)

@@ -28,7 +28,7 @@ def jpeg(index: int) -> bytes:
 
 @dataclass
 class Corpus:
-    """`n` posts; post i says i, and its comment number k says i and k."""
+    """`n` posts. The tokens of post i contain i, and those of its comment k contain i and k."""
 
     n: int
     comments: int = 4
@@ -62,7 +62,7 @@ def train(corpus, settings=None, **changes):
 
 
 def kept(batch) -> dict[str, list[list[int]]]:
-    """The comments in a batch by post id."""
+    """Return the comments in a batch by post id."""
     return {name: [c[c > 0].tolist() for c in batch.comment_ids[batch.owner == p]] for p, name in enumerate(batch.ids)}
 
 
@@ -97,7 +97,7 @@ def test_a_resumed_run_repeats_the_steps():
         assert a.indices == b.indices and torch.equal(a.comment_ids, b.comment_ids)
 
 
-def test_comments_are_drawn_anew_each_epoch_and_kept_in_order():
+def test_comments_are_drawn_again_each_epoch_and_kept_in_order():
     corpus, settings = Corpus(8, comments=6), DataSettings(workers=0, comments_per_post=2)
     epochs = [kept(batches[0]) for batches in train(corpus, settings, last_step=30)]
     assert all(len(c) == 2 and c[0][2] < c[1][2] for epoch in epochs for c in epoch.values())

@@ -22,7 +22,7 @@ def test_one_position_is_the_same_as_the_array():
 
 
 def test_the_order_never_changes():
-    """A change here would break the exact resume of every run that is under way."""
+    """Another order would break the exact resume of all unfinished runs."""
     assert permute(np.arange(10), 10, order_key(0, 0)).tolist() == [9, 4, 1, 8, 7, 2, 0, 5, 3, 6]
     assert permute(123_456_789, 10**9 + 7, order_key(42, 3)) == 666_748_250
     assert example_seed(1, 2, 3) == 0x745B98A2A058642A

@@ -21,10 +21,10 @@ def pad(ids: list[int], length: int) -> list[int]:
     return ids + [0] * (length - len(ids))
 
 
-def write(folder, name="sample", keys=("did2post", "did2cmts"), file_blank="", key_blank="", cut=0, **changes) -> None:
+def write(folder, name="sample", keys=("did2post", "did2cmts"), file_space="", key_space="", cut=0, **changes) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(VOCAB), encoding="utf-8")
-    spell = {id: id[cut:] + file_blank for id in POSTS}
+    spell = {id: id[cut:] + file_space for id in POSTS}
     content = {
         "all_did": list(spell.values()),
         keys[0]: {spell[id]: pad(ids, 40) for id, ids in POSTS.items()},
@@ -35,13 +35,13 @@ def write(folder, name="sample", keys=("did2post", "did2cmts"), file_blank="", k
     if not images.exists():
         with lmdb.open(str(images), lock=False) as env, env.begin(write=True) as txn:
             for id in POSTS:
-                txn.put((id + key_blank).encode(), f"jpeg of {id}".encode())
+                txn.put((id + key_space).encode(), f"jpeg of {id}".encode())
 
 
 @pytest.mark.parametrize("keys", [("did2post", "did2cmts"), ("id2post", "id2cmt")])
-@pytest.mark.parametrize(("file_blank", "key_blank"), [("", ""), (" ", " "), (" ", ""), ("", " ")])
-def test_both_pairs_of_keys_and_trailing_blanks(tmp_path, keys, file_blank, key_blank):
-    write(tmp_path, keys=keys, file_blank=file_blank, key_blank=key_blank)
+@pytest.mark.parametrize(("file_space", "key_space"), [("", ""), (" ", " "), (" ", ""), ("", " ")])
+def test_both_pairs_of_keys_and_trailing_spaces(tmp_path, keys, file_space, key_space):
+    write(tmp_path, keys=keys, file_space=file_space, key_space=key_space)
     data = open_dataset(tmp_path, "train")
     assert isinstance(data, Dataset) and len(data) == 2
     data = pickle.loads(pickle.dumps(data))

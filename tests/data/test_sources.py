@@ -33,8 +33,8 @@ def test_folder(tmp_path):
     assert source.get(str(tmp_path / "secret")) is None
 
 
-def test_lmdb_keys_with_and_without_trailing_blank(tmp_path):
-    make_lmdb(tmp_path / "env", {"a ": b"A", "b": b"B", "c": b"exact", "c ": b"blank"})
+def test_lmdb_keys_with_and_without_a_trailing_space(tmp_path):
+    make_lmdb(tmp_path / "env", {"a ": b"A", "b": b"B", "c": b"exact", "c ": b"with space"})
     source = open_source(tmp_path / "env", tmp_path)
     assert isinstance(source, LmdbSource)
     assert [source.get(id) for id in ("a", "a ", "b", "b ", "c", "c ", "d")] == [
@@ -43,7 +43,7 @@ def test_lmdb_keys_with_and_without_trailing_blank(tmp_path):
         b"B",
         b"B",
         b"exact",
-        b"blank",
+        b"with space",
         None,
     ]
 

@@ -49,7 +49,7 @@ def test_encode_cuts_and_keeps_the_separator(vocab):
     ("text", "decoded"),
     [("我 的 cats", "我的cats"), ("cat cats 你", "cat cats你"), ("3.1元", "3.1元"), ("ok, cat.", "ok, cat.")],
 )
-def test_decoded_text_has_blanks_only_between_words(vocab, text, decoded):
+def test_decoded_text_has_spaces_only_between_words(vocab, text, decoded):
     tokenizer = load_tokenizer(vocab)
     assert decode_text(tokenizer, encode(tokenizer, [text], 40)[0]) == decoded
 

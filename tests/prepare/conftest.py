@@ -17,7 +17,7 @@ from cromic_ds.prepare.settings import PrepareSettings
 
 
 class OfficialFolder:
-    """A folder of official files, written by hand, and what `prepare` makes of it."""
+    """A folder of official files, and the store that `prepare` makes of it."""
 
     def __init__(self, folder: Path):
         self.root, self.out = folder / "official", folder / "store"
@@ -32,7 +32,7 @@ class OfficialFolder:
         self.tokenizer.write_text("\n".join(vocabulary), encoding="utf-8")
 
     def write(self, name: str, content: str | bytes | list | dict) -> Path:
-        """A file: bytes and texts as they are, anything else as JSON."""
+        """Write a file: bytes and text as they are, anything else as JSON."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if not isinstance(content, str | bytes):
@@ -49,20 +49,20 @@ class OfficialFolder:
 
     @staticmethod
     def jpeg(number: int) -> bytes:
-        """An image with the stored side, which therefore is kept byte for byte."""
+        """Return an image that already has the stored size, so that it is kept byte for byte."""
         file = io.BytesIO()
         color = tuple(int(c) for c in np.random.default_rng(number).integers(0, 255, 3))
         Image.new("RGB", (80, 64), color).save(file, "JPEG")
         return file.getvalue()
 
     def prepare(self, task: str, **settings) -> Path:
-        """The store."""
+        """Prepare a task and return the store."""
         defaults = {"tokenizer": str(self.tokenizer), "out": str(self.out), "short_side": 64, "workers": 1}
         prepare(PrepareSettings(task=task, root=str(self.root), **defaults | settings))
         return Path((defaults | settings)["out"])
 
     def rejects(self, store: Path | None = None) -> list[tuple[str, int, str, str]]:
-        """(file below the folder, line, id, reason)."""
+        """Return (file relative to the folder, line, id, reason) of each rejected line."""
         lines = ((store or self.out) / "rejects.jsonl").read_text(encoding="utf-8").splitlines()
         rejects = map(json.loads, lines)
         return [(r["file"].removeprefix(f"{self.root}/"), r["line"], r["id"], r["reason"]) for r in rejects]
@@ -75,7 +75,7 @@ def official(tmp_path: Path) -> OfficialFolder:
 
 @pytest.fixture
 def records() -> Callable[[Path, str], list[tuple]]:
-    """records(store, split): (id, post, comments, extras) of each record."""
+    """Return a function records(store, split), which returns (id, post, comments, extras) of each record."""
 
     def read(store: Path, split: str = "train") -> list[tuple]:
         data: Dataset = open_dataset(store, split)

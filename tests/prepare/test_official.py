@@ -1,4 +1,4 @@
-"""Each task's official files, written by hand, as `prepare` reads them."""
+"""Preparation of hand-written official files of each task."""
 
 import base64
 import json
@@ -212,7 +212,7 @@ def test_muge(official, records):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """The sample world's official files: 20 images a task, 4 of them in val and 4 in test."""
+    """The sample world's official files: 20 images per task, 4 of them in val and 4 in test."""
     folder = tmp_path_factory.mktemp("world") / "official"
     sample(SampleSettings(official=str(folder), posts=20, seed=5, val_fraction=0.2, image_size=64))
     return folder

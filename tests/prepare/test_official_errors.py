@@ -1,4 +1,4 @@
-"""What is wrong with official files is said, and does not stop the rest."""
+"""Errors in official files are reported and do not stop the preparation of the rest."""
 
 import base64
 import itertools
@@ -31,7 +31,7 @@ def asked(id, image_id=1, **changes) -> dict:
 
 
 def vqa2(official, questions: list, annotations: list) -> str:
-    """The files of the train split; returns a vocabulary for them."""
+    """Write the files of the train split, and return an answer vocabulary for them."""
     official.write(QUESTIONS, {"questions": questions})
     official.write(ANNOTATIONS, {"annotations": annotations})
     official.coco("train2014", 1, 2)
@@ -200,7 +200,7 @@ def test_caption_lists_of_aic_icc(official, records):
     for n in range(len(captions)):
         official.image(f"{folder}/{n}.jpg", n)
     store = official.prepare("aic_icc", max_reject_rate=0.9)
-    assert [(r[0], r[2]) for r in records(store)] == [("0", FIVE), ("6", FIVE[:4])]  # a blank one of five is left out
+    assert [(r[0], r[2]) for r in records(store)] == [("0", FIVE), ("6", FIVE[:4])]  # an empty one of five is left out
     reasons = ["4 captions instead of 5", "6 captions instead of 5", "no captions", "empty captions", "no caption"]
     assert official.rejects() == [(file, n, f"{n - 1}.jpg", reason) for n, reason in enumerate(reasons, 2)]
 

@@ -33,7 +33,7 @@ def jpeg(seed: int, width=80, height=64) -> bytes:
 
 
 def corpus(folder, n: int) -> PrepareSettings:
-    """n good posts with images in a folder, and the settings that prepare them."""
+    """Write n usable posts with images, and return the settings that prepare them."""
     images = folder / "images"
     images.mkdir(parents=True)
     (folder / "vocab.txt").write_text("\n".join(VOCAB), encoding="utf-8")
@@ -219,7 +219,7 @@ def test_small_corpus_still_has_something_to_evaluate_on(tmp_path):
 
 
 def run_in_background(settings: PrepareSettings, before_image: str) -> subprocess.Popen:
-    """`prepare` in a process of its own that runs a statement before each image, for example to take its time."""
+    """Start `prepare` in a process that runs a statement before each image, for example to slow it down."""
     script = (
         "import json, os, signal, sys, time\n"
         "import cromic_ds.prepare.shards as shards\n"
