@@ -1,16 +1,12 @@
 import base64
-import json
 import pickle
 
 import lmdb
-import numpy as np
 import pytest
 
 from cromic_ds.data.images import BadImage
 from cromic_ds.data.sources import FolderSource, LmdbSource, TsvSource, open_source
 from cromic_ds.errors import UserError
-from cromic_ds.prepare.corpus import hash_fraction
-from cromic_ds.prepare.extras import ExtrasSource
 
 
 def make_lmdb(folder, images: dict[str, bytes]) -> None:
@@ -68,23 +64,6 @@ def test_tsv_without_tab_names_the_line(tmp_path):
         open_source(file, tmp_path / "work")
 
 
-def test_extras(tmp_path):
-    file = tmp_path / "extras.jsonl"
-    file.write_text(json.dumps({"id": "a", "answer": "红色"}, ensure_ascii=False) + "\n", encoding="utf-8")
-    extras = ExtrasSource(file, tmp_path / "work")
-    assert (extras.get("a"), extras.get("b")) == ({"answer": "红色"}, {})
-    file.write_text('{"id": "a"}\n{"answer": 1}\n')
-    with pytest.raises(UserError, match=r"extras\.jsonl:2"):
-        ExtrasSource(file, tmp_path / "other")
-
-
 def test_missing_source(tmp_path):
     with pytest.raises(UserError, match="no such image folder"):
         open_source(tmp_path / "nothing", tmp_path)
-
-
-def test_hash_fraction_is_uniform_and_fixed():
-    fractions = np.array([hash_fraction(f"id{n}") for n in range(20_000)])
-    assert fractions.min() >= 0 and fractions.max() < 1
-    assert (fractions < 0.01).mean() == pytest.approx(0.01, abs=0.003)
-    assert hash_fraction("3cc63526742cf257f2ef0800") == hash_fraction("3cc63526742cf257f2ef0800")
