@@ -2,7 +2,7 @@
 
 transformers' ViLT and torch's decoder on one padded sequence for each comment: 40 post tokens, the image, 25 comment tokens,
 nothing shared between a post's comments. Names are those of transformers and of the published CroMIC-CMT, so that
-`load_foreign` and `translate` carry the weights over and both sides compute the same function.
+`load_vilt_state_dict` and `translate_cmt` carry the weights over and both sides compute the same function.
 
 Legend: P posts, N comments, L post tokens, K image tokens, S = L + K, T comment tokens, D width, V vocabulary.
 """
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from transformers import ViltConfig, ViltForMaskedLM
 
 from cromic_ds.batch import Batch
-from cromic_ds.models.cmt.weights import translate
+from cromic_ds.models.cmt.weights import translate_cmt
 from cromic_ds.models.common.weights import load_matching
 from cromic_ds.models.vilt.config import ViLTConfig
 from cromic_ds.models.vilt.model import ViLTModel
-from cromic_ds.models.vilt.weights import load_foreign
+from cromic_ds.models.vilt.weights import load_vilt_state_dict
 
 POST_TOKENS, COMMENT_TOKENS = 40, 25
 
@@ -110,9 +110,9 @@ def padded(ids: Tensor, length: int, value: int = 0) -> Tensor:
 def same_weights(plain: PlainViLT, ours: ViLTModel) -> None:
     """Copy the plain model's weights into ours."""
     weights = plain.state_dict()
-    own, _ = translate({n: t for n, t in weights.items() if n.startswith(("decoder.", "generator."))})
+    own, _ = translate_cmt({n: t for n, t in weights.items() if n.startswith(("decoder.", "generator."))})
     own |= {n: t for n, t in weights.items() if n.startswith("match_head.")}
     load_matching(ours, own)
-    report = load_foreign(ours, {n: t for n, t in weights.items() if n.startswith(("vilt.", "mlm_score."))})
+    report = load_vilt_state_dict(ours, {n: t for n, t in weights.items() if n.startswith(("vilt.", "mlm_score."))})
     left = [name for name in report.missing if name not in own]
     assert not left and not report.extra and not report.mismatched, report

@@ -1,8 +1,8 @@
 """Unified VLP the plain way: the baseline of benchmarks and tests, and nothing that the product uses.
 
 transformers' BERT on one padded sequence for each comment, image and post included, with a 3-D mask; the names are those of
-the published checkpoints, so that `load_foreign` carries the weights over and both sides compute the same function. Written
-apart from the product: sequences are put together one by one, and nothing is shared between a post's comments.
+the published checkpoints, so that `load_vlp_state_dict` carries the weights over and both sides compute the same function.
+Written apart from the product: sequences are put together one by one, and nothing is shared between a post's comments.
 
 Legend: N comments, K image tokens, S tokens of a sequence, W masked tokens, D width, V vocabulary.
 """
@@ -23,7 +23,7 @@ from cromic_ds.models.common.image_encoder import normalize, set_batch_norm
 from cromic_ds.models.vlp.config import VLPConfig
 from cromic_ds.models.vlp.model import VLPModel
 from cromic_ds.models.vlp.packing import Draw
-from cromic_ds.models.vlp.weights import load_foreign
+from cromic_ds.models.vlp.weights import load_vlp_state_dict
 
 POST_TOKENS, COMMENT_TOKENS = 40, 25
 
@@ -157,6 +157,8 @@ def same_weights(plain: PlainVLP, ours: VLPModel) -> None:
     own = {f"image_encoder.{n}": t for n, t in weights.items() if n.startswith("backbone.")}
     own["image_encoder.positions"] = weights["vis_positions"]
     ours.load_state_dict(own, strict=False)
-    report = load_foreign(ours, {n: t for n, t in weights.items() if n.startswith(("bert.", "cls.", "vis_embed."))})
+    report = load_vlp_state_dict(
+        ours, {n: t for n, t in weights.items() if n.startswith(("bert.", "cls.", "vis_embed."))}
+    )
     left = [n for n in report.missing if not n.startswith(("image_encoder.", "answer_head."))]
     assert not left and not report.extra and not report.mismatched, report

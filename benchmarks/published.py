@@ -2,7 +2,7 @@
 
 Sequence-first torch transformers in fp32; posts padded to 40 tokens and comments to 25; every comment has its own copy of
 its post's memory; NCHW convolutions; Adam and clipping at 1.0; decoding runs the whole prefix again for each new token,
-and beam search one post at a time. Parameter names are the published ones, so that `load_published` carries the weights
+and beam search one post at a time. Parameter names are the published ones, so that `load_cmt_state_dict` carries the weights
 over and both sides of a benchmark compute the same function.
 
 Legend: P posts, N comments, L post tokens, K image tokens, S = L + K, T comment tokens, D width, V vocabulary.

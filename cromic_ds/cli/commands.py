@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from cromic_ds.cli.messages import fail
+from cromic_ds.cli.model_options import with_model_settings, with_options_of_chosen_model
 from cromic_ds.cli.parser import check_sections, make_parser
 from cromic_ds.errors import UserError, nearest
 
@@ -169,12 +170,13 @@ def run_command(
     try:
         implementation = importlib.import_module(module)
         kind = getattr(implementation, settings)
-        parser = make_parser(prog, kind, positional, many, flags, recipe, implementation.__doc__)
+        options = with_options_of_chosen_model(kind, argv, recipe)
+        parser = make_parser(prog, options, positional, many, flags, recipe, implementation.__doc__)
         values = parser.parse_args(argv)
-        check_sections(values, kind)
+        check_sections(values, options)
         values = parser.instantiate(values)
         fields = {f.name: getattr(values, f.name) for f in dataclasses.fields(kind)}
-        getattr(implementation, function)(kind(**fields))
+        getattr(implementation, function)(kind(**with_model_settings(fields)))
     except UserError as error:
         fail(str(error))
     except BrokenPipeError:  # `cromic-ds … | head`

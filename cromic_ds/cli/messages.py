@@ -40,7 +40,8 @@ def explain(message: str, types: dict[str, Any]) -> str:
     if name not in types or not value:
         return f"{name}: {reason}"
     value = value[1] or value[2] or ""
-    options = [o for o in get_args(types[name]) if isinstance(o, str)]
+    parts = (types[name], *get_args(types[name]))  # a Literal, or one beside null
+    options = [option for part in parts for option in get_args(part) if isinstance(option, str)]
     return f"{name} is {value!r}: expected {expected(types[name])}{nearest(value, options)}"
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, NoReturn, get_type_hints
 
 from cromic_ds.cli.messages import expected, explain, fail
+from cromic_ds.cli.model_options import hide_constants
 
 
 def make_parser(
@@ -43,6 +44,7 @@ def make_parser(
             parser.add_argument(f"--{field.name}", nargs="+", default=[], help=help_of.get(field.name))
         elif field.name in flags:
             parser.add_argument(f"--{field.name}", action="store_true", help=help_of.get(field.name))
+    hide_constants(parser, kind)
     return parser
 
 

@@ -10,7 +10,7 @@ from cromic_ds.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from cromic_ds.errors import UserError
 from cromic_ds.inference.exports import write_export
 from cromic_ds.models.cmt.config import CMTConfig
-from cromic_ds.models.cmt.weights import load_published
+from cromic_ds.models.cmt.weights import load_cmt_state_dict
 from cromic_ds.models.common.weights import read_state_dict
 from cromic_ds.models.registry import build_config, build_model, vocabulary_of
 
@@ -58,7 +58,7 @@ def import_published(settings: ImportSettings) -> None:
         "cmt", "paper", mode=settings.mode, n_answers=n_answers, **vocabulary_of(tokenizer, CMTConfig)
     )
     model = build_model(config)
-    report = load_published(model, weights)
+    report = load_cmt_state_dict(model, weights)
     print(report)
     if report.missing or report.mismatched:
         raise UserError(f"{settings.state_dict}: incomplete (listed above); nothing was written")

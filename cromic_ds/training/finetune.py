@@ -38,7 +38,7 @@ def finetune(settings: FinetuneSettings) -> None:
         raise UserError(f"task is {settings.task!r}{nearest(settings.task, names)}: one of {', '.join(names)}")
     task = TASKS[settings.task]
     if settings.backbone:
-        if settings.model.init_from:
+        if settings.model.init_from not in (None, settings.backbone):  # a run's config.yaml contains both
             raise UserError("backbone and model.init_from are the same thing: leave one of the two out")
         settings = replace(settings, model=replace(settings.model, init_from=settings.backbone))
     objective = None

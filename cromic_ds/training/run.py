@@ -38,7 +38,7 @@ from cromic_ds.files import write_atomically
 from cromic_ds.inference.scoring import EvalSettings
 from cromic_ds.models.common.kernels import Kernels, KernelSettings, install, select
 from cromic_ds.models.common.precision import choose_precision
-from cromic_ds.models.registry import ModelSettings
+from cromic_ds.models.settings import ModelSettings
 from cromic_ds.ranks import collectives, lock
 from cromic_ds.ranks.guard import Guard, clear
 from cromic_ds.ranks.launcher import Ranks, local_device, ranks_from

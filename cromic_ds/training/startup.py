@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import yaml
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ResNetModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ResNetModel
 
 from cromic_ds.data.dataset import Dataset
 from cromic_ds.data.loader import DataSettings, eval_batches
@@ -19,9 +18,11 @@ from cromic_ds.data.tokenizer import tokenizer_fingerprint
 from cromic_ds.errors import UserError
 from cromic_ds.files import write_atomically
 from cromic_ds.inference.exports import ANSWERS, FACTS, MODEL_FOLDER, export_of, load_export
+from cromic_ds.models.common.config import CommentConfig
 from cromic_ds.models.common.image_encoder import set_batch_norm
 from cromic_ds.models.common.weights import LoadReport, load_matching
-from cromic_ds.models.registry import MODELS, ModelSettings, build_config, build_model, changed_config, vocabulary_of
+from cromic_ds.models.registry import build_config, build_model, model_kind, vocabulary_of
+from cromic_ds.models.settings import ModelSettings, as_values
 
 # Settings that a resumed run may not change: its steps would no longer be those of the run it continues. The data may
 # move: its fingerprint is compared.
@@ -42,10 +43,11 @@ def open_folder(folder: Path, settings: dict, more_fixed: tuple[str, ...] = ()) 
         except (yaml.YAMLError, KeyError, TypeError):
             raise UserError(f"{saved} is not the configuration of a run: name another folder with --out") from None
         for name, old, new in fixed:
-            if old != new:
-                changed = [k for k in new if old.get(k) != new[k]] if isinstance(new, dict) else []
-                where = ".".join([name, *changed[:1]])
-                was, now = (old.get(changed[0]), new[changed[0]]) if changed else (old, new)
+            where, was, now = name, old, new
+            if isinstance(new, dict):  # a field that is not there is one that is null
+                changed = next((key for key in {**new, **old} if old.get(key) != new.get(key)), None)
+                where, was, now = f"{name}.{changed}", old.get(changed), new.get(changed)
+            if was != now:
                 raise UserError(
                     f"{folder} holds a run with {where} = {was!r}, and this command says {now!r}: "
                     "use another run folder (--out), or the setting it was started with"
@@ -90,8 +92,8 @@ def make_model(
         UserError: tokenizer or answers are not those of the weights.
     """
     torch.manual_seed(seed)
-    if settings.init_from and (other := settings.image_encoder or settings.published):
-        which = "model.image_encoder" if settings.image_encoder else "model.published"
+    if settings.init_from and (other := settings.image_encoder or settings.pretrained):
+        which = "model.image_encoder" if settings.image_encoder else "model.pretrained"
         raise UserError(f"{which}: {other} and model.init_from both bring weights; leave one of the two out")
     taken: set[str] = set()
     origin = "random"
@@ -115,9 +117,9 @@ def make_model(
     else:
         preset = build_config(settings.name, settings.preset)
         model = build_model(config_for(preset, settings, tokenizer, answers, fine_tuning))
-        if settings.published:
-            report = MODELS[settings.name].load(model, settings.published)
-            taken, origin = set(report.taken), f"from {settings.published}: {report}"
+        if settings.pretrained:
+            report = load_pretrained(model, settings.name, settings.pretrained)
+            taken, origin = set(report.taken), f"from {settings.pretrained}: {report}"
         if settings.image_encoder:
             report = load_image_encoder(model, settings.image_encoder)
             taken |= {f"image_encoder.backbone.{name}" for name in report.taken}
@@ -134,16 +136,28 @@ def make_model(
 
 
 def config_for(
-    config: PreTrainedConfig,
+    config: CommentConfig,
     settings: ModelSettings,
     tokenizer: PreTrainedTokenizerBase,
     answers: list[str] | None,
     fine_tuning: bool,
-) -> PreTrainedConfig:
-    """A starting config with what the settings say and what follows from the data."""
-    before = getattr(config, "fine_tuned", {}) if fine_tuning else {}
+) -> CommentConfig:
+    """Return the starting config with what the settings override and what follows from the data."""
+    before = config.fine_tuned if fine_tuning else {}
     derived = {**vocabulary_of(tokenizer, config), "n_answers": len(answers or [])}
-    return changed_config(config, {**before, **settings.overrides(), **derived})
+    return config.changed({**before, **settings.overrides, **derived})
+
+
+def load_pretrained(model: PreTrainedModel, name: str, source: str) -> LoadReport:
+    """Load weights that others trained into a model by the registry's name.
+
+    Raises:
+        UserError: nobody else trained weights for this model, or `source` does not fit it.
+    """
+    load = model_kind(name).load_pretrained
+    if load is None:
+        raise UserError(f"model.pretrained: {name} has no weights that others trained; leave it out")
+    return load(model, source)
 
 
 def load_image_encoder(model: PreTrainedModel, source: str) -> LoadReport:
@@ -203,4 +217,4 @@ def write_model_folder(
 
 def settings_dict(settings) -> dict:
     """Plain values of nested settings dataclasses, for YAML and dashboards."""
-    return json.loads(json.dumps(asdict(settings), default=str))
+    return json.loads(json.dumps(as_values(settings), default=str))

@@ -16,6 +16,7 @@ from helpers.paths import REPOSITORY
 from cromic_ds.cli import commands as cli
 from cromic_ds.cli.commands import COMMANDS, main
 from cromic_ds.cli.parser import attribute_docs, setting_types
+from cromic_ds.models.settings import as_values, with_model_options
 from cromic_ds.training.pretrain import PretrainSettings
 from cromic_ds.training.run import RunSettings
 
@@ -76,7 +77,7 @@ def recipe(folder: Path, text: str) -> str:
 
 def settings_of(name: str) -> type:
     module, settings = SCRIPTS[name][:2] if name in SCRIPTS else COMMANDS[name][1:3]
-    return getattr(importlib.import_module(module), settings)
+    return with_model_options(getattr(importlib.import_module(module), settings), "cmt")
 
 
 def leaves(kind: type, prefix: str = "") -> dict[str, tuple[type, str]]:
@@ -85,7 +86,7 @@ def leaves(kind: type, prefix: str = "") -> dict[str, tuple[type, str]]:
     for name, hint in get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint):
             found |= leaves(hint, f"{prefix}{name}.")
-        else:
+        elif name not in getattr(kind, "hidden", ()):
             found[prefix + name] = (kind, name)
     return found
 
@@ -290,7 +291,7 @@ def test_without_options_every_setting_has_its_default(parsed):
 def test_every_recipe_parses(parsed, path):
     settings = parsed("--config", str(path), script="finetune.py" if path.stem.startswith("finetune") else SCRIPT)
     wanted = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert flat(wanted).items() <= flat(dataclasses.asdict(settings)).items()
+    assert flat(wanted).items() <= flat(as_values(settings)).items()
     settings.eval.check()
     settings.data.check()
 
@@ -356,8 +357,8 @@ def test_deepspeeds_local_rank_is_passed_over(parsed):
 
 
 def test_setting_types_are_those_of_all_sections():
-    types = setting_types(PretrainSettings)
+    types = setting_types(settings_of(SCRIPT))
     assert types["seed"] is int
     assert types["eval.decoding.top_p"] is float
     assert types["model.image_size"] == int | None
-    assert set(leaves(PretrainSettings)) <= types.keys()
+    assert set(leaves(settings_of(SCRIPT))) <= types.keys()

@@ -17,7 +17,7 @@ from torch import Tensor
 from cromic_ds.batch import Batch
 from cromic_ds.data.collate import LoadedExample, SpecialTokens, collate
 from cromic_ds.models.cmt.model import CMTModel
-from cromic_ds.models.cmt.weights import load_published, our_name
+from cromic_ds.models.cmt.weights import cmt_name, load_cmt_state_dict
 from cromic_ds.models.common.image_encoder import normalize
 from cromic_ds.models.common.kernels import KernelSettings, install, select
 from cromic_ds.models.registry import build_config, build_model
@@ -56,7 +56,7 @@ def published_weights(shared: Path) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def loaded(published_weights: dict[str, Tensor]) -> CMTModel:
     model = build_model(build_config("cmt", "paper", n_answers=N_ANSWERS))
-    report = load_published(model, published_weights)
+    report = load_cmt_state_dict(model, published_weights)
     assert not (report.missing or report.extra or report.mismatched), str(report)
     return model
 
@@ -195,7 +195,7 @@ def test_training_gradients(
 def our_names(published: str) -> list[str]:
     """One name, or two for cross-attention's projection, which ours has in two matrices."""
     if "multihead_attn.in_proj_" not in published:
-        return [our_name(published)]
+        return [cmt_name(published)]
     layer, kind = published.split(".")[2], published.rsplit("_", 1)[1]
     return [f"decoder_layers.{layer}.cross_attention.q.{kind}", f"source_projections.{layer}.kv.{kind}"]
 

@@ -12,7 +12,7 @@ import torch
 from helpers.paths import BENCHMARKS
 
 from cromic_ds.errors import UserError
-from cromic_ds.models.cmt.weights import load_published, our_name, translate
+from cromic_ds.models.cmt.weights import cmt_name, load_cmt_state_dict, translate_cmt
 from cromic_ds.models.registry import build_config, build_model
 
 
@@ -29,7 +29,7 @@ def baseline():
 def test_every_published_name_has_its_place(baseline):
     with torch.device("meta"):
         ours, theirs = build_model(build_config("cmt", "paper")), baseline.Published()
-    weights, extra = translate(theirs.state_dict())
+    weights, extra = translate_cmt(theirs.state_dict())
     own = ours.state_dict()
     assert not extra
     assert weights.keys() == own.keys()
@@ -44,7 +44,7 @@ def test_the_reference_lists_the_same_names(shared: Path, baseline):
     left = {name: shape for name, shape in theirs.items() if not name.endswith("num_batches_tracked")}
     head = {name for name in shapes if name.startswith("vqa_classifier.")}
     assert {name: shape for name, shape in shapes.items() if name not in head} == left
-    assert {our_name(name) for name in head} == {
+    assert {cmt_name(name) for name in head} == {
         f"answer_head.{i}.{kind}" for i in (0, 1, 3) for kind in ("weight", "bias")
     }
 
@@ -68,7 +68,7 @@ def test_the_reference_lists_the_same_names(shared: Path, baseline):
     ],
 )
 def test_names(published, ours):
-    assert our_name(published) == ours
+    assert cmt_name(published) == ours
 
 
 def test_report_names_what_did_not_fit(smallest):
@@ -80,7 +80,7 @@ def test_report_names_what_did_not_fit(smallest):
         "module.lr_scheduler": torch.zeros(1),
         "encoder.layers.9.linear1.bias": torch.zeros(48),
     }
-    report = load_published(model, weights)
+    report = load_cmt_state_dict(model, weights)
     q, kv = model.decoder_layers[1].cross_attention.q, model.source_projections[1].kv
     assert (model.generator.bias == 2).all()
     assert torch.equal(torch.cat([q.bias, kv.bias]), torch.arange(96.0))
@@ -92,8 +92,8 @@ def test_report_names_what_did_not_fit(smallest):
 
 
 def test_foreign_files_are_refused(smallest):
-    with pytest.raises(UserError, match="no tensor fits the published CroMIC-CMT model; the file holds: fc"):
-        load_published(smallest(), {"fc": torch.zeros(1)})
+    with pytest.raises(UserError, match="no tensor fits the published CroMIC-CMT model; the weights contain: fc"):
+        load_cmt_state_dict(smallest(), {"fc": torch.zeros(1)})
 
 
 @pytest.mark.slow
@@ -107,7 +107,7 @@ def test_the_baseline_of_the_benchmarks_computes_the_same(shared: Path, baseline
     batch = next(eval_batches(dataset, settings, image_size=224, micro_batch=2, rank=0, world_size=1))
     torch.manual_seed(0)
     theirs, ours = baseline.Published().eval(), build_model(build_config("cmt", "paper")).eval()
-    load_published(ours, theirs.state_dict())
+    load_cmt_state_dict(ours, theirs.state_dict())
     inputs = baseline.padded_inputs(batch)
     with torch.no_grad():
         assert (ours(batch) / batch.n_targets).item() == pytest.approx(theirs(*inputs).item(), rel=1e-5)

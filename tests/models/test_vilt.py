@@ -24,7 +24,7 @@ from cromic_ds.models.registry import build_config
 from cromic_ds.models.vilt.config import PRESETS, ViLTConfig
 from cromic_ds.models.vilt.layers import normalize
 from cromic_ds.models.vilt.model import ViLTModel
-from cromic_ds.models.vilt.weights import load_foreign, our_name
+from cromic_ds.models.vilt.weights import load_vilt_state_dict, vilt_name
 
 SPECIAL = SpecialTokens(pad=0, cls=101, sep=102)
 SMALLEST = {
@@ -79,7 +79,7 @@ def test_encoder_is_transformers_vilt(make_batch, in_order, grid):
     theirs = ViltModel(model.config.library()).eval()
     for p in theirs.parameters():
         p.add_(0.1 * torch.randn_like(p))
-    report = load_foreign(model, theirs.state_dict())
+    report = load_vilt_state_dict(model, theirs.state_dict())
     assert not report.extra and not report.mismatched
     pixels = normalize(batch.images)
     assert model.post_mask(batch)[0].all() and not model.post_mask(batch)[1].all()  # without and with text padding
@@ -126,7 +126,7 @@ def test_decoder_on_a_shared_source_is_the_plain_way(make_batch, plain):
     assert len(batch.drawn["swapped"]) and len(batch.drawn["masked_rows"]) > 3
     ours, expected = model(batch), theirs.loss(batch)
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=0)
-    found = {our_name(name): g for name, g in gradients(theirs, expected).items()}
+    found = {vilt_name(name): g for name, g in gradients(theirs, expected).items()}
     here = gradients(model, ours)
     common = here.keys() & found.keys()
     assert len(common) == 51  # all of the encoder, the pooler and the masked-word head

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel, ViltConfig, ViltForMaskedLM, Vil
 from cromic_ds.errors import UserError
 from cromic_ds.models.vilt.config import ViLTConfig
 from cromic_ds.models.vilt.model import ViLTModel as OurViLT
-from cromic_ds.models.vilt.weights import load_pretrained
+from cromic_ds.models.vilt.weights import load_pretrained_vilt
 
 SIZES = {
     **{"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48},
@@ -51,7 +51,7 @@ def inputs() -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def test_a_vilt_model(tmp_path, inputs):
     theirs, model = saved(ViltModel, tmp_path), ours()
-    report = load_pretrained(model, tmp_path)
+    report = load_pretrained_vilt(model, tmp_path)
     assert not report.extra and not report.mismatched
     assert {name.split(".")[0] for name in report.missing} == {"masked_word_head", "match_head"}
     hidden, *_ = model.encode_source(**inputs)
@@ -61,7 +61,7 @@ def test_a_vilt_model(tmp_path, inputs):
 @torch.no_grad()
 def test_a_masked_language_model(tmp_path, inputs):
     theirs, model = saved(ViltForMaskedLM, tmp_path), ours()
-    report = load_pretrained(model, tmp_path)
+    report = load_pretrained_vilt(model, tmp_path)
     assert report.missing == ["match_head.weight", "match_head.bias"]
     assert not report.extra and not report.mismatched
     hidden, *_ = model.encode_source(**inputs)
@@ -72,7 +72,7 @@ def test_a_masked_language_model(tmp_path, inputs):
 @torch.no_grad()
 def test_question_answering(tmp_path, make_batch):
     theirs, model = saved(ViltForQuestionAnswering, tmp_path, num_labels=7), ours(n_answers=7)
-    report = load_pretrained(model, tmp_path)
+    report = load_pretrained_vilt(model, tmp_path)
     assert {name.split(".")[0] for name in report.missing} == {"masked_word_head", "match_head"}
     batch = make_batch()
     pixels = (batch.images.float() / 255 - 0.5) / 0.5
@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     theirs = saved(ViltForMaskedLM, tmp_path, vocab_size=130, max_position_embeddings=8, modality_type_vocab_size=3)
     model = ours()
     before = model.text_embeddings.position_embeddings.weight.detach().clone()
-    report = load_pretrained(model, tmp_path)
+    report = load_pretrained_vilt(model, tmp_path)
     assert report.mismatched == [
         "text_embeddings.word_embeddings.weight: (130, 32) there, (120, 32) here",
         "masked_word_head.bias: (130,) there, (120,) here",
@@ -100,8 +100,8 @@ def test_what_does_not_fit_is_named(tmp_path):
 
 def test_foreign_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match="cannot be read as a ViLT"):
-        load_pretrained(ours(), tmp_path / "nothing")
+        load_pretrained_vilt(ours(), tmp_path / "nothing")
     sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
     BertModel(BertConfig(**sizes)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="no ViLT of transformers but a model of type 'bert'"):
-        load_pretrained(ours(), tmp_path)
+        load_pretrained_vilt(ours(), tmp_path)

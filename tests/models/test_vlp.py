@@ -20,7 +20,7 @@ from cromic_ds.errors import UserError
 from cromic_ds.models.vlp.config import PRESETS, VLPConfig
 from cromic_ds.models.vlp.model import VLPModel
 from cromic_ds.models.vlp.packing import draw_masks, targets_of, whole
-from cromic_ds.models.vlp.weights import translate
+from cromic_ds.models.vlp.weights import translate_vlp
 
 SPECIAL = SpecialTokens(pad=0, cls=101, sep=102)
 SMALLEST = {
@@ -117,7 +117,7 @@ def test_shared_source_is_the_plain_computation(pair, plain, make_batch):
         loss, expected = ours(prepared), theirs.loss(given, batch.images, batch.owner, image_per_comment=seed == 2)
         torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
         ours_grad, grad = gradients(ours, loss), gradients(theirs, expected)
-        translated, _ = translate({n: g for n, g in grad.items() if n.startswith(("bert.", "cls.", "vis_embed."))})
+        translated, _ = translate_vlp({n: g for n, g in grad.items() if n.startswith(("bert.", "cls.", "vis_embed."))})
         translated |= {f"image_encoder.{n}": g for n, g in grad.items() if n.startswith("backbone.")}
         translated["image_encoder.positions"] = grad["vis_positions"]
         # the plain model takes its positions off the image tokens again, and so gives them a gradient of its own

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 from cromic_ds.errors import UserError
 from cromic_ds.models.vlp.config import VLPConfig
 from cromic_ds.models.vlp.model import VLPModel
-from cromic_ds.models.vlp.weights import load_foreign, load_pretrained, our_name
+from cromic_ds.models.vlp.weights import load_pretrained_vlp, load_vlp_state_dict, vlp_name
 
 SIZES = {"vocab_size": 120, "d_model": 32, "encoder_layers": 2, "n_heads": 4, "ffn": 48, "max_positions": 40}
 RESNET = {"embedding_size": 16, "hidden_sizes": [16] * 4, "depths": [1] * 4, "layer_type": "basic"}
@@ -50,7 +50,7 @@ def test_folders_of_transformers(tmp_path, kind, safe):
         theirs.config.save_pretrained(tmp_path)
         torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
     before = ours.head.dense.weight.clone()
-    report = load_pretrained(ours, tmp_path)
+    report = load_pretrained_vlp(ours, tmp_path)
     head = set(HEAD) if kind is BertModel else set()
     assert set(report.taken) == text_names(ours) - head
     assert {name for name in report.missing if not name.startswith("image_encoder.")} == head
@@ -90,7 +90,7 @@ def published_names() -> dict[str, torch.Tensor]:
 def test_published_layout(tmp_path):
     weights, ours = published_names(), vlp(n_answers=7)
     torch.save({f"module.{name}": t for name, t in weights.items()}, tmp_path / "model.30.bin")
-    report = load_pretrained(ours, tmp_path / "model.30.bin")
+    report = load_pretrained_vlp(ours, tmp_path / "model.30.bin")
     assert report.extra == [
         f"module.{part}.{kind}" for part in ("bert.pooler.dense", "vis_pe_embed.0") for kind in ("weight", "bias")
     ]
@@ -111,7 +111,7 @@ def test_sizes_that_differ_are_named():
     weights["vis_embed.0.weight"] = torch.zeros(48, 16)
     del weights["bert.encoder.layer.0.attention.self.key.bias"]
     weights["cls.seq_relationship.weight"] = torch.zeros(2, 32)
-    report = load_foreign(vlp(), weights)
+    report = load_vlp_state_dict(vlp(), weights)
     assert report.mismatched == ["image_encoder.mlp.0.weight: (48, 16) there, (40, 16) here"]
     assert "encoder_layers.0.attention.kv.bias" in report.missing
     assert {"bert.encoder.layer.0.attention.self.value.bias", "cls.seq_relationship.weight"} <= set(report.extra)
@@ -120,7 +120,7 @@ def test_sizes_that_differ_are_named():
 
 def test_segments_of_a_plain_bert_serve_every_mode():
     theirs, ours = bert(BertModel), vlp()
-    load_foreign(ours, theirs.state_dict())
+    load_vlp_state_dict(ours, theirs.state_dict())
     two = theirs.embeddings.token_type_embeddings.weight
     assert torch.equal(ours.type_embedding.weight, two[[0, 1, 0, 0, 0, 1]])
 
@@ -133,7 +133,7 @@ def test_old_names_and_projections_by_task():
     of_task = {"dense.weight": blocks[:, None].expand(-1, 32), "dense.bias": blocks, "LayerNorm.bias": blocks}
     for name, tensor in of_task.items():
         weights[f"cls.predictions.transform.{name}"] = tensor
-    load_foreign(ours, weights)
+    load_vlp_state_dict(ours, weights)
     assert torch.equal(ours.embedding_norm.weight, weights[norm + "gamma"])
     assert torch.equal(ours.embedding_norm.bias, weights[norm + "beta"])
     assert (ours.head.dense.weight == 3).all()
@@ -143,7 +143,7 @@ def test_old_names_and_projections_by_task():
 def test_an_output_layer_that_is_not_tied_is_reported():
     weights = published_names()
     weights["cls.predictions.decoder.weight"] = torch.zeros(120, 32)
-    assert "cls.predictions.decoder.weight" in load_foreign(vlp(), weights).extra
+    assert "cls.predictions.decoder.weight" in load_vlp_state_dict(vlp(), weights).extra
 
 
 @pytest.mark.parametrize(
@@ -161,17 +161,17 @@ def test_an_output_layer_that_is_not_tied_is_reported():
     ],
 )
 def test_names(foreign, ours):
-    assert our_name(foreign) == ours
+    assert vlp_name(foreign) == ours
 
 
 def test_foreign_files_are_refused(tmp_path):
-    with pytest.raises(UserError, match="no tensor fits a Unified VLP of these sizes; there are: fc"):
-        load_foreign(vlp(), {"fc": torch.zeros(1)})
+    with pytest.raises(UserError, match="no tensor fits a Unified VLP of these sizes; the weights contain: fc"):
+        load_vlp_state_dict(vlp(), {"fc": torch.zeros(1)})
     (tmp_path / "text.bin").write_text("no weights")
     with pytest.raises(UserError, match="not a file of plain tensors"):
-        load_pretrained(vlp(), tmp_path / "text.bin")
+        load_pretrained_vlp(vlp(), tmp_path / "text.bin")
     torch.save({"step": 3}, tmp_path / "state.bin")
     with pytest.raises(UserError, match="holds no state dict"):
-        load_pretrained(vlp(), tmp_path / "state.bin")
+        load_pretrained_vlp(vlp(), tmp_path / "state.bin")
     with pytest.raises(UserError, match="cannot be read as a BERT"):
-        load_pretrained(vlp(), tmp_path / "nowhere")
+        load_pretrained_vlp(vlp(), tmp_path / "nowhere")

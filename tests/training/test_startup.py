@@ -19,7 +19,8 @@ from cromic_ds.data.tokenizer import train_tokenizer
 from cromic_ds.engine.config import find_ds_config
 from cromic_ds.errors import UserError
 from cromic_ds.inference.exports import write_export
-from cromic_ds.models.registry import MODELS, ModelSettings
+from cromic_ds.models.registry import MODELS
+from cromic_ds.models.settings import ModelSettings
 from cromic_ds.tasks import TASKS
 from cromic_ds.tasks.base import check_task
 from cromic_ds.training.pretrain import PretrainSettings
@@ -137,9 +138,9 @@ def test_an_unknown_configuration_names_the_shipped_ones():
 # ---- the model's starting weights
 
 
-def smallest_settings(**more) -> ModelSettings:
+def smallest_settings(overrides: dict | None = None, **more) -> ModelSettings:
     sizes = {"d_model": 32, "n_heads": 4, "ffn": 48, "image_size": 96}
-    return ModelSettings(preset="tiny", **{**sizes, **more})
+    return ModelSettings(preset="tiny", overrides=sizes | (overrides or {}), **more)
 
 
 def test_random_weights_are_a_function_of_the_seed(tokenizer):
@@ -167,7 +168,7 @@ def test_an_export_with_another_tokenizer_is_refused(export_folder):
 
 
 def test_a_backbone_gives_what_fits_and_the_rest_is_new_and_named(tokenizer, export_folder, smallest):
-    settings = ModelSettings(init_from=str(export_folder), dropout=0.1, d_model=None, decoder_layers=3)
+    settings = ModelSettings(init_from=str(export_folder), overrides={"dropout": 0.1, "decoder_layers": 3})
     model, taken, origin = make_model(settings, tokenizer, 5, answers=["红色", "左边"])
     assert (model.config.dropout, model.config.n_answers, model.config.d_model) == (0.1, 2, 32)
     own, source = model.state_dict(), smallest().state_dict()
@@ -190,7 +191,7 @@ def test_answers_of_another_vocabulary_are_refused(tokenizer, smallest, tmp_path
 
 
 def test_a_frozen_image_encoder_is_not_trained(tokenizer):
-    model, *_ = make_model(smallest_settings(freeze_image_encoder=True, batch_norm="batch"), tokenizer, 0)
+    model, *_ = make_model(smallest_settings({"batch_norm": "batch"}, freeze_image_encoder=True), tokenizer, 0)
     assert not any(p.requires_grad for p in model.image_encoder.parameters())
     before = {name: b.clone() for name, b in model.image_encoder.named_buffers()}
     model.train().image_encoder(torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8))
@@ -244,13 +245,13 @@ def test_vilt_is_fine_tuned_without_the_losses_of_pretraining_unless_told_otherw
     weights = lambda config: (config.mlm_weight, config.itm_weight)  # noqa: E731
     assert weights(make_model(settings, tokenizer, 0).model.config) == (1, 1)
     assert weights(make_model(settings, tokenizer, 0, fine_tuning=True).model.config) == (0, 0)
-    settings.itm_weight = 0.5
+    settings.overrides["itm_weight"] = 0.5
     assert weights(make_model(settings, tokenizer, 0, fine_tuning=True).model.config) == (0, 0.5)
 
 
 @pytest.mark.parametrize("name", ["vlp", "vilt"])
-def test_published_weights(tokenizer, tmp_path, name):
-    kind = ModelSettings(name=name, preset="tiny", dropout=0.25)
+def test_pretrained_weights(tokenizer, tmp_path, name):
+    kind = ModelSettings(name=name, preset="tiny", overrides={"dropout": 0.25})
     config = make_model(kind, tokenizer, 0).model.config
     if name == "vlp":
         sizes = {"vocab_size": len(tokenizer), "hidden_size": config.d_model, "intermediate_size": config.ffn}
@@ -261,26 +262,26 @@ def test_published_weights(tokenizer, tmp_path, name):
         foreign = ViltModel(config.library())
         words = foreign.embeddings.text_embeddings.word_embeddings.weight
     foreign.save_pretrained(tmp_path)
-    kind.published = str(tmp_path)
+    kind.pretrained = str(tmp_path)
     model, taken, origin = make_model(kind, tokenizer, 0)
     assert torch.equal(model.get_input_embeddings().weight, words)
     assert model.config.dropout == 0.25
     assert f"from {tmp_path}: {len(taken)} tensors taken" in origin
     assert "encoder_layers.0.feed_forward.up.weight" in taken or "encoder_layers.0.output.dense.weight" in taken
     kind.init_from = "somewhere"
-    with pytest.raises(UserError, match=r"model.published: .* leave one of the two out"):
+    with pytest.raises(UserError, match=r"model.pretrained: .* leave one of the two out"):
         make_model(kind, tokenizer, 0)
 
 
 def test_settings_of_another_model_are_refused(tokenizer):
     with pytest.raises(UserError, match=r"model.patch_size: cromic_vlp has no such setting"):
-        make_model(ModelSettings(name="vlp", preset="tiny", patch_size=16), tokenizer, 0)
+        make_model(ModelSettings(name="vlp", preset="tiny", overrides={"patch_size": 16}), tokenizer, 0)
     with pytest.raises(
         UserError, match=r"model.objective: 'casual' \(did you mean 'causal'\?\); one of masked, causal"
     ):
-        make_model(ModelSettings(name="vlp", preset="tiny", objective="casual"), tokenizer, 0)
+        make_model(ModelSettings(name="vlp", preset="tiny", overrides={"objective": "casual"}), tokenizer, 0)
     with pytest.raises(UserError, match=r"model.mask_rate is 1.5: give a share from 0 to 1"):
-        make_model(ModelSettings(name="vlp", preset="tiny", mask_rate=1.5), tokenizer, 0)
+        make_model(ModelSettings(name="vlp", preset="tiny", overrides={"mask_rate": 1.5}), tokenizer, 0)
     with pytest.raises(UserError, match=r"model.image_encoder: this model has no ResNet"):
         make_model(ModelSettings(name="vilt", preset="tiny", image_encoder="resnet"), tokenizer, 0)
 
@@ -347,7 +348,7 @@ def test_a_damaged_resnet_is_refused(tmp_path, tokenizer):
 
 def test_frozen_statistics_are_those_of_the_first_pictures(store, tokenizer):
     dataset, data = open_dataset(store, "train"), DataSettings(path=str(store), workers=0)
-    a, b = (make_model(smallest_settings(batch_norm="frozen"), tokenizer, 0)[0] for _ in range(2))
+    a, b = (make_model(smallest_settings({"batch_norm": "frozen"}), tokenizer, 0)[0] for _ in range(2))
     for model in (a, b):
         calibrate_batch_norm(model, set(), dataset, data, 96)
     norm = a.image_encoder.backbone.embedder.embedder.normalization
@@ -361,7 +362,7 @@ def test_frozen_statistics_are_those_of_the_first_pictures(store, tokenizer):
 )
 def test_other_statistics_stay_as_they_are(store, tokenizer, batch_norm, taken):
     dataset, data = open_dataset(store, "train"), DataSettings(path=str(store), workers=0)
-    model, *_ = make_model(smallest_settings(batch_norm=batch_norm), tokenizer, 0)
+    model, *_ = make_model(smallest_settings({"batch_norm": batch_norm}), tokenizer, 0)
     calibrate_batch_norm(model, taken, dataset, data, 96)
     norm = model.image_encoder.backbone.embedder.embedder.normalization
     assert torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))

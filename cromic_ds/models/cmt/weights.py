@@ -1,4 +1,4 @@
-"""Foreign weights: the published CroMIC-CMT state dict, and ResNet weights from transformers, under our names."""
+"""Weights of the published CroMIC-CMT code under our names."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from cromic_ds.errors import UserError
-from cromic_ds.models.cmt.model import CMTModel
-from cromic_ds.models.common.weights import LoadReport, load_matching, read_state_dict, renamed
+from cromic_ds.models.common.weights import LoadReport, Rules, load_translated, read_state_dict, renamed
 
-# (published name, our name); `#` stands for a layer's number. Tried in order, first match wins.
-RULES: list[tuple[str, str]] = [
+# (published name, our name); the first match wins.
+RULES: Rules = [
     (r"token_embed\.embedding\.weight", "token_embedding.weight"),
     (r"token_type_embed\.weight", "type_embedding.weight"),
     (r"(encoder|decoder)\.norm\.(\w+)", r"\1_norm.\2"),
@@ -28,10 +26,11 @@ RULES: list[tuple[str, str]] = [
     (r"vqa_classifier\.(\d)\.(\w+)", r"answer_head.\1.\2"),
     (r"generator\.(\w+)", r"generator.\1"),
 ]
-# torchvision's ResNet as a Sequential (0 = conv1, 1 = bn1, 4…7 = the stages) -> transformers' ResNetModel
+# torchvision's ResNet as a Sequential (0 = conv1, 1 = bn1, 4…7 = the stages) -> transformers' ResNetModel; `#` marks a
+# number that `cmt_name` reduces by one.
 STEM = "image_encoder.backbone.embedder.embedder"
 STAGES = "image_encoder.backbone.encoder.stages"
-RESNET_RULES: list[tuple[str, str]] = [
+RESNET_RULES: Rules = [
     (r"image_encoder\.backbone\.0\.weight", f"{STEM}.convolution.weight"),
     (r"image_encoder\.backbone\.1\.(\w+)", rf"{STEM}.normalization.\1"),
     (r"image_encoder\.backbone\.(\d)\.(\d+)\.downsample\.0\.(\w+)", rf"{STAGES}.\1.layers.\2.shortcut.convolution.\3"),
@@ -44,20 +43,20 @@ RESNET_RULES: list[tuple[str, str]] = [
 ]
 
 
-def our_name(published: str) -> str | None:
-    """The name in `CMTModel` of a published parameter or buffer, or None where it has no place."""
-    name = renamed(published, RULES + RESNET_RULES)
+def cmt_name(foreign: str) -> str | None:
+    """Return the name in `CMTModel` of a parameter or buffer of the published code, or None where it has no place."""
+    name = renamed(foreign, RULES + RESNET_RULES)
     if name is None:
         return None
     name = re.sub(r"stages\.(\d)", lambda m: f"stages.{int(m[1]) - 4}", name)  # backbone.4 is stage 0
     return re.sub(r"#(\d)", lambda m: str(int(m[1]) - 1), name)  # conv1 is layer 0
 
 
-def translate(published: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Published names, with or without `module.` in front, to ours; and the names that have no place."""
+def translate_cmt(foreign: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors under our names, and the names that have no place. A leading `module.` is ignored."""
     ours: dict[str, Tensor] = {}
     extra: list[str] = []
-    for full_name, tensor in published.items():
+    for full_name, tensor in foreign.items():
         name = full_name.removeprefix("module.")
         cross = re.fullmatch(r"decoder\.layers\.(\d+)\.multihead_attn\.in_proj_(\w+)", name)
         if cross:  # one matrix for q, k, v there; here q, and k and v together, because they have different inputs
@@ -65,27 +64,27 @@ def translate(published: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[
             target = f"decoder_layers.{cross[1]}.cross_attention"
             ours[f"{target}.q.{cross[2]}"] = tensor[:width]
             ours[f"source_projections.{cross[1]}.kv.{cross[2]}"] = tensor[width:]
-        elif (mapped := our_name(name)) is not None:
+        elif (mapped := cmt_name(name)) is not None:
             ours[mapped] = tensor
         else:
             extra.append(full_name)
     return ours, extra
 
 
-def load_published(model: nn.Module, published: Mapping[str, Tensor]) -> LoadReport:
+def load_cmt_state_dict(model: nn.Module, foreign: Mapping[str, Tensor]) -> LoadReport:
     """Load a state dict of the published code into a `CMTModel`.
 
     Raises:
         UserError: nothing of it fits.
     """
-    ours, extra = translate(published)
-    report = load_matching(model, ours)
-    report.extra = extra + report.extra
-    if not report.taken:
-        names = ", ".join(list(published)[:3])
-        raise UserError(f"no tensor fits the published CroMIC-CMT model; the file holds: {names} …")
-    return report
+    ours, extra = translate_cmt(foreign)
+    return load_translated(model, ours, extra, foreign, "the published CroMIC-CMT model")
 
 
-def load_cmt(model: CMTModel, source: str) -> LoadReport:
-    return load_published(model, read_state_dict(Path(source)))
+def load_pretrained_cmt(model: nn.Module, source: str | Path) -> LoadReport:
+    """Load a file of the published code into a `CMTModel`.
+
+    Raises:
+        UserError: not readable, or nothing of it fits.
+    """
+    return load_cmt_state_dict(model, read_state_dict(Path(source)))

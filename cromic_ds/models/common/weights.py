@@ -1,9 +1,9 @@
-"""Weights that others trained: reading them, renaming them, copying what fits."""
+"""Weights that others trained: reading them, renaming them and copying what fits."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cromic_ds.errors import UserError
+
+Rules = list[tuple[str, str]]  # (pattern of a foreign name, template of ours), tried in order
 
 
 @dataclass
@@ -30,8 +32,8 @@ class LoadReport:
         return "\n".join(lines)
 
 
-def renamed(name: str, rules: list[tuple[str, str]]) -> str | None:
-    """The name by the first of the rules (pattern, template) whose pattern matches all of it, or None."""
+def renamed(name: str, rules: Rules) -> str | None:
+    """Return the name by the first rule whose pattern matches all of it, or None."""
     for pattern, template in rules:
         if match := re.fullmatch(pattern, name):
             return match.expand(template)
@@ -39,7 +41,7 @@ def renamed(name: str, rules: list[tuple[str, str]]) -> str | None:
 
 
 def load_matching(model: nn.Module, weights: Mapping[str, Tensor]) -> LoadReport:
-    """Copy every tensor whose name and shape the model has; report the rest."""
+    """Copy every tensor whose name and shape the model has, and report the rest."""
     own = model.state_dict()
     report = LoadReport()
     fitting = {}
@@ -57,8 +59,23 @@ def load_matching(model: nn.Module, weights: Mapping[str, Tensor]) -> LoadReport
     return report
 
 
+def load_translated(
+    model: nn.Module, weights: Mapping[str, Tensor], extra: list[str], foreign: Iterable[str], what: str
+) -> LoadReport:
+    """Load weights under our names, and report as extra also the foreign names that have no place.
+
+    Raises:
+        UserError: no tensor fits `what`; the message quotes the first of the `foreign` names.
+    """
+    report = load_matching(model, weights)
+    report.extra = extra + report.extra
+    if not report.taken:
+        raise UserError(f"no tensor fits {what}; the weights contain: {', '.join(list(foreign)[:3])} …")
+    return report
+
+
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .pt file, wherever in a dict of dicts they are.
+    """Return the tensors of a .pt file, also where they are inside a dict of dicts.
 
     Raises:
         UserError: no such file, or not readable as plain tensors.
@@ -67,7 +84,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except Exception:  # bytes that are no pickle make the unpickler fail in every way, KeyError included
+    except Exception:  # bytes that are no pickle make the unpickler fail in many ways, with KeyError for example
         raise UserError(
             f"{path}: not a file of plain tensors (no torch file, or one with other objects, which are never loaded)"
         ) from None

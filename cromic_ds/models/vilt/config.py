@@ -1,74 +1,66 @@
-"""Settings and presets of ViLT."""
+"""The config and the presets of ViLT."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
-from transformers import PreTrainedConfig, ViltConfig
+from transformers import ViltConfig
 
 from cromic_ds.errors import UserError
+from cromic_ds.models.common.config import CommentConfig, Constant, Count, Derived, ProperShare, Weight
 
 
-class ViLTConfig(PreTrainedConfig):
+class ViLTConfig(CommentConfig):
     """Every choice of the model. The defaults are preset `paper`: ViLT-B/32 with CroMIC-CMT's decoder."""
 
     model_type = "cromic_vilt"
-    fine_tuned: ClassVar = {"mlm_weight": 0.0, "itm_weight": 0.0}  # in fine-tuning, unless told otherwise
+    fine_tuned: ClassVar[dict[str, Any]] = {"mlm_weight": 0.0, "itm_weight": 0.0}
 
-    vocab_size: int = 21128
-    d_model: int = 768
-    encoder_layers: int = 12
-    n_heads: int = 12
-    ffn: int = 3072
-    dropout: float = 0.1
-    mode: str = "t+v"
-    image_size: int = 224  # a multiple of patch_size
-    patch_size: int = 32
-    position_grid: int = 12  # patches a side that positions are learned for; others are interpolated from them
-    text_positions: int = 128  # the published checkpoints' 40 are the first of them
-    embedding_std: float = 0.02  # of every embedding at the start; the other weights start as CroMIC-CMT's
-    decoder: str = "cmt"  # or prefix
-    decoder_layers: int = 6  # these three of the cmt decoder
-    decoder_heads: int = 8
-    decoder_ffn: int = 1024
-    mlm_weight: float = 1.0  # of masked language modeling; 0 = without
-    itm_weight: float = 1.0  # of image-text matching; 0 = without
-    mask_rate: float = 0.15  # of the posts' words
-    swap_rate: float = 0.5  # of the posts
-    n_answers: int = 0
-    label_smoothing: float = 0.0
-    is_encoder_decoder: bool = True
-    pad_token_id: int = 0
-    bos_token_id: int = 101
-    eos_token_id: int = 102
-    mask_token_id: int = 103
-    decoder_start_token_id: int = 101
-    tie_word_embeddings: bool = False
+    image_size: Count = 224
+    """Side of the square image crops in pixels, a multiple of `patch_size`."""
+    patch_size: Count = 32
+    """Side of the image patches in pixels."""
+    decoder: Literal["cmt", "prefix"] = "cmt"
+    """Part that generates: cmt (CroMIC-CMT's decoder) or prefix (the encoder itself under a prefix mask)."""
+    decoder_layers: Count = 6
+    """Number of layers of the cmt decoder."""
+    mlm_weight: Weight = 1.0
+    """Weight of masked language modeling beside the comments; 0 = without it, the default in fine-tuning."""
+    itm_weight: Weight = 1.0
+    """Weight of image-text matching beside the comments; 0 = without it, the default in fine-tuning."""
+    mask_rate: ProperShare = 0.15
+    """Share of a post's words that is masked and predicted."""
+    swap_rate: ProperShare = 0.5
+    """Share of the posts that image-text matching also sees under another post's image."""
+    text_positions: Count = 128
+    """Number of learned text positions; the 40 of the published checkpoints are the first of them."""
+    embedding_std: float = 0.02
+    """Standard deviation of all initial embeddings; the other weights start as CroMIC-CMT's."""
+    position_grid: Constant[Count] = 12
+    """Patches per side that positions are learned for; positions of other grids are interpolated from these."""
+    decoder_heads: Constant[Count] = 8
+    """Attention heads of the cmt decoder."""
+    decoder_ffn: Constant[Count] = 1024
+    """Inner width of the cmt decoder's feed-forward blocks."""
+    mask_token_id: Derived[int] = 103
 
-    def __post_init__(self, **kwargs):
-        """Raises UserError for values that do not go together."""
-        super().__post_init__(**kwargs)
-        if self.image_size % self.patch_size or self.image_size < self.patch_size:
+    def check(self) -> None:
+        super().check()
+        if self.image_size % self.patch_size:
             raise UserError(f"model.image_size is {self.image_size}: give a multiple of {self.patch_size} (patch_size)")
         if self.decoder == "cmt" and self.d_model % self.decoder_heads:
             raise UserError(f"model: d_model {self.d_model} is not divisible by decoder_heads {self.decoder_heads}")
-        for name in ("mlm_weight", "itm_weight"):
-            if getattr(self, name) < 0:
-                raise UserError(f"model.{name} is {getattr(self, name)}: give 0 or more")
-        for name in ("mask_rate", "swap_rate"):
-            if not 0 < getattr(self, name) < 1:
-                raise UserError(f"model.{name} is {getattr(self, name)}: give a share between 0 and 1")
 
-    def get_text_config(self, *args, **kwargs) -> ViLTConfig:
+    def get_text_config(self, *args: Any, **kwargs: Any) -> ViLTConfig:
         return self  # transformers would take the field `decoder` for a config of its own
 
     @property
     def num_hidden_layers(self) -> int:
-        """Of the part that generates: transformers' name, for its caches."""
+        """Layers of the part that generates; the name is transformers', for its caches."""
         return self.encoder_layers if self.decoder == "prefix" else self.decoder_layers
 
     def library(self) -> ViltConfig:
-        """The same sizes as transformers' ViLT has them; its image size is that of the learned positions."""
+        """The same sizes as a config of transformers' ViLT; its image size is that of the learned positions."""
         return ViltConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.d_model,
@@ -83,15 +75,30 @@ class ViLTConfig(PreTrainedConfig):
         )
 
 
-PRESETS: dict[str, dict] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
-        **{"d_model": 128, "encoder_layers": 4, "n_heads": 4, "ffn": 256, "dropout": 0.0, "embedding_std": 0.09},
-        **{"image_size": 128, "position_grid": 4},
-        **{"decoder_layers": 2, "decoder_heads": 4, "decoder_ffn": 256},
+        "d_model": 128,
+        "encoder_layers": 4,
+        "n_heads": 4,
+        "ffn": 256,
+        "dropout": 0.0,
+        "embedding_std": 0.09,
+        "image_size": 128,
+        "position_grid": 4,
+        "decoder_layers": 2,
+        "decoder_heads": 4,
+        "decoder_ffn": 256,
     },
     "small": {
-        **{"d_model": 384, "encoder_layers": 6, "n_heads": 6, "ffn": 1536, "embedding_std": 0.05, "position_grid": 7},
-        **{"decoder_layers": 4, "decoder_heads": 6, "decoder_ffn": 1024},
+        "d_model": 384,
+        "encoder_layers": 6,
+        "n_heads": 6,
+        "ffn": 1536,
+        "embedding_std": 0.05,
+        "position_grid": 7,
+        "decoder_layers": 4,
+        "decoder_heads": 6,
+        "decoder_ffn": 1024,
     },
     "paper": {},
 }

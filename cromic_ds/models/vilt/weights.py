@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, ViltConfig, ViltForMaskedLM, ViltForQuestionAnswering, ViltModel
 
 from cromic_ds.errors import UserError
-from cromic_ds.models.common.weights import LoadReport, load_matching, renamed
+from cromic_ds.models.common.weights import LoadReport, Rules, load_translated, renamed
 
 CLASSES = {kind.__name__: kind for kind in (ViltModel, ViltForMaskedLM, ViltForQuestionAnswering)}
 
-# (transformers' name without `vilt.`, our name), tried in order, first match wins.
-RULES: list[tuple[str, str]] = [
+# (transformers' name without `vilt.`, our name); the first match wins.
+RULES: Rules = [
     (r"embeddings\.text_embeddings\.(.+)", r"text_embeddings.\1"),
     (r"embeddings\.token_type_embeddings\.weight", "type_embedding.weight"),
     (r"embeddings\.(.+)", r"image_encoder.\1"),
@@ -31,13 +31,13 @@ RULES: list[tuple[str, str]] = [
 BY_ROWS = ("text_embeddings.position_embeddings.weight", "type_embedding.weight")
 
 
-def our_name(foreign: str) -> str | None:
-    """The name in `ViLTModel` of a parameter of transformers' ViLT, or None where it has no place."""
+def vilt_name(foreign: str) -> str | None:
+    """Return the name in `ViLTModel` of a parameter of transformers' ViLT, or None where it has no place."""
     return renamed(foreign.removeprefix("vilt."), RULES)
 
 
-def load_foreign(model: nn.Module, foreign: Mapping[str, Tensor]) -> LoadReport:
-    """Load a state dict of transformers' ViLT into a `ViLTModel`, and tell what did not fit.
+def load_vilt_state_dict(model: nn.Module, foreign: Mapping[str, Tensor]) -> LoadReport:
+    """Load a state dict of transformers' ViLT into a `ViLTModel`.
 
     Raises:
         UserError: nothing of it fits.
@@ -45,7 +45,7 @@ def load_foreign(model: nn.Module, foreign: Mapping[str, Tensor]) -> LoadReport:
     ours: dict[str, Tensor] = {}
     extra = []
     for name, tensor in foreign.items():
-        mapped = our_name(name)
+        mapped = vilt_name(name)
         if mapped is None:
             extra.append(name)
         else:
@@ -58,17 +58,16 @@ def load_foreign(model: nn.Module, foreign: Mapping[str, Tensor]) -> LoadReport:
             ours[name] = own[name].clone()
             ours[name][:n] = there[:n]
             partly.append(f"{name}: the first {n} rows of {len(there)} there, {len(own[name])} here")
-    report = load_matching(model, ours)
-    report.extra = extra + report.extra
+    report = load_translated(model, ours, extra, foreign, "a ViLT of these sizes")
     report.mismatched += partly
-    if not report.taken:
-        raise UserError(f"no tensor fits a ViLT of these sizes; there are: {', '.join(list(foreign)[:3])} …")
     return report
 
 
-def read_foreign(source: str | Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights of a ViltModel, ViltForMaskedLM or ViltForQuestionAnswering, a folder or a hub name; and the names of
-    those that these classes do not have.
+def read_vilt_weights(source: str | Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Read a ViltModel, ViltForMaskedLM or ViltForQuestionAnswering from a folder or the hub.
+
+    Returns:
+        The weights, and the names in the file that these classes do not have.
 
     Raises:
         UserError: not readable, or no ViLT.
@@ -86,9 +85,13 @@ def read_foreign(source: str | Path) -> tuple[dict[str, Tensor], list[str]]:
     return weights, sorted(found["unexpected_keys"])
 
 
-def load_pretrained(model: nn.Module, source: str | Path) -> LoadReport:
-    """`read_foreign`, then `load_foreign`."""
-    weights, unknown = read_foreign(source)
-    report = load_foreign(model, weights)
+def load_pretrained_vilt(model: nn.Module, source: str | Path) -> LoadReport:
+    """Load what `read_vilt_weights` reads into a `ViLTModel`.
+
+    Raises:
+        UserError: not readable, no ViLT, or nothing of it fits.
+    """
+    weights, unknown = read_vilt_weights(source)
+    report = load_vilt_state_dict(model, weights)
     report.extra += unknown
     return report

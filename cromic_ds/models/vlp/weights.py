@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from transformers import BertForMaskedLM
 
 from cromic_ds.errors import UserError
-from cromic_ds.models.common.weights import LoadReport, load_matching, read_state_dict, renamed
+from cromic_ds.models.common.weights import LoadReport, Rules, load_translated, read_state_dict, renamed
 
 LAYER = r"(?:bert\.)?encoder\.layer\.(\d+)\."
-# (foreign name, ours), tried in order, first match wins. `vis_pe_embed` has no place: a grid has no boxes.
-RULES: list[tuple[str, str]] = [
+# (foreign name, ours); the first match wins. `vis_pe_embed` has no place: a grid has no boxes.
+RULES: Rules = [
     (r"(?:bert\.)?embeddings\.word_embeddings\.weight", "token_embedding.weight"),
     (r"(?:bert\.)?embeddings\.position_embeddings\.weight", "position_embedding.weight"),
     (r"(?:bert\.)?embeddings\.token_type_embeddings\.weight", "type_embedding.weight"),
@@ -39,17 +39,17 @@ RULES: list[tuple[str, str]] = [
     (r"ans_classifier\.([02])\.(\w+)", r"answer_head.\1.\2"),
 ]
 KEY_OR_VALUE = re.compile(LAYER + r"attention\.self\.(key|value)\.(\w+)")
-# Of the published code's optional projections, one for each task: two directions, left to right, right to left, seq2seq.
+# The published code optionally has a projection for each task: two directions, left to right, right to left, seq2seq.
 SEQ2SEQ_TASK = 3
 
 
-def our_name(foreign: str) -> str | None:
-    """The name in `VLPModel` of a foreign parameter, or None where it has no place."""
+def vlp_name(foreign: str) -> str | None:
+    """Return the name in `VLPModel` of a foreign parameter, or None where it has no place."""
     return renamed(foreign, RULES)
 
 
-def translate(foreign: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Foreign names, with or without `module.` in front, to ours; and the names that have no place."""
+def translate_vlp(foreign: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors under our names, and the names that have no place. A leading `module.` is ignored."""
     ours: dict[str, Tensor] = {}
     extra: list[str] = []
     halves: dict[str, dict[str, tuple[str, Tensor]]] = {}
@@ -59,7 +59,7 @@ def translate(foreign: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[st
         if match := KEY_OR_VALUE.fullmatch(name):
             place = f"encoder_layers.{match[1]}.attention.kv.{match[3]}"
             halves.setdefault(place, {})[match[2]] = (full_name, tensor)
-        elif (mapped := our_name(name)) is None or (mapped in ours and not torch.equal(ours[mapped], tensor)):
+        elif (mapped := vlp_name(name)) is None or (mapped in ours and not torch.equal(ours[mapped], tensor)):
             extra.append(full_name)
         else:
             ours[mapped] = tensor
@@ -72,16 +72,14 @@ def translate(foreign: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[st
 
 
 def fit(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Bring tensors to the model's sizes where the published code says how."""
+    """Return the tensors at the model's sizes where the published code defines how to bring them there."""
     own, fitted = model.state_dict(), dict(weights)
     types, positions = fitted.get("type_embedding.weight"), fitted.get("position_embedding.weight")
     if types is not None and len(types) == 2 < len(own["type_embedding.weight"]):
-        # a plain BERT's two segments, for each mode: the source's is 0; those of a comment are 1
+        # A plain BERT has two segments: in each mode its 0 becomes the source's, its 1 the comment's.
+        of_comments = {segments[-1] for segments in model.config.segments.values()}
         fitted["type_embedding.weight"] = types[
-            [
-                int(i in {s[-1] for s in model.config.segments.values()})
-                for i in range(len(own["type_embedding.weight"]))
-            ]
+            [int(i in of_comments) for i in range(len(own["type_embedding.weight"]))]
         ]
     if positions is not None:
         fitted["position_embedding.weight"] = positions[: len(own["position_embedding.weight"])]
@@ -91,22 +89,18 @@ def fit(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return fitted
 
 
-def load_foreign(model: nn.Module, foreign: Mapping[str, Tensor]) -> LoadReport:
-    """Load the state dict of a BERT or of a published Unified VLP into a `VLPModel`, and tell what did not fit.
+def load_vlp_state_dict(model: nn.Module, foreign: Mapping[str, Tensor]) -> LoadReport:
+    """Load the state dict of a BERT or of a published Unified VLP into a `VLPModel`.
 
     Raises:
         UserError: nothing of it fits.
     """
-    ours, extra = translate(foreign)
-    report = load_matching(model, fit(model, ours))
-    report.extra = extra + report.extra
-    if not report.taken:
-        raise UserError(f"no tensor fits a Unified VLP of these sizes; there are: {', '.join(list(foreign)[:3])} …")
-    return report
+    ours, extra = translate_vlp(foreign)
+    return load_translated(model, fit(model, ours), extra, foreign, "a Unified VLP of these sizes")
 
 
-def read_foreign(source: str | Path) -> dict[str, Tensor]:
-    """The weights of a published checkpoint (a file), or of a BertModel's or BertForMaskedLM's folder or hub name.
+def read_vlp_weights(source: str | Path) -> dict[str, Tensor]:
+    """Read a published checkpoint (a file), or a BertModel or BertForMaskedLM (a folder or hub name).
 
     Raises:
         UserError: not readable, or no BERT.
@@ -121,11 +115,15 @@ def read_foreign(source: str | Path) -> dict[str, Tensor]:
     if any(name.startswith("bert.") for name in absent):
         raise UserError(f"{source}: no BERT of transformers: it has no {min(absent)}")
     weights = bert.state_dict()
-    # the output layer's weight is the embedding, and its bias the head's, whatever the file calls them
+    # The output layer's weight is the embedding, and its bias is the head's, under any name in the file.
     headless = any(name.startswith("cls.predictions.transform") for name in absent)
     return {n: t for n, t in weights.items() if n not in absent and not (headless and n.startswith("cls."))}
 
 
-def load_pretrained(model: nn.Module, source: str | Path) -> LoadReport:
-    """`read_foreign`, then `load_foreign`."""
-    return load_foreign(model, read_foreign(source))
+def load_pretrained_vlp(model: nn.Module, source: str | Path) -> LoadReport:
+    """Load what `read_vlp_weights` reads into a `VLPModel`.
+
+    Raises:
+        UserError: not readable, no BERT, or nothing of it fits.
+    """
+    return load_vlp_state_dict(model, read_vlp_weights(source))

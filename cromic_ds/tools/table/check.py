@@ -47,18 +47,20 @@ def problem(asked: list[tuple[str, str, list[str]]]) -> str | None:
     """What is wrong with the first of the jobs (id, stage, arguments) that would not start; None where all would."""
     from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
-    from cromic_ds.models.registry import build_config
+    from cromic_ds.models.settings import model_settings, with_model_options
 
-    parsers = {}
-    for stage, (module, name) in SETTINGS.items():
-        parsers[stage] = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-        parsers[stage].add_argument("--config", action=ActionConfigFile)
-        parsers[stage].add_class_arguments(getattr(importlib.import_module(module), name), as_positional=False)
     for id, stage, arguments in asked:
+        module, name = SETTINGS[stage]
+        kind = getattr(importlib.import_module(module), name)
         try:
-            settings = parsers[stage].instantiate(parsers[stage].parse_args(arguments))
-            if stage != "evaluate" and not (settings.model.init_from or settings.get("backbone")):
-                build_config(settings.model.name, settings.model.preset, **settings.model.overrides())
+            if stage != "evaluate":
+                kind = with_model_options(kind, arguments[arguments.index("--model.name") + 1])
+            parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+            parser.add_argument("--config", action=ActionConfigFile)
+            parser.add_class_arguments(kind, as_positional=False)
+            settings = parser.instantiate(parser.parse_args(arguments))
+            if stage != "evaluate" and not settings.get("backbone"):
+                model_settings(settings.model).check()
         except (ArgumentError, UserError) as error:
             return f"{id}: {' '.join(str(error).split())}; `cromic-ds table … --show` prints its command"
     return None

@@ -1,0 +1,164 @@
+"""What the configs of all models share: fields, the limits of their values, and which of them a user may set."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin
+
+from transformers import PreTrainedConfig
+
+from cromic_ds.errors import UserError, nearest
+
+
+class Limit(NamedTuple):
+    """A limit of a number, written into the type of a config's field: `Annotated[int, Limit(...)]`."""
+
+    holds: Callable[[float], bool]
+    text: str  # completes "give …"
+
+
+Count = Annotated[int, Limit(lambda n: n >= 1, "at least 1")]
+Share = Annotated[float, Limit(lambda x: 0 <= x <= 1, "a share from 0 to 1")]
+ShareBelowOne = Annotated[float, Limit(lambda x: 0 <= x < 1, "0 or more, below 1")]
+ProperShare = Annotated[float, Limit(lambda x: 0 < x < 1, "a share between 0 and 1")]
+Weight = Annotated[float, Limit(lambda x: x >= 0, "0 or more")]
+
+HIDDEN, DERIVED = "hidden", "derived"
+T = TypeVar("T")
+Constant = Annotated[T, HIDDEN]  # of the architecture: can be set by name, but `--help` does not list it
+Derived = Annotated[T, DERIVED]  # follows from the data, or tells transformers what the model is: cannot be set
+
+
+class CommentConfig(PreTrainedConfig):
+    """Fields of every model of posts and comments. Each docstring is the help of `--model.FIELD`."""
+
+    fine_tuned: ClassVar[dict[str, Any]] = {}  # values that fine-tuning starts from where the settings give none
+
+    mode: Literal["t+v", "v", "t"] = "t+v"
+    """Input of the encoder: t+v (text and image), v or t."""
+    image_size: Count = 224
+    """Side of the square image crops in pixels."""
+    d_model: Count = 768
+    """Width of the transformer."""
+    encoder_layers: Count = 12
+    """Number of encoder layers."""
+    n_heads: Count = 12
+    """Attention heads."""
+    ffn: Count = 3072
+    """Inner width of the feed-forward blocks."""
+    dropout: ShareBelowOne = 0.1
+    """Dropout probability."""
+    label_smoothing: ShareBelowOne = 0.0
+    """Share of each target's probability that is spread over all tokens, in training only."""
+    n_answers: Derived[int] = 0
+    """Number of answers that the answer head classifies; without any there is no such head."""
+    vocab_size: Derived[int] = 21128
+    pad_token_id: Derived[int] = 0
+    bos_token_id: Derived[int] = 101
+    eos_token_id: Derived[int] = 102
+    decoder_start_token_id: Derived[int] = 101
+    is_encoder_decoder: Derived[bool] = True
+    tie_word_embeddings: Derived[bool] = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.check()
+
+    def check(self) -> None:
+        """Raise UserError for a value outside the limits of its field. Subclasses add what involves several fields."""
+        for name, hint in types_of(type(self)).items():
+            value, options = getattr(self, name), choices(hint)
+            if options and value not in options:
+                raise UserError(
+                    f"model.{name}: {value!r}{nearest(str(value), options)}; one of {', '.join(map(str, options))}"
+                )
+            for limit in getattr(hint, "__metadata__", ()):
+                if isinstance(limit, Limit) and not limit.holds(value):
+                    raise UserError(f"model.{name} is {value}: give {limit.text}")
+        if self.d_model % self.n_heads:
+            raise UserError(f"model: d_model {self.d_model} is not divisible by n_heads {self.n_heads}")
+
+    def changed(self, fields: Mapping[str, Any]) -> CommentConfig:
+        """Return a copy with single fields replaced.
+
+        Raises:
+            UserError: a field that this config does not have, or a value outside its limits.
+        """
+        for name in fields:
+            if name not in types_of(type(self)):
+                known = settings_of(type(self))
+                raise UserError(f"model.{name}: {self.model_type} has no such setting{nearest(name, known)}")
+        return type(self)(**{**self.to_dict(), **fields})
+
+
+class ResNetCommentConfig(CommentConfig):
+    """Fields of a model whose images pass through a ResNet first."""
+
+    batch_norm: Literal["frozen", "batch", "sync"] = "batch"
+    """Statistics of the image encoder's batch norm: frozen (never change, so no step depends on how the batch is split),
+    batch (each micro-batch's own, the published way) or sync (each micro-batch's over all ranks)."""
+    resnet: Constant[dict[str, Any] | None] = None
+    """Sizes of the ResNet, as in transformers' ResNetConfig."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.resnet = self.resnet or RESNET50
+        super().__post_init__(**kwargs)
+
+    def check(self) -> None:
+        super().check()
+        if grid_side(self.image_size) < 1:
+            raise UserError(f"model.image_size is {self.image_size}: too small for one image token; give at least 33")
+
+
+def _resnet(embedding_size: int, hidden_sizes: list[int], depths: list[int], layer_type: str) -> dict[str, Any]:
+    return {
+        "embedding_size": embedding_size,
+        "hidden_sizes": hidden_sizes,
+        "depths": depths,
+        "layer_type": layer_type,
+    }
+
+
+TINY_RESNET = _resnet(16, [16, 32, 64, 128], [1, 1, 1, 1], "basic")
+SMALL_RESNET = _resnet(32, [32, 64, 128, 256], [2, 2, 2, 2], "basic")
+RESNET50 = _resnet(64, [256, 512, 1024, 2048], [3, 4, 6, 3], "bottleneck")
+
+
+def grid_side(image_size: int) -> int:
+    """Image tokens per side behind a ResNet, which halves five times, rounding up, and a 2×2 pool of stride 1."""
+    side = image_size
+    for _ in range(5):
+        side = (side + 1) // 2
+    return side - 1
+
+
+# ---- what the fields of a config class are
+
+
+@cache
+def types_of(config: type[CommentConfig]) -> dict[str, Any]:
+    """Name to type, limits and markers included, of the fields that our config classes define; shared ones first."""
+    types: dict[str, Any] = {}
+    for base in reversed(config.__mro__):
+        if issubclass(base, CommentConfig):
+            types |= inspect.get_annotations(base, eval_str=True)
+    return {name: hint for name, hint in types.items() if ClassVar not in (hint, get_origin(hint))}
+
+
+def settings_of(config: type[CommentConfig], hidden: bool = True) -> dict[str, Any]:
+    """The fields that a user may set, by name, with their plain types; without the constants where `hidden` is False."""
+    types = types_of(config)
+    left_out = {DERIVED} if hidden else {DERIVED, HIDDEN}
+    return {name: plain(hint) for name, hint in types.items() if not left_out & set(getattr(hint, "__metadata__", ()))}
+
+
+def plain(hint: Any) -> Any:
+    """A type without limits and markers."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def choices(hint: Any) -> tuple[Any, ...]:
+    """The values of a Literal; nothing for any other type."""
+    return get_args(plain(hint)) if get_origin(plain(hint)) is Literal else ()
