@@ -16,7 +16,7 @@ from common import SEED_DATA, exit_with, ratio, report, seed_batch, side_by_side
 from published import Published, padded_inputs
 
 from cromic_ds.models.cmt.weights import load_cmt_state_dict
-from cromic_ds.models.common.kernels import KernelSettings, install, select
+from cromic_ds.models.common.kernels import install, select
 from cromic_ds.models.common.precision import choose_precision
 from cromic_ds.models.registry import build_config, build_model
 
@@ -40,7 +40,7 @@ def main() -> int:
     published = Published().eval()
     model = build_model(build_config("cmt", "paper")).eval()
     load_cmt_state_dict(model, published.state_dict())
-    install(model, select(KernelSettings(), torch.device("cpu")))
+    install(model, select(torch.device("cpu")))
 
     def ours(beams: int) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):

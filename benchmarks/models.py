@@ -25,7 +25,7 @@ from plain_vlp import PlainVLP, same_weights, sequences
 from published import Published, padded_inputs
 
 from cromic_ds.batch import Batch
-from cromic_ds.models.common.kernels import KernelSettings, install, select
+from cromic_ds.models.common.kernels import install, select
 from cromic_ds.models.common.precision import choose_precision
 from cromic_ds.models.registry import build_config, build_model
 from cromic_ds.models.vlp.packing import draw_masks
@@ -56,7 +56,7 @@ def training(model: torch.nn.Module, loss_of: Callable[[], torch.Tensor], target
 def our_model(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
     model = build_model(build_config(name, "paper"))
-    install(model, select(KernelSettings(), torch.device("cpu")))
+    install(model, select(torch.device("cpu")))
     return model
 
 

@@ -31,7 +31,7 @@ from published import Published, padded_inputs
 from published import train_step as published_step
 
 from cromic_ds.batch import Batch
-from cromic_ds.models.common.kernels import TABLES, KernelSettings, install, select
+from cromic_ds.models.common.kernels import TABLES, install, select
 from cromic_ds.models.common.precision import choose_precision
 from cromic_ds.models.registry import build_config, build_model
 from cromic_ds.training.optimizer import OptimizerSettings, build_optimizer
@@ -50,13 +50,14 @@ def published(batch: Batch) -> Step:
     return lambda: published_step(model, optimizer, inputs)
 
 
-def bare(batch: Batch, settings: KernelSettings | None = None, device: str = "cpu") -> Step:
-    """Our model, kernels and optimizer in the shortest PyTorch loop."""
+def bare(batch: Batch, kernels: dict[str, str] | None = None, device: str = "cpu") -> Step:
+    """Our model, kernels (by operation, `optimizer` included) and optimizer in the shortest PyTorch loop."""
     torch.manual_seed(0)
-    settings = settings or KernelSettings()
+    debug = dict(kernels or {})
+    optimizer_settings = OptimizerSettings(implementation=debug.pop("optimizer", "auto"))
     model = build_model(build_config("cmt", "paper")).to(device).train()
-    install(model, select(settings, torch.device(device)))
-    optimizer, _ = build_optimizer(model, OptimizerSettings(), settings.optimizer)
+    install(model, select(torch.device(device), debug=debug))
+    optimizer, _ = build_optimizer(model, optimizer_settings)
     bf16 = choose_precision("auto", device) == "bf16"
     batch = batch.to(device)
 
@@ -93,7 +94,7 @@ def training_run(batch: Batch, ds_config: str, checkpoints: Path, keep_last: int
     config = resolve(load_ds_config(find_ds_config(ds_config)), facts)
     torch.manual_seed(0)
     model = build_model(build_config("cmt", "paper"))
-    install(model, select(KernelSettings(), torch.device("cpu")))
+    install(model, select(torch.device("cpu")))
     optimizer, _ = build_optimizer(model, OptimizerSettings())
     engine = Engine(model, optimizer, config)
     known = {
@@ -206,7 +207,7 @@ def variants(device: torch.device) -> dict[str, dict[str, str]]:
     return {"default": {}, "plain torch": PLAIN, **single, **formats}
 
 
-def on_gpu_seconds(batch: Batch, settings: KernelSettings, steps: int) -> float:
+def on_gpu_seconds(batch: Batch, settings: dict[str, str], steps: int) -> float:
     """Median seconds of a step; `torch.cuda.max_memory_allocated` then holds its peak memory."""
     gc.collect()
     torch.cuda.empty_cache()
@@ -232,7 +233,7 @@ def on_gpu(args: argparse.Namespace) -> int:
     peak, results = peak_tflops(device), {}
     for label, settings in variants(device).items():
         try:
-            seconds = on_gpu_seconds(batch, KernelSettings(**settings), 10 * args.rounds)
+            seconds = on_gpu_seconds(batch, settings, 10 * args.rounds)
         except Exception as error:  # foreign kernels are compiled at their first use, which can fail in any way
             results[label] = {"settings": settings, "failed": f"{type(error).__name__}: {error}"}
             print(f"{label:>36}: failed, {str(error).splitlines()[:1]}", flush=True)

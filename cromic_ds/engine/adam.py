@@ -15,7 +15,7 @@ def choose_kernel(kernel: str, device: torch.device, offload: bool = False) -> s
     if offload:
         if kernel not in ("auto", "deepspeed_cpu"):
             raise UserError(
-                f"optimizer kernel {kernel}: with the optimizer offloaded only DeepSpeed's CPU Adam works; choose auto"
+                f"optim.implementation is {kernel}: with the optimizer offloaded only DeepSpeed's CPU Adam works; choose auto"
             )
         if not KERNELS["deepspeed_cpu"].available(torch.device("cpu")):
             raise UserError(
@@ -27,7 +27,7 @@ def choose_kernel(kernel: str, device: torch.device, offload: bool = False) -> s
         return usable[0]
     if kernel not in usable:
         raise UserError(
-            f"optimizer kernel {kernel!r} is not usable on {device.type} here: choose auto or {', '.join(usable)}"
+            f"optim.implementation: {kernel!r} is not usable on {device.type} here: choose auto or {', '.join(usable)}"
         )
     return kernel
 

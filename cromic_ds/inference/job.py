@@ -22,7 +22,7 @@ from cromic_ds.files import file_digest
 from cromic_ds.inference.decoding import DecodingSettings
 from cromic_ds.inference.exports import ANSWERS, load_export, read_answers
 from cromic_ds.inference.scoring import predict
-from cromic_ds.models.common.kernels import KernelSettings, install, select
+from cromic_ds.models.common.kernels import install, select
 from cromic_ds.models.common.precision import AUTOCAST, choose_precision
 from cromic_ds.progress import ProgressBar
 from cromic_ds.ranks.launcher import local_device
@@ -222,7 +222,7 @@ def load(path: str, precision: str = "auto") -> Loaded:
     """Raises UserError where `path` is no export or the precision does not work here."""
     chosen = choose_precision(precision, local_device())
     model, tokenizer, facts = load_export(path)
-    install(model, select(KernelSettings(), local_device()))
+    install(model, select(local_device()))
     return Loaded(Path(path), model, tokenizer, facts, chosen, read_answers(Path(path)))
 
 

@@ -38,6 +38,8 @@ class OptimizerSettings:
     """Peak learning rate of the weights taken from the backbone; `lr` is then that of the new ones."""
     layer_decay: float = 1.0
     """Factor of the learning rate from one layer to the one below it; below 1, the layers near the input learn slower."""
+    implementation: Literal["auto", "apex", "torch_fused", "deepspeed", "torch", "deepspeed_cpu"] = "auto"
+    """Implementation of Adam; auto is the first that works here, or DeepSpeed's CPU Adam where the optimizer is offloaded."""
 
     def __post_init__(self):
         checks = {
@@ -99,7 +101,6 @@ def parameter_groups(model: nn.Module, weight_decay: float, scales: Mapping[str,
 def build_optimizer(
     model: nn.Module | Iterable[dict],
     settings: OptimizerSettings,
-    kernel: str = "auto",
     offload: bool = False,
     scales: Mapping[str, float] | None = None,
 ) -> tuple[torch.optim.Optimizer, str]:
@@ -107,12 +108,11 @@ def build_optimizer(
 
     Args:
         model: a module, grouped by `parameter_groups`, or parameter groups.
-        kernel: "auto", or a name from `KERNELS`; `UserError` where it is not installed or not for this device.
         offload: the optimizer states live in CPU memory (ZeRO-Offload): DeepSpeed's CPU Adam, whatever the device.
         scales: factors of the learning rate by parameter name (`lr_scales`).
     """
     groups = parameter_groups(model, settings.weight_decay, scales) if isinstance(model, nn.Module) else list(model)
-    name = choose_kernel(kernel, _device_of(groups), offload)
+    name = choose_kernel(settings.implementation, _device_of(groups), offload)
     return KERNELS[name].build(groups, {"lr": settings.lr, "betas": tuple(settings.betas), "eps": settings.eps}), name
 
 

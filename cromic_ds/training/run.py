@@ -36,7 +36,7 @@ from cromic_ds.engine.waiting import waiting_code
 from cromic_ds.errors import UserError
 from cromic_ds.files import write_atomically
 from cromic_ds.inference.scoring import EvalSettings
-from cromic_ds.models.common.kernels import Kernels, KernelSettings, install, select
+from cromic_ds.models.common.kernels import KernelChoice, Kernels, install, select
 from cromic_ds.models.common.precision import choose_precision
 from cromic_ds.models.settings import ModelSettings
 from cromic_ds.ranks import collectives, lock
@@ -77,7 +77,12 @@ class RunSettings:
     optim: OptimizerSettings = field(default_factory=OptimizerSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
-    kernels: KernelSettings = field(default_factory=KernelSettings)
+    kernels: KernelChoice = "auto"
+    """Implementations of layer norm, output layer with loss, and attention: auto (the fastest that is installed) or torch
+    (plain PyTorch)."""
+    kernels_debug: dict[str, str] = field(default_factory=dict)
+    """For debugging: single implementations by operation, such as {attention: math, memory_format: contiguous}; docs/model.md
+    lists them."""
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     profile: ProfileSettings = field(default_factory=ProfileSettings)
 
@@ -188,9 +193,9 @@ def prepare(settings: RunSettings, task: Task, ranks: Ranks) -> Prepared:
         source=str(source),
     )
     ds_config = settings.profile.applied_to(resolve(ds_config, facts))
-    kernels = select(settings.kernels, device)
+    kernels = select(device, settings.kernels, settings.kernels_debug)
     offload = (ds_config["zero_optimization"].get("offload_optimizer") or {}).get("device", "none") != "none"
-    adam = choose_kernel(settings.kernels.optimizer, device, offload)
+    adam = choose_kernel(settings.optim.implementation, device, offload)
     if settings.loop.compile and ds_config["zero_optimization"]["stage"] == 3:
         raise UserError("loop.compile does not work under ZeRO-3 (hooks break the graph): use zero0, zero1 or zero2")
     scales = lr_scales(start.model, settings.optim, start.taken)
@@ -245,7 +250,7 @@ def start_run(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     memory = memory_plan(model_facts(model), ds_config, ranks.world_size)
     model.to(prepared.device)
-    optimizer, _ = build_optimizer(model, settings.optim, prepared.adam, prepared.offload, prepared.scales)
+    optimizer, _ = build_optimizer(model, settings.optim, prepared.offload, prepared.scales)
     engine = Engine(model, optimizer, ds_config, settings.loop.compile)
     state = TrainState(data_fingerprint=dataset.fingerprint, tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
     ema = Ema(engine, settings.loop.ema_decay) if settings.loop.ema_decay else None

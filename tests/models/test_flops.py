@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cromic_ds.batch import Batch
 from cromic_ds.data.collate import LoadedExample, SpecialTokens, collate
-from cromic_ds.models.common.kernels import KernelSettings, install, select
+from cromic_ds.models.common.kernels import install, select
 from cromic_ds.models.registry import MODELS, build_config, build_model
 
 POST, COMMENT, COMMENTS = 20, 16, 4
@@ -35,7 +35,7 @@ def batch_of(n_posts: int, image_size: int, seed: int = 0) -> Batch:
 def model_of(name: str, preset: str = "tiny", **overrides):
     torch.manual_seed(0)
     model = build_model(build_config(name, preset, vocab_size=3000, **overrides)).eval()
-    install(model, select(KernelSettings(attention="math", linear_cross_entropy="torch"), torch.device("cpu")))
+    install(model, select(torch.device("cpu"), "torch", {"attention": "math"}))
     return model
 
 

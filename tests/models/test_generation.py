@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cromic_ds.models.common.kernels import FEW_QUERIES, KernelSettings, install, select
+from cromic_ds.models.common.kernels import FEW_QUERIES, install, select
 
 
 def inputs(batch) -> dict[str, Tensor]:
@@ -88,7 +88,7 @@ def test_image_alone_and_text_alone(smallest, make_batch):
 
 def test_plain_products_for_few_queries_are_the_fused_attention():
     """In bf16 on a CPU a decoding step leaves torch's fused kernel."""
-    attention = select(KernelSettings(), torch.device("cpu")).attention
+    attention = select(torch.device("cpu")).attention
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 4, n, 16, generator=draw) for n in (FEW_QUERIES, 20, 20))
     mask = torch.rand(2, 1, 1, 20, generator=draw) > 0.3
@@ -100,7 +100,7 @@ def test_plain_products_for_few_queries_are_the_fused_attention():
 
 def test_bf16_decoding_stays_close(smallest, make_batch):
     model, batch = smallest(), make_batch()
-    install(model, select(KernelSettings(), torch.device("cpu")))
+    install(model, select(torch.device("cpu")))
     memory = model.encode(batch.post_ids, None, batch.images)
     ids = torch.tensor([[101, 30, 31]]).repeat(3, 1)
     exact = model(decoder_input_ids=ids, encoder_outputs=memory).logits

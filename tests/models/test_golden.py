@@ -19,7 +19,7 @@ from cromic_ds.data.collate import LoadedExample, SpecialTokens, collate
 from cromic_ds.models.cmt.model import CMTModel
 from cromic_ds.models.cmt.weights import cmt_name, load_cmt_state_dict
 from cromic_ds.models.common.image_encoder import normalize
-from cromic_ds.models.common.kernels import KernelSettings, install, select
+from cromic_ds.models.common.kernels import install, select
 from cromic_ds.models.registry import build_config, build_model
 
 N_ANSWERS = 3129
@@ -64,7 +64,7 @@ def loaded(published_weights: dict[str, Tensor]) -> CMTModel:
 @pytest.fixture
 def model(loaded: CMTModel) -> CMTModel:
     """In evaluation mode, with the published code's order of the convolutions' memory."""
-    install(loaded, select(KernelSettings(memory_format="contiguous"), torch.device("cpu")))
+    install(loaded, select(torch.device("cpu"), debug={"memory_format": "contiguous"}))
     return loaded.eval()
 
 
@@ -177,7 +177,7 @@ def test_training_gradients(
     """BatchNorm on batch statistics makes the first convolution's gradient ill-conditioned: in fp64 its norm is 2.2e-3
     away from the reference's fp32, and a change in the last bit of the pixels, of the threads (which split the sums), or
     of the memory's order moves it by 1e-3 to 6e-3. Computed as the reference was, it agrees to 1e-5."""
-    install(model, select(KernelSettings(memory_format=memory_format), torch.device("cpu")))
+    install(model, select(torch.device("cpu"), debug={"memory_format": memory_format}))
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.train().zero_grad()
     loss = mean_loss(model, batch)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cromic_ds.errors import UserError
-from cromic_ds.models.common.kernels import IGNORE, TABLES, Kernels, KernelSettings, install, select
+from cromic_ds.models.common.kernels import IGNORE, TABLES, Kernels, install, select
 
 DEVICES = ["cpu", "cuda"]
 CASES = [(what, name, device) for what, table in TABLES.items() for name in table for device in DEVICES]
@@ -108,7 +108,7 @@ def test_output_layer_under_autocast(name, device):
 
 
 def test_selection():
-    kernels = select(KernelSettings(linear_cross_entropy="torch_chunked"), torch.device("cpu"))
+    kernels = select(torch.device("cpu"), debug={"linear_cross_entropy": "torch_chunked"})
     assert kernels.names == {
         "layer_norm": "torch",
         "linear_cross_entropy": "torch_chunked",
@@ -120,15 +120,16 @@ def test_selection():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layer_norm": "ligre"}, "kernels.layer_norm: unknown kernel 'ligre'.*did you mean 'liger'"),
+        ({"layer_norm": "ligre"}, "kernels_debug: unknown layer_norm 'ligre'.*did you mean 'liger'"),
         ({"layer_norm": "apex"}, "'apex' cannot run on cpu.*usable: torch"),
         ({"attention": "efficient"}, "'efficient' cannot run on cpu"),
-        ({"memory_format": "nhwc"}, "kernels.memory_format: 'nhwc'"),
+        ({"atention": "math"}, "kernels_debug: unknown operation 'atention'.*did you mean 'attention'"),
+        ({"memory_format": "nhwc"}, "kernels_debug: unknown memory_format 'nhwc'"),
     ],
 )
 def test_refusals(settings, message):
     with pytest.raises(UserError, match=message):
-        select(KernelSettings(**settings), torch.device("cpu"))
+        select(torch.device("cpu"), debug=settings)
 
 
 def test_installed_kernels_are_the_ones_that_run(smallest, make_batch):
@@ -143,7 +144,7 @@ def test_installed_kernels_are_the_ones_that_run(smallest, make_batch):
 
         return run
 
-    plain = select(KernelSettings(), torch.device("cpu"))
+    plain = select(torch.device("cpu"))
     functions = {what: counted(what, getattr(plain, what)) for what in TABLES}
     install(model, Kernels(**functions, memory_format=plain.memory_format, names=plain.names))
     assert model(batch) == expected

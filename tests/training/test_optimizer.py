@@ -81,10 +81,8 @@ def test_weight_decay_spares_biases_norms_embeddings_and_frozen_weights():
 def trained(kernel: str, device: torch.device, weight_decay: float) -> list[torch.Tensor]:
     torch.manual_seed(0)
     net = Net().to(device)
-    settings = OptimizerSettings(lr=1e-2, weight_decay=weight_decay)
-    optimizer, name = build_optimizer(
-        net, settings, kernel if kernel != "deepspeed_cpu" else "auto", kernel == "deepspeed_cpu"
-    )
+    settings = OptimizerSettings(lr=1e-2, weight_decay=weight_decay, implementation=kernel)
+    optimizer, name = build_optimizer(net, settings, offload=kernel == "deepspeed_cpu")
     assert name == kernel
     gradients = torch.Generator().manual_seed(1)  # given, so that rounding is not amplified through a network
     for step in range(20):

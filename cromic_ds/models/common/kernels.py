@@ -1,16 +1,15 @@
-"""Fused kernels, picked per operation from what is installed, and plain torch otherwise.
+"""Fused kernels, chosen for each operation from what is installed, and plain torch otherwise.
 
 Each table lists an operation's implementations from the most to the least preferred, with the condition under which it
-can run. `select` turns the settings into functions and `install` hands them to a model's modules, so that which kernel
-runs is in one place and in the log. The fused optimizers are chosen the same way in `training/optimizer.py`.
+can run. `select` turns the settings into functions and `install` gives them to a model's modules, so that the choice is made in
+one place and is in the log. The implementations of Adam are chosen in the same way in `engine/adam.py`.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,27 +18,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cromic_ds.errors import UserError, nearest
 
-
-@dataclass
-class KernelSettings:
-    """Which implementation computes each operation."""
-
-    layer_norm: str = "auto"
-    """Layer norm: auto, apex, liger or torch."""
-    linear_cross_entropy: str = "auto"
-    """Output layer + cross-entropy: auto, liger, torch_chunked (logits in pieces, recomputed in the backward pass) or
-    torch (all logits at once, in fp32)."""
-    attention: str = "auto"
-    """Attention: auto (torch chooses among its fused kernels), flash, efficient or math."""
-    optimizer: str = "auto"
-    """Adam: auto, apex, deepspeed, torch_fused or torch."""
-    memory_format: str = "channels_last"
-    """Layout of the convolutions' activations: channels_last (faster on CPU and GPU) or contiguous (the published
-    code's; the order of summation differs in the last digits)."""
+KernelChoice = Literal["auto", "torch"]
+MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
 class Kernels(NamedTuple):
-    """The chosen functions, and their names for the log."""
+    """The chosen functions, the layout of the convolutions' activations, and the names of the choices for the log."""
 
     layer_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     linear_cross_entropy: Callable[[Tensor, Tensor, Tensor | None, Tensor, float], Tensor]
@@ -87,7 +71,7 @@ def liger_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Ten
 
 
 # ---- output layer + cross-entropy: (hidden (M, D), weight (V, D), bias (V,), target (M,), label smoothing) -> Σ NLL.
-# A target of IGNORE adds nothing. The sum, not the mean: the loop divides by the global batch's token count.
+# A target of IGNORE adds nothing. The result is a sum, because the loop divides by the global batch's token count.
 
 IGNORE = -100
 
@@ -102,8 +86,8 @@ def torch_linear_cross_entropy(
 def chunked_linear_cross_entropy(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, smoothing: float = 0.0
 ) -> Tensor:
-    """Logits of 4,096 tokens at a time, thrown away and recomputed in the backward pass: at a vocabulary of 21,128 the
-    fp32 logits of a step are by far its largest tensor."""
+    """Compute the logits of 4,096 tokens at a time and again in the backward pass: at a vocabulary of 21,128 the fp32 logits
+    of a step are by far its largest tensor."""
     total = hidden.new_zeros((), dtype=torch.float32)
     for h, t in zip(hidden.split(4096), target.split(4096)):
         total = total + torch.utils.checkpoint.checkpoint(
@@ -125,7 +109,7 @@ def liger_linear_cross_entropy(
     )
 
 
-# ---- attention: torch's scaled_dot_product_attention, free or held to one of its kernels
+# ---- attention: torch's scaled_dot_product_attention, with its own choice of a kernel or with a given one
 
 FEW_QUERIES = 8
 
@@ -133,7 +117,7 @@ FEW_QUERIES = 8
 def short_or_fused_attention(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False
 ) -> Tensor:
-    """torch's fused kernel, but plain products for the few queries of a decoding step in bf16 on a CPU: there the fused
+    """Use torch's fused kernel, but plain products for the few queries of a decoding step in bf16 on a CPU: there the fused
     kernel takes 2 to 5 times as long (10 posts of 76 tokens, one query: 0.79 ms against 0.15 ms)."""
     short = q.device.type == "cpu" and q.dtype is torch.bfloat16 and q.shape[2] <= FEW_QUERIES
     if not short or dropout_p or (is_causal and q.shape[2] > 1):
@@ -145,10 +129,10 @@ def short_or_fused_attention(
 
 
 def held_to(backend: SDPBackend) -> Callable[..., Tensor]:
-    def attention(*args, **kwargs) -> Tensor:
-        # A kernel that cannot take a mask (flash on GPUs) leaves that call to the next best.
+    def attention(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        # Where the kernel cannot take a mask (flash on GPUs), torch uses the next one.
         with sdpa_kernel([backend, SDPBackend.MATH], set_priority=True):
-            return F.scaled_dot_product_attention(*args, **kwargs)
+            return F.scaled_dot_product_attention(q, k, v, **options)
 
     return attention
 
@@ -178,44 +162,51 @@ TABLES: dict[str, dict[str, Choice]] = {
 }
 
 
-def choose(table: dict[str, Choice], wanted: str, device: torch.device, what: str) -> str:
-    """The name of the implementation to use: the first that works for `auto`, else the wanted one.
+PLAIN = {"layer_norm": "torch", "linear_cross_entropy": "torch", "attention": "sdpa"}
+
+
+def select(device: torch.device, kernels: KernelChoice = "auto", debug: Mapping[str, str] | None = None) -> Kernels:
+    """Choose one implementation of each operation for `device`.
+
+    Args:
+        kernels: auto, the first of each table that works there; or torch, plain PyTorch.
+        debug: names of single implementations by operation, and of a `memory_format`: channels_last (faster on CPU and GPU)
+            or contiguous (the published code's; the order of summation differs in the last digits).
 
     Raises:
-        UserError: an unknown name, or one that cannot run here.
+        UserError: an unknown operation or name, or an implementation that cannot run there.
     """
-    usable = [name for name, choice in table.items() if choice.works(device)]
-    if wanted == "auto":
-        return usable[0]
-    if wanted not in table:
-        raise UserError(f"kernels.{what}: unknown kernel {wanted!r}{nearest(wanted, table)}; one of {', '.join(table)}")
-    if wanted not in usable:
-        raise UserError(
-            f"kernels.{what}: {wanted!r} cannot run on {device.type} with what is installed here; usable: {', '.join(usable)}"
-        )
-    return wanted
-
-
-def select(settings: KernelSettings, device: torch.device) -> Kernels:
-    """Pick one implementation per operation for `device`."""
-    names = {what: choose(table, getattr(settings, what), device, what) for what, table in TABLES.items()}
+    wanted = dict(debug or {})
+    for what in wanted:
+        _check_known(what, (*TABLES, "memory_format"), "operation")
+    layout = wanted.get("memory_format", "channels_last")
+    _check_known(layout, MEMORY_FORMATS, "memory_format")
+    names = {}
+    for what, table in TABLES.items():
+        usable = [name for name, choice in table.items() if choice.works(device)]
+        name = wanted.get(what, usable[0] if kernels == "auto" else PLAIN[what])
+        _check_known(name, table, what)
+        if name not in usable:
+            raise UserError(
+                f"kernels_debug: {what} {name!r} cannot run on {device.type} with what is installed here; "
+                f"usable: {', '.join(usable)}"
+            )
+        names[what] = name
     functions = {what: TABLES[what][name].function for what, name in names.items()}
-    formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-    if settings.memory_format not in formats:
-        raise UserError(f"kernels.memory_format: {settings.memory_format!r}; one of {', '.join(formats)}")
-    names["memory_format"] = settings.memory_format
-    return Kernels(**functions, memory_format=formats[settings.memory_format], names=names)
+    return Kernels(**functions, memory_format=MEMORY_FORMATS[layout], names=names | {"memory_format": layout})
+
+
+def _check_known(name: str, known: Iterable[str], what: str) -> None:
+    if name not in known:
+        raise UserError(f"kernels_debug: unknown {what} {name!r}{nearest(name, known)}; one of {', '.join(known)}")
 
 
 # What a model computes with before `install`: plain torch in the published code's order of summation.
-DEFAULT = select(
-    KernelSettings(layer_norm="torch", linear_cross_entropy="torch", attention="sdpa", memory_format="contiguous"),
-    torch.device("cpu"),
-)
+DEFAULT = select(torch.device("cpu"), "torch", {"memory_format": "contiguous"})
 
 
 def install(model: nn.Module, kernels: Kernels) -> None:
-    """Hand the chosen functions to every module of the model that has a `kernels` attribute."""
+    """Give the chosen functions to every module of the model that has an attribute `kernels`."""
     for module in model.modules():
         if isinstance(getattr(module, "kernels", None), Kernels):
             module.kernels = kernels

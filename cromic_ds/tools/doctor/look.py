@@ -158,7 +158,7 @@ def check_torch(report: Report) -> Iterator[Check]:
     import torch
 
     from cromic_ds.engine.adam import choose_kernel
-    from cromic_ds.models.common.kernels import KernelSettings, select
+    from cromic_ds.models.common.kernels import select
     from cromic_ds.models.common.precision import choose_precision
     from cromic_ds.ranks.preflight import code_fingerprint
 
@@ -178,7 +178,7 @@ def check_torch(report: Report) -> Iterator[Check]:
         unused = Path("/proc/driver/nvidia/version").exists()
         warning = f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it: a run would be on the CPU"
         yield Check("devices", "GPUs", "none that torch can use", warns=warning if unused else "")
-    kernels = {**select(KernelSettings(), device).names, "optimizer": choose_kernel("auto", device)}
+    kernels = {**select(device).names, "optimizer": choose_kernel("auto", device)}
     yield Check("kernels", "precision", choose_precision("auto", device))
     for what, name in kernels.items():
         yield Check("kernels", what.replace("_", " "), name)
