@@ -20,7 +20,7 @@ from published import train_step as published_step
 from train_step import Step, bare
 
 from cromic_ds.batch import Batch
-from cromic_ds.models.common.image_encoder import normalize
+from cromic_ds.models.common.image_encoder import normalize_imagenet
 from cromic_ds.models.common.precision import choose_precision
 
 TARGET, CAPTIONS = 3.0, 5
@@ -31,7 +31,7 @@ def published(batch: Batch) -> Step:
     torch.manual_seed(0)
     model = Published().train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-    images = normalize(batch.images).contiguous()[batch.owner]
+    images = normalize_imagenet(batch.images).contiguous()[batch.owner]
     captions = F.pad(batch.comment_ids, (0, CAPTION_TOKENS - batch.comment_ids.shape[1]))
     inputs = (None, images, captions, torch.arange(len(captions)))
     return lambda: published_step(model, optimizer, inputs)

@@ -2,7 +2,7 @@
 
 Baseline: the usual way, one picture at a time: Pillow decodes, the shorter side goes to 256, center crop, float, mean and
 standard deviation, then the batch is stacked. Ours: `training_image` (libjpeg-turbo straight from the bytes, no resize where
-none is needed), uint8 up to the stacked batch, and the model's own `normalize` on the whole of it.
+none is needed), uint8 up to the stacked batch, and the model's own `normalize_imagenet` on the whole of it.
 
     python benchmarks/images.py [--images LMDB] [--rounds 20]
 
@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from cromic_ds.data.images import reencode, training_image
-from cromic_ds.models.common.image_encoder import IMAGENET_MEAN, IMAGENET_STD, normalize
+from cromic_ds.models.common.image_encoder import IMAGENET_MEAN, IMAGENET_STD, normalize_imagenet
 
 SIZE, BATCH, TARGET = 224, 16, 2.0
 BATCHES_A_TURN = 5  # so that memory which one side gives back does not become the other side's page faults
@@ -54,7 +54,7 @@ def ours(env: lmdb.Environment, keys: list[bytes]) -> torch.Tensor:
     """The same, stacked as `collate` does it."""
     with env.begin() as txn:
         images = np.stack([training_image(txn.get(key), SIZE) for key in keys])
-    return normalize(torch.from_numpy(images).permute(0, 3, 1, 2))
+    return normalize_imagenet(torch.from_numpy(images).permute(0, 3, 1, 2))
 
 
 def generate(folder: Path) -> None:

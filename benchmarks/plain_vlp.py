@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, ResNetConfig, ResNetModel
 
 from cromic_ds.batch import Batch
-from cromic_ds.models.common.image_encoder import normalize, set_batch_norm
+from cromic_ds.models.common.image_encoder import normalize_imagenet, set_batch_norm
 from cromic_ds.models.vlp.config import VLPConfig
 from cromic_ds.models.vlp.model import VLPModel
 from cromic_ds.models.vlp.packing import Draw
@@ -101,7 +101,7 @@ class PlainVLP(BertForMaskedLM):
 
     def grid(self, images: Tensor) -> Tensor:
         """(·, 3, H, W) -> (·, K, D), to stand in the place of word embeddings (BERT adds the sequence's positions)."""
-        features = self.backbone(normalize(images)).last_hidden_state.flatten(2).transpose(1, 2)
+        features = self.backbone(normalize_imagenet(images)).last_hidden_state.flatten(2).transpose(1, 2)
         places = self.bert.embeddings.position_embeddings.weight[1 : features.shape[1] + 1]
         return self.vis_embed(features) + self.vis_positions - places
 

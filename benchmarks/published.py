@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cromic_ds.batch import Batch
-from cromic_ds.models.common.image_encoder import normalize
+from cromic_ds.models.common.image_encoder import normalize_imagenet
 
 POST_TOKENS, COMMENT_TOKENS, CAPTION_TOKENS = 40, 25, 72
 VOCABULARY, WIDTH, HEADS, FFN, LAYERS = 21128, 768, 8, 1024, 6
@@ -176,4 +176,4 @@ def padded_inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A batch as the published loader makes it: posts (P, 40), images (P, 3, H, W) in fp32, comments (N, 25), owner."""
     posts = F.pad(batch.post_ids, (0, POST_TOKENS - batch.post_ids.shape[1]))
     comments = F.pad(batch.comment_ids, (0, COMMENT_TOKENS - batch.comment_ids.shape[1]))
-    return posts, normalize(batch.images).contiguous(), comments, batch.owner
+    return posts, normalize_imagenet(batch.images).contiguous(), comments, batch.owner

@@ -18,7 +18,7 @@ from cromic_ds.batch import Batch
 from cromic_ds.data.collate import LoadedExample, SpecialTokens, collate
 from cromic_ds.models.cmt.model import CMTModel
 from cromic_ds.models.cmt.weights import cmt_name, load_cmt_state_dict
-from cromic_ds.models.common.image_encoder import normalize
+from cromic_ds.models.common.image_encoder import normalize_imagenet
 from cromic_ds.models.common.kernels import install, select
 from cromic_ds.models.registry import build_config, build_model
 
@@ -121,7 +121,7 @@ def mean_loss(model: CMTModel, batch: Batch) -> Tensor:
 
 
 def test_pixels(batch: Batch, golden: dict[str, np.ndarray]):
-    pixels = normalize(batch.images)
+    pixels = normalize_imagenet(batch.images)
     np.testing.assert_allclose(pixels.mean((1, 2, 3)), golden["image_mean_std"][:, 0], atol=1e-4)
     np.testing.assert_allclose(pixels.std((1, 2, 3)), golden["image_mean_std"][:, 1], atol=1e-4)
     np.testing.assert_allclose(pixels[0, :, 100:104, 100:104], golden["image0_patch"], atol=1e-5)

@@ -12,14 +12,18 @@ import torch
 from helpers.paths import HELPERS
 from torch import nn
 
-from cromic_ds.models.common.image_encoder import BatchNorm, ImageEncoder, grid_side, normalize, set_batch_norm
+from cromic_ds.models.cmt.config import CMTConfig
+from cromic_ds.models.cmt.layers import PooledGridEncoder
+from cromic_ds.models.common.config import grid_side
+from cromic_ds.models.common.image_encoder import BatchNorm, normalize_imagenet, set_batch_norm
 
 RESNET = {"embedding_size": 16, "hidden_sizes": [16] * 4, "depths": [1] * 4, "layer_type": "basic"}
 
 
-def encoder(batch_norm: str, norm: str = "l2", size: int = 96) -> ImageEncoder:
+def encoder(batch_norm: str, norm: str = "l2", size: int = 96) -> PooledGridEncoder:
     torch.manual_seed(0)
-    return ImageEncoder(RESNET, 12, size, norm, positions=False, batch_norm=batch_norm)
+    config = CMTConfig(resnet=RESNET, d_model=12, n_heads=1, image_size=size, image_norm=norm, batch_norm=batch_norm)
+    return PooledGridEncoder(config)
 
 
 def images(n: int, size: int = 96) -> torch.Tensor:
@@ -33,13 +37,13 @@ def statistics(module: nn.Module) -> list[torch.Tensor]:
 
 def test_pixels_are_normalized_by_imagenet():
     black, white = (
-        normalize(torch.zeros(1, 3, 1, 1, dtype=torch.uint8)),
-        normalize(torch.full((1, 3, 1, 1), 255).byte()),
+        normalize_imagenet(torch.zeros(1, 3, 1, 1, dtype=torch.uint8)),
+        normalize_imagenet(torch.full((1, 3, 1, 1), 255).byte()),
     )
     torch.testing.assert_close(black.flatten(), torch.tensor([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225]))
     torch.testing.assert_close(white.flatten(), torch.tensor([0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225]))
     ready = torch.rand(1, 3, 2, 2)
-    assert normalize(ready) is ready
+    assert normalize_imagenet(ready) is ready
 
 
 @pytest.mark.parametrize("size", [64, 96, 112, 224, 250])

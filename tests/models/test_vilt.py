@@ -22,7 +22,7 @@ from cromic_ds.errors import UserError
 from cromic_ds.models.common.kernels import IGNORE
 from cromic_ds.models.registry import build_config
 from cromic_ds.models.vilt.config import PRESETS, ViLTConfig
-from cromic_ds.models.vilt.layers import normalize
+from cromic_ds.models.vilt.layers import normalize_symmetric
 from cromic_ds.models.vilt.model import ViLTModel
 from cromic_ds.models.vilt.weights import load_vilt_state_dict, vilt_name
 
@@ -81,7 +81,7 @@ def test_encoder_is_transformers_vilt(make_batch, in_order, grid):
         p.add_(0.1 * torch.randn_like(p))
     report = load_vilt_state_dict(model, theirs.state_dict())
     assert not report.extra and not report.mismatched
-    pixels = normalize(batch.images)
+    pixels = normalize_symmetric(batch.images)
     assert model.post_mask(batch)[0].all() and not model.post_mask(batch)[1].all()  # without and with text padding
     for n in (1, 3):
         ids, mask = batch.post_ids[:n], model.post_mask(batch)[:n]
@@ -94,7 +94,7 @@ def test_encoder_is_transformers_vilt(make_batch, in_order, grid):
 
 def test_pixels_and_positions():
     images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
-    torch.testing.assert_close(normalize(images), (images / 255 - 0.5) / 0.5)
+    torch.testing.assert_close(normalize_symmetric(images), (images / 255 - 0.5) / 0.5)
     encoder = vilt(position_grid=5).image_encoder
     learned = encoder.position_embeddings[:, 1:].transpose(1, 2).unflatten(2, (5, 5))
     for size in ((3, 3), (7, 7), (4, 9), (1, 1)):

@@ -15,11 +15,11 @@ from transformers.models.resnet.modeling_resnet import ResNetStage
 
 from cromic_ds.batch import Batch
 from cromic_ds.models.cmt.config import CMTConfig
+from cromic_ds.models.cmt.layers import EncoderLayer, PooledGridEncoder
 from cromic_ds.models.common.decoder import CommentDecoder, Memory, answer_head, needed_inputs
 from cromic_ds.models.common.flops import attention_flops, image_flops, load_of, weights_of
-from cromic_ds.models.common.image_encoder import ImageEncoder
 from cromic_ds.models.common.kernels import LayerNorm
-from cromic_ds.models.common.transformer import DecoderLayer, EncoderLayer
+from cromic_ds.models.common.transformer import DecoderLayer
 
 
 class CMTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
@@ -29,16 +29,14 @@ class CMTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     base_model_prefix = ""
     _input_embed_layer = "token_embedding"
 
-    # ZeRO-3 gathers each of these as a whole: few large messages instead of one for every small module inside.
+    # ZeRO-3 gathers each of these as a whole, in few large messages instead of one for every small module inside.
     gathered_whole = (ResNetStage, EncoderLayer, DecoderLayer)
-    compiled = (EncoderLayer, DecoderLayer)  # by torch.compile, each kind once whatever the depth
+    compiled = (EncoderLayer, DecoderLayer)  # by torch.compile, each class once for any number of layers
 
     def __init__(self, config: CMTConfig):
         super().__init__(config)
         width, sizes = config.d_model, (config.d_model, config.n_heads, config.ffn, config.dropout)
-        self.image_encoder = ImageEncoder(
-            config.resnet, width, config.image_size, config.image_norm, config.image_positions, config.batch_norm
-        )
+        self.image_encoder = PooledGridEncoder(config)
         self.token_embedding = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
         self.type_embedding = nn.Embedding(2, width)  # 0 text, 1 image
         self.encoder_layers = nn.ModuleList(EncoderLayer(*sizes) for _ in range(config.encoder_layers))
@@ -58,7 +56,7 @@ class CMTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
             init.zeros_(module.weight[module.padding_idx])
         elif module is self.type_embedding:
             init.normal_(module.weight, std=0.02)
-        elif isinstance(module, ImageEncoder):
+        elif isinstance(module, PooledGridEncoder):
             if module.positions is not None:
                 init.normal_(module.positions, std=0.02)
         else:
@@ -67,8 +65,8 @@ class CMTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     def encode(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, pixel_values: Tensor | None = None
     ) -> Memory:
-        """Posts with their images as the decoder reads them: `encode_source`, and every decoder layer's cross-attention
-        keys and values."""
+        """Return posts with their images as the decoder reads them: `encode_source`, and the cross-attention keys and values
+        of every decoder layer."""
         memory, mask = self.encode_source(input_ids, attention_mask, pixel_values)
         source = tuple(project(memory) for project in self.source_projections)
         return Memory(last_hidden_state=memory, mask=mask, source=source)
@@ -76,7 +74,7 @@ class CMTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     def encode_source(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, pixel_values: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Posts with their images, encoded: (P, S, D), and which tokens may be read, (P, 1, 1, S).
+        """Return the states of posts with their images, (P, S, D), and which tokens may be read, (P, 1, 1, S).
 
         Args:
             input_ids: (P, L) int64 post tokens, right-padded; None or L = 0 for images alone.
@@ -85,8 +83,8 @@ class CMTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         """
         parts, masks = [], []
         if input_ids is not None and "t" in self.config.mode:
-            # Without a token as well: under ZeRO-3 all ranks must use the same weights in the same order, and a blank post
-            # has text where captions have none.
+            # This also runs without a token: under ZeRO-3 all ranks must use the same weights in the same order, and the post
+            # that fills up a batch has text where captions have none.
             mask = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
             text = self.embed(input_ids, torch.arange(input_ids.shape[1], device=input_ids.device))
             parts.append(text + self.type_embedding.weight[0])
@@ -104,18 +102,18 @@ class CMTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         return self.encoder_norm(x), mask
 
     def answer_logits(self, batch: Batch) -> Tensor:
-        """(P, n_answers), from the first encoder output."""
+        """Return logits (P, n_answers), from the first encoder state."""
         memory, _ = self.encode_source(batch.post_ids, self.post_mask(batch), batch.images)
         return self.answer_head(memory[:, 0])
 
     def unused(self) -> list[nn.Module]:
-        """What takes no part in the training of this configuration: the decoder where answers are classified."""
+        """Return the modules that this configuration does not train: the decoder where answers are classified."""
         if self.answer_head is None:
             return []
         return self.decoder_modules()
 
     def flops_formula(self) -> Callable[[Batch], float]:
-        """From a batch to the FLOPs of its forward pass."""
+        """Return a function from a batch to the FLOPs of its forward pass."""
         config, image, decoder = self.config, image_flops(self), self.decoder_flops()
         encoder, answers = 2 * weights_of(self.encoder_layers), 2 * weights_of(self.answer_head)
         image_tokens, width, layers = self.image_encoder.n_tokens if image else 0, config.d_model, config.encoder_layers

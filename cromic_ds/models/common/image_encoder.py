@@ -1,6 +1,8 @@
-"""Pixels to image tokens: transformers' ResNet without pool and classifier, projected to the model's width."""
+"""From pixels to image tokens with a ResNet, and batch norm in three modes."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -8,19 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
 
-from cromic_ds.models.common.kernels import DEFAULT, Kernels, LayerNorm
+from cromic_ds.models.common.kernels import DEFAULT, Kernels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-BATCH_NORM_MODES = ("frozen", "batch", "sync")
 
 
-def normalize(images: Tensor) -> Tensor:
-    """(P, 3, H, W) uint8 -> float32 with ImageNet's mean and deviation. Float input passes unchanged.
+def normalize_imagenet(images: Tensor) -> Tensor:
+    """(P, 3, H, W) uint8 -> float32 with ImageNet's mean and deviation. Float input is returned unchanged.
 
-    Works in place on rows of W·3 values: broadcasting over channels-last pixels would loop over three values at a time,
-    and each temporary costs page faults (on a CPU 6 times as long). The three operations are torchvision's, in its
-    order, so the pixels are equal to the last bit: the first convolution's gradient feels even that.
+    It works in place on rows of W·3 values, because broadcasting over channels-last pixels would loop over three values at a
+    time and each temporary costs page faults (on a CPU 6 times as long). The three operations are torchvision's, in its order,
+    so the pixels are equal to the last bit; the gradient of the first convolution depends even on that.
     """
     if images.dtype != torch.uint8:
         return images
@@ -32,11 +33,12 @@ def normalize(images: Tensor) -> Tensor:
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over every dimension but the second, with a `mode`:
+    """Batch norm over every dimension but the second, in one of three modes.
 
-    frozen: the statistics never change, training included: the only mode in which a step does not depend on how the
-    global batch is split, and meant for a ResNet that starts from trained weights; batch: each micro-batch's own
-    statistics; sync: each micro-batch's over all ranks, on any device (torch's own SyncBatchNorm runs on GPUs only).
+    frozen: the statistics never change, not in training either. A step then does not depend on how the global batch is split.
+    For a ResNet that starts from trained weights.
+    batch: the statistics of each micro-batch.
+    sync: the statistics of each micro-batch over all ranks, on any device (torch's own SyncBatchNorm runs on GPUs only).
     A ResNet that starts from random weights learns much faster with batch or sync.
     """
 
@@ -81,31 +83,36 @@ def set_batch_norm(module: nn.Module, mode: str) -> None:
 
 
 class ImageEncoder(nn.Module):
-    """(P, 3, H, W) -> (P, K, D): a grid of K image tokens.
+    """(P, 3, H, W) -> (P, K, D): transformers' ResNet without pool and classifier, and what a subclass makes of its grid.
 
-    CroMIC-CMT's head: 1×1 convolution, 2×2 max-pool with stride 1 (7×7 → 6×6), batch norm over the width, then each token
-    L2-normalized (`norm="l2"`, the published way) or layer-normed (`norm="layer"`); learned positions if asked for.
+    A subclass defines `tokens`, `n_tokens` and, if it wants them, `positions`; it passes `batch_norm` on to norms of its own.
     """
 
     kernels: Kernels = DEFAULT
+    n_tokens: int  # K
 
-    def __init__(self, resnet: dict, width: int, image_size: int, norm: str, positions: bool, batch_norm: str):
+    def __init__(self, resnet: dict[str, Any], batch_norm: str):
         super().__init__()
+        self.positions: nn.Parameter | None = None  # (K, D), added to the tokens
         self.backbone = ResNetModel(ResNetConfig(**resnet))
-        self.project = nn.Conv2d(resnet["hidden_sizes"][-1], width, 1)
-        self.batch_norm = BatchNorm(width)
-        self.norm = LayerNorm(width) if norm == "layer" else None
-        self.n_tokens = grid_side(image_size) ** 2
-        self.positions = nn.Parameter(torch.zeros(self.n_tokens, width)) if positions else None
         for module in self.backbone.modules():  # saves one copy of every activation map
             if isinstance(module, nn.ReLU):
                 module.inplace = True
         set_batch_norm(self, batch_norm)
 
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = normalize_imagenet(images).contiguous(memory_format=self.kernels.memory_format)
+        tokens = self.tokens(self.backbone(pixels).last_hidden_state)
+        return tokens if self.positions is None else tokens + self.positions
+
+    def tokens(self, grid: Tensor) -> Tensor:
+        """(P, C, h, w) -> (P, K, D)"""
+        raise NotImplementedError
+
     @torch.no_grad()
     def calibrate(self, images: Tensor) -> None:
-        """Set the statistics of every batch norm to those of `images`, layer by layer in one pass: what makes a network
-        that starts from random weights trainable with frozen statistics."""
+        """Set the statistics of every batch norm to those of `images`, layer by layer in one pass. This makes a network that
+        starts from random weights trainable with frozen statistics."""
         norms = [m for m in self.modules() if isinstance(m, BatchNorm)]
         before = [(m.mode, m.momentum, m.training) for m in norms]
         for m in norms:
@@ -113,20 +120,3 @@ class ImageEncoder(nn.Module):
         self(images)
         for m, (mode, momentum, training) in zip(norms, before):
             m.mode, m.momentum, m.training = mode, momentum, training
-
-    def forward(self, images: Tensor) -> Tensor:
-        pixels = normalize(images).contiguous(memory_format=self.kernels.memory_format)
-        grid = self.backbone(pixels).last_hidden_state
-        grid = F.max_pool2d(self.project(grid), 2, stride=1)
-        tokens = grid.flatten(2).transpose(1, 2)  # (P, K, D)
-        tokens = self.batch_norm(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-        tokens = self.norm(tokens) if self.norm is not None else F.normalize(tokens.float(), dim=-1)
-        return tokens if self.positions is None else tokens + self.positions
-
-
-def grid_side(image_size: int) -> int:
-    """Tokens a side for square images: ResNet halves five times, rounding up; the 2×2 pool takes one more."""
-    side = image_size
-    for _ in range(5):
-        side = (side + 1) // 2
-    return side - 1

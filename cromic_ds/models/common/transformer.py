@@ -1,26 +1,28 @@
-"""Post-norm transformer layers on ragged tokens, as CroMIC-CMT's encoder and decoder use them.
+"""The post-norm layers of CroMIC-CMT's decoder on ragged tokens, and what other transformers share with them.
 
 Legend: P posts, N rows (comments or beams), T tokens a row, M real tokens, S source tokens, D width, H heads.
 
-The decoder's linear layers run on the M real tokens alone. Only attention needs rectangles, and a layout maps between the
-two: `rows` for self-attention (N, T), `posts` for cross-attention (P, tokens of a post), where all comments of a post read
-the same keys and values, computed once.
+The decoder's linear layers run on the M real tokens alone. Only attention needs rectangles, and a layout maps between both:
+`rows` for self-attention (N, T), `posts` for cross-attention (P, tokens of a post), where all comments of a post read the same
+keys and values, computed once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import Cache
 
 from cromic_ds.models.common.kernels import DEFAULT, Kernels, LayerNorm
 
 
 @dataclass
 class RaggedLayout:
-    """The M real tokens of N comments of different lengths (training)."""
+    """Places of the M real tokens of N comments of different lengths, for training."""
 
     rows: Tensor  # (M,) positions in the flattened (N, T)
     n_rows: int
@@ -48,7 +50,7 @@ class RaggedLayout:
 
 @dataclass
 class DenseLayout:
-    """N rows of equal length, N/P of them for each post (decoding: beams and samples)."""
+    """Places of N rows of equal length, N/P for each post, for decoding with beams or samples."""
 
     n_rows: int
     n_posts: int
@@ -66,7 +68,7 @@ class DenseLayout:
 
 
 def spread(x: Tensor, index: Tensor, n: int, length: int) -> Tensor:
-    """(M, D) -> (n, length, D), zero where `index` names no token. Each slot is written once, so it is deterministic."""
+    """(M, D) -> (n, length, D), zero where no token has its place. Each place is written once, so it is deterministic."""
     return x.new_zeros(n * length, x.shape[-1]).index_copy(0, index, x).unflatten(0, (n, length))
 
 
@@ -90,51 +92,41 @@ class FeedForward(nn.Module):
         return self.down(F.relu(self.up(x)))
 
 
-class SelfAttention(nn.Module):
+class Attention(nn.Module):
+    """What self-attention and cross-attention share."""
+
     kernels: Kernels = DEFAULT
 
-    def __init__(self, width: int, n_heads: int, dropout: float):
+    def __init__(self, n_heads: int, dropout: float):
         super().__init__()
         self.n_heads, self.dropout = n_heads, dropout
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, **mask) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, **mask: Any) -> Tensor:
+        """Heads of queries, keys and values (B, H, L, D/H) -> (B, L, D). `mask`: `attn_mask` or `is_causal`."""
         return unheads(self.kernels.attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, **mask))
 
 
-class EncoderLayer(nn.Module):
-    """x = LN(x + attention(x)); x = LN(x + ffn(x))"""
-
-    def __init__(self, width: int, n_heads: int, inner: int, dropout: float):
-        super().__init__()
-        self.attention = SelfAttention(width, n_heads, dropout)
-        self.feed_forward = FeedForward(width, inner)
-        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x: (P, S, D); mask: (P, 1, 1, S) bool, True where a key may be read."""
-        q, k, v = (heads(part, self.attention.n_heads) for part in self.attention.qkv(x).chunk(3, dim=-1))
-        x = self.norm1(x + self.dropout(self.attention.out(self.attention.attend(q, k, v, attn_mask=mask))))
-        return self.norm2(x + self.dropout(self.feed_forward(x)))
+class SelfAttention(Attention):
+    def __init__(self, width: int, n_heads: int, dropout: float):
+        super().__init__(n_heads, dropout)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
 
 
-class CrossAttention(SelfAttention):
+class CrossAttention(Attention):
     """Queries from the target; its keys and values come from a `SourceProjection`."""
 
     def __init__(self, width: int, n_heads: int, dropout: float):
-        nn.Module.__init__(self)
-        self.n_heads, self.dropout = n_heads, dropout
+        super().__init__(n_heads, dropout)
         self.q = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
 
 class SourceProjection(nn.Module):
-    """A decoder layer's cross-attention keys and values, computed once per post for all of its comments and steps.
+    """The cross-attention keys and values of a decoder layer, computed once per post for all of its comments and steps.
 
-    A module of its own, not a part of the layer: ZeRO-3 gathers a module's weights when it is called, and this one is
-    called with the encoder.
+    It is a module of its own and not a part of the layer, because ZeRO-3 gathers a module's weights when it is called, and
+    this one is called with the encoder.
     """
 
     def __init__(self, width: int, n_heads: int):
@@ -167,17 +159,22 @@ class DecoderLayer(nn.Module):
         layout: RaggedLayout | DenseLayout,
         source: tuple[Tensor, Tensor],
         source_mask: Tensor,
-        cache=None,
+        cache: Cache | None = None,
         index: int = 0,
     ) -> Tensor:
-        """x: (M, D); source: this layer's keys and values (P, H, S, D/H); source_mask: (P, 1, 1, S) bool;
-        cache: transformers' Cache with this layer's past at `index`."""
+        """Return x (M, D) after the layer.
+
+        Args:
+            source: this layer's keys and values of the posts, (P, H, S, D/H) each.
+            source_mask: (P, 1, 1, S) bool, True where a key may be read.
+            cache: past keys and values of the target, this layer's at `index`.
+        """
         n_heads = self.attention.n_heads
         q, k, v = (heads(part, n_heads) for part in layout.to_rows(self.attention.qkv(x)).chunk(3, dim=-1))
         if cache is not None:
             k, v = cache.update(k, v, index)
         # Comments are padded on the right, so a causal mask alone keeps real tokens from reading padding.
-        mask = {"is_causal": True} if q.shape[2] == k.shape[2] else {"attn_mask": causal_mask(q, k)}
+        mask: dict[str, Any] = {"is_causal": True} if q.shape[2] == k.shape[2] else {"attn_mask": causal_mask(q, k)}
         y = layout.from_rows(self.attention.attend(q, k, v, **mask))
         x = self.norm1(x + self.dropout(self.attention.out(y)))
         q = heads(layout.to_posts(self.cross_attention.q(x)), n_heads)
@@ -187,7 +184,7 @@ class DecoderLayer(nn.Module):
 
 
 def causal_mask(q: Tensor, k: Tensor) -> Tensor | None:
-    """Mask for queries that continue a cached prefix: the last query sees every key. None for a single query."""
+    """Return the mask of queries that continue a cached prefix, where the last query reads every key; None for one query."""
     if q.shape[2] == 1:
         return None
     return torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])

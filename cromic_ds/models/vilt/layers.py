@@ -39,7 +39,7 @@ class PatchEncoder(nn.Module):
         self.dropout = nn.Dropout(sizes.hidden_dropout_prob)
 
     def forward(self, images: Tensor) -> Tensor:
-        grid = self.patch_embeddings(normalize(images))  # (P, D, h, w)
+        grid = self.patch_embeddings(normalize_symmetric(images))  # (P, D, h, w)
         x = torch.cat([self.cls_token.expand(len(images), -1, -1), grid.flatten(2).transpose(1, 2)], dim=1)
         return self.dropout(x + self.positions(*grid.shape[2:]))
 
@@ -56,7 +56,7 @@ class PatchEncoder(nn.Module):
         return torch.cat([cls, torch.einsum("ya,xb,nabd->nyxd", rows, columns, learned).flatten(1, 2)], dim=1)
 
 
-def normalize(images: Tensor) -> Tensor:
+def normalize_symmetric(images: Tensor) -> Tensor:
     """uint8 -> float32 with mean and deviation 0.5, so from -1 to 1. Float input passes unchanged."""
     return images.float().div_(127.5).sub_(1) if images.dtype == torch.uint8 else images
 

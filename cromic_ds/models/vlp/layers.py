@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import ResNetConfig, ResNetModel
 
+from cromic_ds.models.common.config import grid_side
 from cromic_ds.models.common.decoder import Memory
-from cromic_ds.models.common.image_encoder import ImageEncoder, grid_side, normalize, set_batch_norm
+from cromic_ds.models.common.image_encoder import ImageEncoder
 from cromic_ds.models.common.kernels import DEFAULT, Kernels, LayerNorm
 from cromic_ds.models.common.transformer import (
     DenseLayout,
@@ -30,6 +30,7 @@ from cromic_ds.models.common.transformer import (
     spread,
     unheads,
 )
+from cromic_ds.models.vlp.config import VLPConfig
 
 
 class BertAttention(nn.Module):
@@ -190,39 +191,22 @@ class PredictionHead(nn.Module):
 
 
 class GridEncoder(ImageEncoder):
-    """(P, 3, H, W) -> (P, K, D): every cell of the ResNet's last grid through an MLP, with a layer norm and a learned position
-    if asked for."""
+    """An MLP on every cell of the ResNet's grid; then a layer norm, if the config asks for it, and learned positions."""
 
-    def __init__(
-        self,
-        resnet: dict,
-        inner: int,
-        width: int,
-        image_size: int,
-        positions: bool,
-        norm: bool,
-        batch_norm: str,
-        dropout: float,
-    ):
-        nn.Module.__init__(self)
-        self.backbone = ResNetModel(ResNetConfig(**resnet))
+    def __init__(self, config: VLPConfig):
+        super().__init__(config.resnet, config.batch_norm)
         self.mlp = nn.Sequential(
-            nn.Linear(resnet["hidden_sizes"][-1], inner),
+            nn.Linear(config.resnet["hidden_sizes"][-1], config.image_ffn),
             nn.ReLU(),
-            nn.Linear(inner, width),
+            nn.Linear(config.image_ffn, config.d_model),
             nn.ReLU(),
-            nn.Dropout(dropout),
+            nn.Dropout(config.dropout),
         )
-        self.n_tokens = (grid_side(image_size) + 1) ** 2  # no pool here
-        self.norm = LayerNorm(width) if norm else None
-        self.positions = nn.Parameter(torch.zeros(self.n_tokens, width)) if positions else None
-        for module in self.backbone.modules():  # saves one copy of every activation map
-            if isinstance(module, nn.ReLU):
-                module.inplace = True
-        set_batch_norm(self, batch_norm)
+        self.n_tokens = (grid_side(config.image_size) + 1) ** 2  # there is no pool here
+        self.norm = LayerNorm(config.d_model) if config.image_layer_norm else None
+        if config.image_positions:
+            self.positions = nn.Parameter(torch.zeros(self.n_tokens, config.d_model))
 
-    def forward(self, images: Tensor) -> Tensor:
-        pixels = normalize(images).contiguous(memory_format=self.kernels.memory_format)
-        tokens = self.mlp(self.backbone(pixels).last_hidden_state.flatten(2).transpose(1, 2))
-        tokens = tokens if self.norm is None else self.norm(tokens)
-        return tokens if self.positions is None else tokens + self.positions
+    def tokens(self, grid: Tensor) -> Tensor:
+        tokens = self.mlp(grid.flatten(2).transpose(1, 2))
+        return tokens if self.norm is None else self.norm(tokens)

@@ -53,16 +53,7 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     def __init__(self, config: VLPConfig):
         super().__init__(config)
         width, eps = config.d_model, config.layer_norm_eps
-        self.image_encoder = GridEncoder(
-            config.resnet,
-            config.image_ffn,
-            width,
-            config.image_size,
-            config.image_positions,
-            config.image_layer_norm,
-            config.batch_norm,
-            config.dropout,
-        )
+        self.image_encoder = GridEncoder(config)
         self.token_embedding = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
         self.position_embedding = nn.Embedding(config.max_positions, width)
         self.type_embedding = nn.Embedding(config.type_vocab_size, width)
