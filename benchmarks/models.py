@@ -62,7 +62,7 @@ def our_model(name: str) -> torch.nn.Module:
 
 def ours(name: str, batch: Batch) -> Step:
     model = our_model(name)
-    batch = model.prepare(batch, SEED)
+    batch = model.draw(batch, SEED)
     return training(model, lambda: model(batch), batch.n_targets)
 
 
@@ -72,7 +72,7 @@ def plain(name: str, batch: Batch) -> Step:
     if name == "cmt":
         published, inputs = Published(), padded_inputs(batch)
         return training(published, lambda: published(*inputs), 1)  # its loss is the mean
-    prepared = build_model(config).prepare(batch, SEED)
+    prepared = build_model(config).draw(batch, SEED)
     if name == "vlp":
         model = PlainVLP(config)
         given = sequences(batch, draw_masks(batch, SEED, config), config, len(model.vis_positions))

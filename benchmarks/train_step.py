@@ -121,7 +121,7 @@ def loop_step(run) -> float:
 
     batches, waited = loop.next_batches(run)
     drawn = loop.seeds(run, run.state.step, 1)
-    batches = [run.engine.model.prepare(one, seed) for one, seed in zip(batches, drawn)]
+    batches = [run.engine.model.draw(one, seed) for one, seed in zip(batches, drawn)]
     n_targets, _ = loop.agree(run, batches)
     lr = loop.learning_rate(run.optim, 10**8, run.total_steps)
     result = run.engine.train_step(batches, lr, n_targets, drawn)

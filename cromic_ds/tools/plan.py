@@ -93,7 +93,7 @@ def measure(settings: PlanSettings) -> ModelFacts:
     with FakeTensorMode() as sizes_only:
         model = build_model(config).train()
         with unset_fake_temporarily():  # draws need values
-            batches = [model.prepare(full_batch(posts, settings, config.image_size), seed=0) for posts in (1, 2)]
+            batches = [model.draw(full_batch(posts, settings, config.image_size), seed=0) for posts in (1, 2)]
         one, two = (saved_bytes(model, batch.map(sizes_only.from_tensor), settings.precision) for batch in batches)
     return model_facts(
         model,

@@ -141,7 +141,7 @@ def train(run: Run) -> None:
         drawn = seeds(run, step, len(batches))
         # What is drawn for an example follows from the step and the example, however the global batch is split.
         drawn_in_step = example_seed(run.seed, step, -1)
-        batches = [run.engine.model.prepare(batch, drawn_in_step) for batch in batches]
+        batches = [run.engine.model.draw(batch, drawn_in_step) for batch in batches]
         run.guard.at("in a step")
         n_targets, stopping = agree(run, batches)
         lr = learning_rate(run.optim, step, run.total_steps)

@@ -69,9 +69,18 @@ def test_it_keeps_the_promises_of_a_model(house):
     python(house, "-c", CHECKS)
 
 
+def test_its_fields_are_options(house):
+    text = python(house, "pretrain.py", "--model.name", "plain", "--help")
+    assert "Activation of the encoder's blocks." in text and "--model.patch_size" in text
+    assert "--model.image_norm" not in text
+    text = python(house, "pretrain.py", "--model.name", "plain", "--model.activation", "relu", "--print_config")
+    assert "  activation: relu\n" in text
+
+
 @pytest.mark.slow
 def test_it_is_trained_resumed_and_evaluated(house, store):
-    sizes = ["--model.name", "plain", "--model.preset", "tiny", "--loop.global_batch", "8", "--eval.generate", "4"]
+    sizes = ["--model.name", "plain", "--model.preset", "tiny", "--model.activation", "relu"]
+    sizes += ["--loop.global_batch", "8", "--eval.generate", "4"]
     where = ["--data.path", str(store), "--out", "run", "--precision", "fp32", *QUIET]
     for steps in (2, 4):
         python(house, "pretrain.py", *sizes, *where, "--ds_config", "zero0", "--loop.steps", str(steps))

@@ -64,7 +64,7 @@ def counted(model, batch: Batch) -> int:
 )
 def test_within_5_percent_of_a_real_forward_pass(name, overrides):
     model = model_of(name, **overrides)
-    batch = model.prepare(batch_of(3, model.config.image_size), seed=0)
+    batch = model.draw(batch_of(3, model.config.image_size), seed=0)
     assert model.flops_formula()(batch) == pytest.approx(counted(model, batch), rel=0.05)
 
 

@@ -48,7 +48,7 @@ def vilt(**overrides) -> ViLTModel:
 def drawn(model: ViLTModel, batch: Batch, seed: int = 0) -> Batch:
     """As before a training step, with so much drawn that each kind occurs."""
     model.config.mask_rate, model.config.swap_rate = 0.5, 0.7
-    return model.prepare(batch, seed)
+    return model.draw(batch, seed)
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
@@ -300,9 +300,9 @@ def test_evaluation_and_other_objectives_draw_nothing(make_batch, decoder):
     model, batch = vilt(decoder=decoder, n_answers=4, label_smoothing=0.1), make_batch()
     assert not batch.drawn
     weighted = dataclasses.replace(batch, comment_weights=torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, 1.0]))
-    assert model.prepare(weighted, 0) is weighted
+    assert model.draw(weighted, 0) is weighted
     answered = dataclasses.replace(batch, answer_targets=torch.rand(3, 4))
-    assert model.prepare(answered, 0) is answered
+    assert model.draw(answered, 0) is answered
     exact, smoothed = model(batch), model.train()(batch)
     assert smoothed != exact
     ones = dataclasses.replace(batch, comment_weights=torch.ones(6))
@@ -375,7 +375,7 @@ def test_every_batch_calls_the_same_modules_in_the_same_order(make_batch, decode
     for batch in batches:
         called.clear()
         batch = dataclasses.replace(batch, images=None) if mode == "t" else batch
-        step = model.prepare(batch, 0)
+        step = model.draw(batch, 0)
         loss = model(step)
         orders.append(tuple(called))
         sets.append(frozenset(gradients(model, loss)))
@@ -539,7 +539,7 @@ def test_a_handful_of_posts_is_learned(decoder):
     batch = collate(examples, special=SPECIAL, image_size=128)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     for step in range(100):
-        loss = model(model.prepare(batch, step)) / batch.n_targets
+        loss = model(model.draw(batch, step)) / batch.n_targets
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

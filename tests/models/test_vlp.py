@@ -19,7 +19,7 @@ from cromic_ds.data.collate import LoadedExample, SpecialTokens, blank_batch, co
 from cromic_ds.errors import UserError
 from cromic_ds.models.vlp.config import PRESETS, VLPConfig
 from cromic_ds.models.vlp.model import VLPModel
-from cromic_ds.models.vlp.packing import draw_masks, targets_of, whole
+from cromic_ds.models.vlp.packing import draw_masks, targets_of, token_stream
 from cromic_ds.models.vlp.weights import translate_vlp
 
 SPECIAL = SpecialTokens(pad=0, cls=101, sep=102)
@@ -93,9 +93,9 @@ def test_layer_normed_image_tokens_and_their_positions_start_as_large_as_each_ot
 def test_states_are_those_of_bert_with_the_same_mask(pair, plain, make_batch, rate):
     ours, theirs = pair(mask_rate=1.0, bidirectional_rate=rate)
     batch = make_batch()
-    draw, prepared = draw_masks(batch, 1, ours.config), ours.prepare(batch, 1)
+    draw, prepared = draw_masks(batch, 1, ours.config), ours.draw(batch, 1)
     assert draw.bidirectional.tolist() == {0.0: [False] * 6, 1.0: [True] * 6}.get(rate, draw.bidirectional.tolist())
-    packed = whole(prepared, prepared.drawn)
+    packed = token_stream(prepared, prepared.drawn)
     given = plain.sequences(batch, draw, ours.config, 9)
     with torch.no_grad():
         states = ours.run(ours.embed_packed(packed, batch.images), packed)
@@ -111,7 +111,7 @@ def test_shared_source_is_the_plain_computation(pair, plain, make_batch):
     ours, theirs = pair(bidirectional_rate=0.5, mask_rate=0.4)
     batch = make_batch()
     for seed in range(3):
-        draw, prepared = draw_masks(batch, seed, ours.config), ours.prepare(batch, seed)
+        draw, prepared = draw_masks(batch, seed, ours.config), ours.draw(batch, seed)
         given = plain.sequences(batch, draw, ours.config, 9, padded=seed > 0)
         assert prepared.n_targets == len(given.targets)
         loss, expected = ours(prepared), theirs.loss(given, batch.images, batch.owner, image_per_comment=seed == 2)
@@ -133,7 +133,7 @@ def test_text_alone_is_bert_too(pair, plain, make_batch):
     ours, theirs = pair(mode="t")
     batch = without_images(make_batch())
     given = plain.sequences(batch, draw_masks(batch, 5, ours.config), ours.config, 0)
-    torch.testing.assert_close(ours(ours.prepare(batch, 5)), theirs.loss(given, None, batch.owner), rtol=1e-6, atol=0)
+    torch.testing.assert_close(ours(ours.draw(batch, 5)), theirs.loss(given, None, batch.owner), rtol=1e-6, atol=0)
 
 
 def test_image_positions_can_be_the_sequences_own(pair, plain, make_batch):
@@ -144,7 +144,7 @@ def test_image_positions_can_be_the_sequences_own(pair, plain, make_batch):
     batch = make_batch()
     given = plain.sequences(batch, draw_masks(batch, 5, ours.config), ours.config, 9)
     expected = theirs.loss(given, batch.images, batch.owner)
-    torch.testing.assert_close(shared(shared.prepare(batch, 5)), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(shared(shared.draw(batch, 5)), expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(("mode", "segment"), [("seq2seq", 4), ("bidirectional", 0)])
@@ -164,7 +164,7 @@ def test_answers_come_from_the_product_of_two_states(pair, make_batch, mode, seg
     batch.weights[2] = 0
     logits = torch.stack(expected)
     by_hand = F.softplus(logits) - batch.answer_targets * logits
-    for given in (batch, ours.prepare(batch, 3)):
+    for given in (batch, ours.draw(batch, 3)):
         torch.testing.assert_close(ours(given), by_hand[:2].sum())
 
 
@@ -180,10 +180,10 @@ def sources_of(states: Tensor, x: Tensor) -> Tensor:
 
 def test_seq2seq_and_bidirectional_masks_by_gradient(make_batch):
     model, batch = vlp(bidirectional_rate=0.5), make_batch()
-    prepared = model.prepare(batch, 1)
+    prepared = model.draw(batch, 1)
     draw = draw_masks(batch, 1, model.config)
     assert set(draw.bidirectional.tolist()) == {False, True}
-    packed = whole(prepared, prepared.drawn)
+    packed = token_stream(prepared, prepared.drawn)
     x = model.embed_packed(packed, batch.images).detach().requires_grad_()
     seen = sources_of(model.run(x, packed, last=False), x)
     row = packed.slots // packed.mask.shape[1]
@@ -207,7 +207,7 @@ def test_seq2seq_and_bidirectional_masks_by_gradient(make_batch):
 
 def test_queries_see_what_decoding_sees(make_batch):
     model, batch = vlp(), make_batch()
-    packed = whole(batch, model.pack(batch))
+    packed = token_stream(batch, model.pack(batch))
     x = model.embed_packed(packed, batch.images).detach().requires_grad_()
     states = model.run(x, packed)
     seen = sources_of(states, x)
@@ -259,14 +259,14 @@ def test_the_loss_in_evaluation_is_that_of_decoding(make_batch, objective):
     # self-critical training: the same, each comment with its factor, whatever is drawn
     batch.comment_weights = torch.tensor([0.5, -1.0, 7.0, 0.0, 2.0, 1.0])
     weighted = sum(w * e for w, e in zip(batch.comment_weights.tolist(), expected))
-    prepared = model.train().prepare(batch, 4)
+    prepared = model.train().draw(batch, 4)
     assert prepared.n_targets == batch.n_targets
     assert model(prepared).item() == pytest.approx(weighted - 7.0 * expected[2], rel=1e-5)
 
 
 def test_the_causal_objective_trains_on_every_token(make_batch):
     model, batch = vlp(objective="causal").train(), make_batch()
-    prepared = model.prepare(batch, 1)
+    prepared = model.draw(batch, 1)
     assert prepared.n_targets == batch.n_targets
     torch.testing.assert_close(model(prepared), model(batch), rtol=0, atol=0)
 
@@ -324,7 +324,7 @@ def test_draws_follow_the_seed_and_not_the_batch(make_batch):
     assert all(torch.equal(a, b) for a, b in zip(first, again))
     assert not torch.equal(first.masked, other.masked)
     for seed in range(4):  # a post's loss is the same whatever stands beside it
-        prepared, alone = model.prepare(batch, seed), [model.prepare(make_batch(i), seed) for i in range(3)]
+        prepared, alone = model.draw(batch, seed), [model.draw(make_batch(i), seed) for i in range(3)]
         torch.testing.assert_close(model(prepared), sum(map(model, alone)), rtol=1e-6, atol=0)
         assert prepared.n_targets == sum(one.n_targets for one in alone)
 
@@ -332,7 +332,7 @@ def test_draws_follow_the_seed_and_not_the_batch(make_batch):
 def test_posts_of_weight_zero_do_not_count(make_batch):
     model, batch = vlp(), make_batch()
     batch.weights[1] = 0
-    prepared, counted = model.prepare(batch, 3), model.prepare(make_batch(0, 2), 3)
+    prepared, counted = model.draw(batch, 3), model.draw(make_batch(0, 2), 3)
     assert prepared.n_targets == counted.n_targets
     torch.testing.assert_close(model(prepared), model(counted), rtol=1e-6, atol=0)
 
@@ -343,8 +343,8 @@ def test_every_rank_touches_the_same_weights(make_batch, objective, rate):
     """With a blank post, with no comment in one of the directions: gradients reach the same parameters."""
     model = vlp(objective=objective, bidirectional_rate=rate).train()
     used = {name for name, _ in model.named_parameters()}
-    assert gradients(model, model(model.prepare(make_batch(), 1))).keys() == used
-    blank = model.prepare(blank_batch(SPECIAL, 96), 1)
+    assert gradients(model, model(model.draw(make_batch(), 1))).keys() == used
+    blank = model.draw(blank_batch(SPECIAL, 96), 1)
     loss = model(blank)
     assert loss == 0
     assert blank.n_targets == 0
@@ -359,7 +359,7 @@ def test_what_is_not_trained_is_named(make_batch):
         batch = make_batch()
         if model.config.n_answers:
             batch.answer_targets = torch.ones(3, 5)
-        reached = gradients(model, model(model.prepare(batch if model.image_size else without_images(batch), 1)))
+        reached = gradients(model, model(model.draw(batch if model.image_size else without_images(batch), 1)))
         unused = {id(p) for module in model.unused() for p in module.parameters()}
         assert {name for name, p in model.named_parameters() if id(p) not in unused} == reached.keys()
         return {name.split(".")[0] for name, p in model.named_parameters() if id(p) in unused}
@@ -391,7 +391,7 @@ def test_images_without_posts(make_batch):
         batch, post_ids=batch.post_ids[:, :0], post_lengths=torch.zeros(3, dtype=torch.int64)
     )
     only_images = vlp(mode="v")
-    for given in (captions, model.prepare(captions, 1)):
+    for given in (captions, model.draw(captions, 1)):
         assert model(given) == only_images(given)
     tokens = [
         model.generate(captions.post_ids, None, batch.images, max_new_tokens=5, min_new_tokens=5),
@@ -427,7 +427,7 @@ def test_padding_and_neighbors_change_nothing(make_batch):
 
 def test_dropout_and_label_smoothing_are_for_training_alone(make_batch):
     model, batch = vlp(dropout=0.2, label_smoothing=0.1).train(), make_batch()
-    prepared = model.prepare(batch, 1)
+    prepared = model.draw(batch, 1)
 
     def loss(seed: int) -> float:
         torch.manual_seed(seed)
@@ -441,7 +441,7 @@ def test_dropout_and_label_smoothing_are_for_training_alone(make_batch):
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_activation_checkpointing_gives_the_same_gradients(make_batch, dropout):
     model = vlp(dropout=dropout).train()
-    prepared = model.prepare(make_batch(), 1)
+    prepared = model.draw(make_batch(), 1)
     torch.manual_seed(1)
     plain_gradients = gradients(model, model(prepared))
     calls = []
@@ -507,7 +507,7 @@ def test_learns_a_handful_of_posts(make_batch, objective):
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for step in range(120):
-        prepared = model.prepare(with_one, step)
+        prepared = model.draw(with_one, step)
         optimizer.zero_grad()
         (model(prepared) / prepared.n_targets).backward()
         optimizer.step()

@@ -117,7 +117,7 @@ def test_the_activation_count_equals_that_of_a_real_forward_pass(model: str, pre
     settings = PlanSettings(model=f"{model}/tiny", precision=precision)
     facts = measure(settings)
     built = build_model(build_config(model, "tiny")).train()
-    batch = built.prepare(full_batch(3, settings, built.config.image_size), seed=0)
+    batch = built.draw(full_batch(3, settings, built.config.image_size), seed=0)
     real = saved_bytes(built, batch, precision)
     limit = 0.01 if model == "cmt" else 0.1  # the draws of two posts are not exactly those of three
     assert facts.activation_bytes + 3 * facts.activation_bytes_per_post == pytest.approx(real, rel=limit)

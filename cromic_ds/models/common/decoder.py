@@ -1,4 +1,4 @@
-"""The half of a model that generates comments from encoded posts: CroMIC-CMT's decoder, its loss, and `generate`.
+"""The part of a model that generates comments from encoded posts: CroMIC-CMT's decoder, its loss, and `generate`.
 
 Legend: P posts, N comments, S source tokens, T comment tokens, M target tokens, H heads, D width, V vocabulary.
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput, Seq2SeqLMOutput
 
 from cromic_ds.batch import Batch
@@ -29,7 +30,7 @@ from cromic_ds.models.common.transformer import (
 
 @dataclass
 class Memory(ModelOutput):
-    """An encoded post, ready for the decoder: the same for all of its comments, beams and steps."""
+    """Encoded posts as the decoder reads them, the same for all comments, beams and steps of a post."""
 
     last_hidden_state: Tensor | None = None  # (P, S, D)
     mask: Tensor | None = None  # (P, 1, 1, S) bool, True where a token may be read
@@ -37,10 +38,10 @@ class Memory(ModelOutput):
 
 
 class CommentDecoder:
-    """What a model of posts and comments shares with the others; stands in front of `PreTrainedModel` and `GenerationMixin`.
+    """What all models of posts and comments share. It is the first base class, before `PreTrainedModel` and `GenerationMixin`.
 
-    The model has two entrances, a `Batch` (training, scoring) and transformers' keyword arguments (generation), and
-    brings `encode` (posts to `Memory`), `answer_logits`, `unused` and `flops_formula`.
+    `forward` takes a `Batch` (training, scoring) or transformers' keyword arguments (generation). A subclass defines `encode`
+    (posts to `Memory`), `answer_logits`, `unused` and `flops_formula`.
     """
 
     main_input_name = "input_ids"
@@ -49,11 +50,11 @@ class CommentDecoder:
     _supports_cache_class = True
 
     kernels: Kernels = DEFAULT
-    encoder_heads = ("answer_head",)  # modules that stand on the encoder
+    encoder_heads = ("answer_head",)  # modules that read the encoder's states
 
     @property
     def image_size(self) -> int:
-        """Side of the crops in pixels; 0 where the model reads no images."""
+        """Side of the image crops in pixels; 0 where the model reads no images."""
         return self.config.image_size if "v" in self.config.mode else 0
 
     def add_decoder(self, width: int, n_heads: int, inner: int, dropout: float, layers: int, vocab_size: int) -> None:
@@ -66,7 +67,8 @@ class CommentDecoder:
         return [self.decoder_layers, self.source_projections, self.decoder_norm, self.generator]
 
     def decoder_flops(self) -> Callable[[Load], float]:
-        """From a batch's load to the FLOPs of the decoder's forward pass, the posts' keys and values included."""
+        """Return a function from a batch's load to the FLOPs of the decoder's forward pass, keys and values of the posts
+        included."""
         width, layers = self.config.d_model, len(self.decoder_layers)
         of_source = 2 * weights_of(self.source_projections)
         of_target = 2 * weights_of(self.decoder_layers, self.generator)
@@ -78,12 +80,17 @@ class CommentDecoder:
         return flops
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Token ids and their positions, same shape (…,) -> (…, D)"""
+        """Token ids and their positions, of the same shape (…,) -> (…, D)"""
         width = self.config.d_model
         return self.get_input_embeddings()(ids) * math.sqrt(width) + sinusoidal_positions(positions, width)
 
     def decode(
-        self, ids: Tensor, positions: Tensor, layout: RaggedLayout | DenseLayout, memory: Memory, cache=None
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        layout: RaggedLayout | DenseLayout,
+        memory: Memory,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Token ids and positions (M,) -> hidden states (M, D), before the output layer."""
         x = self.dropout(self.embed(ids, positions))
@@ -95,7 +102,7 @@ class CommentDecoder:
         """Weight (V, D) and bias (V,) that turn hidden states into logits."""
         return self.generator.weight, self.generator.bias
 
-    def _run(self, layer: nn.Module, *args):
+    def _run(self, layer: nn.Module, *args: Any) -> Any:
         if self.gradient_checkpointing and self.training:
             return self._gradient_checkpointing_func(layer.__call__, *args)
         return layer(*args)
@@ -103,14 +110,17 @@ class CommentDecoder:
     # ---- training and scoring
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Learn of the tokens what the draws of training need; by default nothing."""
+        """Keep what `draw` needs to know about the tokens; by default nothing."""
 
-    def prepare(self, batch: Batch, seed: int) -> Batch:
-        """What is drawn for a training step, before it; by default nothing is."""
+    def draw(self, batch: Batch, seed: int) -> Batch:
+        """Return the batch with everything random that its training step needs in `Batch.drawn`; by default nothing is drawn.
+
+        What is drawn for an example depends on `seed` and on the example's index alone.
+        """
         return batch
 
-    def forward(self, batch: Batch | None = None, **inputs) -> Tensor | Seq2SeqLMOutput:
-        """A `Batch` in: the summed loss out. Keyword arguments in: a decoding step, as `generate` makes it.
+    def forward(self, batch: Batch | None = None, **inputs: Any) -> Tensor | Seq2SeqLMOutput:
+        """Return the summed loss of a `Batch`, or for keyword arguments the output of a decoding step, as `generate` needs it.
 
         The loss of a batch with answer targets is Σ over posts of the summed binary cross-entropy of all answers,
         otherwise Σ over target tokens of the cross-entropy; the caller divides by the global count.
@@ -128,7 +138,8 @@ class CommentDecoder:
         return self.comment_loss(batch, self.encode(batch.post_ids, self.post_mask(batch), batch.images))
 
     def comment_loss(self, batch: Batch, memory: Memory) -> Tensor:
-        """Σ cross-entropy of the comments' target tokens, with the factors of `Batch.comment_weights` where it has some."""
+        """Return Σ cross-entropy of the comments' target tokens, times their factors in `Batch.comment_weights` if there are
+        any."""
         hidden, targets = self.decode_comments(batch, memory)
         output = (hidden, *self.output_layer(), targets)
         if batch.comment_weights is not None:
@@ -137,7 +148,8 @@ class CommentDecoder:
         return self.kernels.linear_cross_entropy(*output, self.config.label_smoothing if self.training else 0.0)
 
     def decode_comments(self, batch: Batch, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Teacher forcing on all comments: hidden states (M, D) and targets (M,), ignored where the post's weight is 0."""
+        """Return hidden states (M, D) and targets (M,) of all comments under teacher forcing. Targets of posts with weight 0
+        are IGNORE."""
         n, length = batch.comment_ids.shape[0], batch.comment_ids.shape[1] - 1
         layout = RaggedLayout(batch.rows, n, length, batch.post_rows, batch.n_posts, batch.tokens_per_post)
         inputs = batch.comment_ids[:, :-1].flatten()[batch.rows]
@@ -154,7 +166,7 @@ class CommentDecoder:
     # ---- fine-tuning
 
     def depth(self, name: str) -> int:
-        """The layer that a parameter belongs to, counted from the input (0: embeddings and image encoder)."""
+        """Return the layer that a parameter belongs to, counted from the input (0: embeddings and image encoder)."""
         part, _, rest = name.partition(".")
         index = int(rest.split(".")[0]) if part.endswith(("_layers", "projections")) else 0
         encoder, decoder = len(self.encoder_layers), len(getattr(self, "decoder_layers", ()))
@@ -175,13 +187,13 @@ class CommentDecoder:
         self,
         decoder_input_ids: Tensor,
         encoder_outputs: Memory | None = None,
-        past_key_values=None,
+        past_key_values: Cache | None = None,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
-        **_unused,
+        **_unused: Any,
     ) -> Seq2SeqLMOutput:
-        """decoder_input_ids (N, T), N a multiple of the posts -> logits (N, T, V) and the grown cache."""
+        """decoder_input_ids (N, T), N a multiple of the posts -> logits (N, T, V) and the extended cache."""
         memory = (
             encoder_outputs if encoder_outputs is not None else self.encode(input_ids, attention_mask, pixel_values)
         )
@@ -195,13 +207,25 @@ class CommentDecoder:
         return Seq2SeqLMOutput(logits=logits, past_key_values=past_key_values)
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor | None = None, attention_mask=None, pixel_values=None, **kwargs):
-        """transformers' `generate`; the post is encoded here, once, whatever the number of beams or samples."""
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate as transformers' `generate` does. The post is encoded here, once for any number of beams or samples."""
         if kwargs.get("encoder_outputs") is None:
             kwargs["encoder_outputs"] = self.encode(input_ids, attention_mask, pixel_values)
         return super().generate(**kwargs)
 
-    def prepare_inputs_for_generation(self, decoder_input_ids: Tensor, past_key_values=None, encoder_outputs=None, **_):
+    def prepare_inputs_for_generation(
+        self,
+        decoder_input_ids: Tensor,
+        past_key_values: Cache | None = None,
+        encoder_outputs: Memory | None = None,
+        **_unused: Any,
+    ) -> dict[str, Any]:
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         return {
             "decoder_input_ids": decoder_input_ids[:, seen:],
@@ -209,23 +233,30 @@ class CommentDecoder:
             "encoder_outputs": encoder_outputs,
         }
 
-    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=True, input_ids=None, **model_kwargs):
-        # Beams and samples of a post share its memory: only the target rows multiply, in the posts' order.
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = True,
+        input_ids: Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        # Beams and samples of a post share its memory, so only the target rows are repeated, in the posts' order.
         return input_ids.repeat_interleave(expand_size, dim=0), model_kwargs
 
 
 def answer_head(width: int, n_answers: int) -> nn.Sequential | None:
-    """width -> 2·width -> layer norm -> GELU -> answers; None where answers are not classified."""
+    """Return a head width -> 2·width -> layer norm -> GELU -> answers, or None where answers are not classified."""
     if not n_answers:
         return None
     return nn.Sequential(nn.Linear(width, 2 * width), LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, n_answers))
 
 
 def weighted_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, factors: Tensor) -> Tensor:
-    """Σ factor · cross-entropy over the tokens; hidden (M, D), targets and factors (M,)."""
+    """Return Σ factor · cross-entropy over the tokens; hidden (M, D), targets and factors (M,)."""
     losses = F.cross_entropy(F.linear(hidden, weight, bias).float(), targets, ignore_index=IGNORE, reduction="none")
     return (losses * factors).sum()
 
 
 def needed_inputs(mode: str) -> str:
+    """Name what a model with this mode has to be given, for a message."""
     return {"t": "post tokens", "v": "an image"}.get(mode, "post tokens or an image")

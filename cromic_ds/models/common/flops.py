@@ -1,6 +1,6 @@
-"""Counting the FLOPs of a forward pass, for TFLOP/s and MFU: matrix products and convolutions, two per multiply-add.
+"""FLOPs of a forward pass, for TFLOP/s and MFU: matrix products and convolutions, two FLOPs per multiply-add.
 
-Each model says what it computes (`model.flops_formula()`); here is what the formulas are made of. Padding does not count.
+Each model has a formula of its own (`model.flops_formula()`), which is made of the functions here. Padding does not count.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cromic_ds.batch import Batch
 
 
 class Load(NamedTuple):
-    """What a batch brings, blank posts apart."""
+    """Sizes of a batch without the empty posts that fill it up."""
 
     posts: float
     source: float  # text and image tokens of all posts
@@ -26,7 +26,7 @@ class Load(NamedTuple):
 
 
 def load_of(batch: Batch, text: bool, image_tokens: int) -> Load:
-    """The load of a batch for a model that reads `text` and `image_tokens` tokens of each image."""
+    """Return the load of a batch for a model that reads its text, if `text`, and `image_tokens` tokens of each image."""
     posts = float(batch.weights.sum())
     source = int(batch.post_lengths.sum()) * text + posts * image_tokens
     if batch.answer_targets is not None:
@@ -37,17 +37,18 @@ def load_of(batch: Batch, text: bool, image_tokens: int) -> Load:
 
 
 def weights_of(*modules: nn.Module | None) -> int:
-    """Elements of the matrices and kernels in the modules: half the FLOPs of a token that goes through all of them."""
+    """Return the number of elements of all matrices and convolution kernels: half the FLOPs of a token that passes them."""
     return sum(p.numel() for module in modules if module is not None for p in module.parameters() if p.dim() > 1)
 
 
 def attention_flops(width: int, layers: int, pairs: float) -> float:
-    """Of the scores of `pairs` query-key pairs and of the sums they weigh."""
+    """Return the FLOPs of the scores of `pairs` query-key pairs and of the sums that they weight."""
     return 4 * width * layers * pairs
 
 
 def image_flops(model: PreTrainedModel) -> int:
-    """Of one image in the image encoder, as torch counts them on a copy without storage; 0 where no images are read."""
+    """Return the FLOPs of one image in the image encoder, as torch counts them on a copy without storage; 0 where the model
+    reads no images."""
     if not model.image_size:
         return 0
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Which number format a run computes in: parameters, losses and norms are always fp32; autocast decides the rest."""
+"""The number format that a run computes in. Parameters, losses and norms are always fp32; autocast decides about the rest."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 def choose_precision(wanted: str, device: torch.device | str) -> str:
-    """`wanted`, or for "auto" the fastest format that the device computes natively: "bf16", "fp16" or "fp32".
+    """Return `wanted`, or for "auto" the fastest format that the device computes natively: "bf16", "fp16" or "fp32".
 
-    bf16 on GPUs from compute capability 8.0 and on CPUs with AMX or AVX512-BF16; fp16 on older GPUs; fp32 otherwise.
-    Raises `UserError` for fp16 on a CPU (no fp16 arithmetic to gain from) and bf16 on a GPU that has to emulate it.
+    That is bf16 on GPUs from compute capability 8.0 and on CPUs with AMX or AVX512-BF16, fp16 on older GPUs, fp32 elsewhere.
+
+    Raises:
+        UserError: an unknown format, fp16 on a CPU (which has no fp16 arithmetic), or bf16 on a GPU that has to emulate it.
     """
     if wanted not in ("auto", "bf16", "fp16", "fp32"):
         raise UserError(f"precision is {wanted!r}: choose auto, bf16, fp16 or fp32")
@@ -35,6 +37,6 @@ def choose_precision(wanted: str, device: torch.device | str) -> str:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether matrix products in bf16 are hardware instructions here, and so faster than fp32."""
+    """Return whether this CPU has instructions for matrix products in bf16, which are then faster than fp32."""
     flags = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, flag, bool)() for flag in flags)

@@ -1,8 +1,8 @@
-"""What ViLT's pretraining losses draw before a step, on the host: masked words, and posts under a wrong image.
+"""Random choices of ViLT's pretraining losses, made on the host before a step: masked words, and posts under a wrong image.
 
-A post's draws follow from the seed and its place in the data set, so that they are the same whatever micro-batch it is
-in. The other image is that of its neighbor: a micro-batch is a piece of the step's posts, which stand in an order of their
-own in each epoch, and pieces of even size never part neighbors.
+The draws of a post follow from the seed and its place in the data set, so they are the same in any micro-batch. The wrong image
+is that of its neighbor: a micro-batch is a piece of the step's posts, whose order is new in each epoch, and pieces of even size
+never separate neighbors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MASKED, REPLACED = 0.8, 0.1  # of the chosen tokens; the rest stay as they are (
 
 
 def generators(batch: Batch, seed: int) -> list[np.random.Generator]:
-    """One for each post. numpy's, because they are seeded by several numbers; a blank post is number -1."""
+    """Return a generator for each post; numpy's can be seeded by several numbers. The index of an empty post is -1."""
     return [np.random.default_rng((seed, index + 1)) for index in batch.indices]
 
 
@@ -31,15 +31,15 @@ def masked_words(
     special_ids: tuple[int, ...],
     continues: np.ndarray,
 ) -> dict[str, Tensor]:
-    """Posts with whole words masked, each word with probability `rate`: that is also the expected share of tokens.
+    """Mask whole words of the posts, each with probability `rate`, which is then also the expected share of tokens.
 
     Args:
         special_ids: tokens that are never masked.
-        continues: (V,) bool, True for a token that goes on with the word before it.
+        continues: (V,) bool, True for a token that continues the word before it.
 
     Returns:
         masked_ids: (P, L), left out where no token is masked; masked_rows: (K,) into the flattened (P, L); masked_targets:
-        (K,) the tokens that were there. K is at least 1, then with a target that is ignored: every rank computes the loss.
+        (K,) the original tokens. Without a masked token K is 1 and the target is IGNORE, so that every rank computes the loss.
     """
     ids, length = batch.post_ids.numpy(), batch.post_ids.shape[1]
     masked, rows = ids.copy(), []
@@ -60,13 +60,13 @@ def masked_words(
 
 
 def swapped_images(batch: Batch, draws: list[np.random.Generator], *, rate: float) -> dict[str, Tensor]:
-    """Posts that are shown under their neighbor's image, each with probability `rate`; neighbors are the posts 0 and 1, 2
-    and 3, ….
+    """Choose posts that are shown under their neighbor's image, each with probability `rate`. Posts 0 and 1 are neighbors, as
+    are 2 and 3, and so on.
 
     Returns:
-        swapped: (Q,) the posts; partners: (Q,) whose image each gets; match_rows: (P,) into the P posts as they are
+        swapped: (Q,) the posts; partners: (Q,) the posts whose image each gets; match_rows: (P,) into the P original posts
         followed by the Q swapped ones, one of the two for each post; match_targets: (P,) 1 where post and image belong
-        together, 0 where not, ignored for a post without text or of weight 0. A post without a neighbor keeps its image.
+        together, 0 where not, IGNORE for a post without text or of weight 0. A post without a neighbor keeps its image.
     """
     counts = batch.weights > 0
     has_text = counts & (batch.post_lengths > 2)  # more than [CLS] [SEP]
@@ -83,5 +83,5 @@ def swapped_images(batch: Batch, draws: list[np.random.Generator], *, rate: floa
 
 
 def continuations(tokens: list[str]) -> np.ndarray:
-    """(V,) bool: which tokens of a vocabulary, in the order of their ids, go on with the word before them (WordPiece)."""
+    """Return (V,) bool: which WordPiece tokens of a vocabulary, in the order of their ids, continue the word before them."""
     return np.array([token.startswith("##") for token in tokens])

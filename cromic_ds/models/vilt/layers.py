@@ -1,4 +1,4 @@
-"""ViLT's parts, from transformers' ViLT: patches, a layer that reads a shared source, the head of masked words.
+"""Parts of ViLT, made from transformers' ViLT: patches, a layer that reads a shared source, the head for masked words.
 
 Legend: P posts, N comments, K image tokens, S source tokens, M comment tokens, H heads, D width.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import ViltConfig
+from transformers import Cache, ViltConfig
 from transformers.models.vilt.modeling_vilt import (
     TextEmbeddings,
     ViltLayer,
@@ -22,9 +22,8 @@ from cromic_ds.models.common.transformer import DenseLayout, RaggedLayout, heads
 class PatchEncoder(nn.Module):
     """(P, 3, H, W) -> (P, K, D): an image [CLS] and the patches row by row, with positions, before the transformer.
 
-    The learned positions form a square grid and are interpolated to the patches that there are, as in transformers'
-    `ViltEmbeddings`. That class shuffles the patches at random and measures the padding of each image; square crops of
-    one size need neither.
+    The learned positions form a square grid and are interpolated to the image's grid, as in transformers' `ViltEmbeddings`.
+    That class also shuffles the patches and measures the padding of each image, which square crops of one size do not need.
     """
 
     def __init__(self, sizes: ViltConfig, image_size: int):
@@ -44,9 +43,9 @@ class PatchEncoder(nn.Module):
         return self.dropout(x + self.positions(*grid.shape[2:]))
 
     def positions(self, height: int, width: int) -> Tensor:
-        """(1, 1 + height·width, D): bilinear, corners on corners.
+        """Return (1, 1 + height·width, D), bilinear with aligned corners.
 
-        As two matrix products: on GPUs the gradient of torch's own interpolation differs from run to run.
+        The interpolation is two matrix products, because on GPUs the gradient of torch's own differs from run to run.
         """
         if (height, width) == (self.grid, self.grid):
             return self.position_embeddings
@@ -57,17 +56,17 @@ class PatchEncoder(nn.Module):
 
 
 def normalize_symmetric(images: Tensor) -> Tensor:
-    """uint8 -> float32 with mean and deviation 0.5, so from -1 to 1. Float input passes unchanged."""
+    """uint8 -> float32 with mean and deviation 0.5, so from -1 to 1. Float input is returned unchanged."""
     return images.float().div_(127.5).sub_(1) if images.dtype == torch.uint8 else images
 
 
 def resizing(n_from: int, n_to: int) -> Tensor:
-    """(n_to, n_from): linear interpolation of a row of values, its ends kept."""
+    """Return the matrix (n_to, n_from) that interpolates a row of values linearly and keeps its ends."""
     places = torch.linspace(0, n_from - 1, n_to)
     return (1 - (places[:, None] - torch.arange(n_from)).abs()).clamp_min(0)
 
 
-class Layer(ViltLayer):
+class PrefixLayer(ViltLayer):
     """x = x + attention(LN(x)); x = x + ffn(LN(x)), on posts or on the comments that read them."""
 
     kernels: Kernels = DEFAULT
@@ -78,21 +77,21 @@ class Layer(ViltLayer):
         mask: Tensor,
         layout: RaggedLayout | DenseLayout | None = None,
         source: tuple[Tensor, Tensor] | None = None,
-        cache=None,
+        cache: Cache | None = None,
         index: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The layer's output, and its keys and values (P, H, S', D/H).
+        """Return the layer's output, and its keys and values (P, H, S', D/H).
 
         Args:
             x: (P, S, D) posts, or (M, D) comment tokens where there is a `layout`.
-            mask: True where a key may be read: (P, 1, 1, S) for posts, as from `readable` for comments.
-            source: the posts' keys and values in this layer, (P, H, S, D/H) each; comments read them beside their own.
-            cache: transformers' Cache with the comments' past keys and values at `index`.
+            mask: True where a key may be read: (P, 1, 1, S) for posts, the result of `prefix_mask` for comments.
+            source: keys and values of the posts in this layer, (P, H, S, D/H) each; comments read them beside their own.
+            cache: past keys and values of the comments, this layer's at `index`.
         """
         projections, y = self.attention.attention, self.layernorm_before(x)
         q, k, v = projections.query(y), projections.key(y), projections.value(y)
         n_heads = projections.num_attention_heads
-        if layout is None:
+        if layout is None or source is None:
             q, k, v = (heads(part, n_heads) for part in (q, k, v))
         else:
             q = heads(layout.to_posts(q), n_heads)
@@ -112,11 +111,11 @@ def by_post(x: Tensor, n_posts: int) -> Tensor:
     return x.unflatten(0, (n_posts, -1)).transpose(1, 2).flatten(2, 3)
 
 
-def readable(layout: RaggedLayout | DenseLayout, source_mask: Tensor, n_tokens: int, past: int = 0) -> Tensor:
-    """What each comment token of a post reads: its post, and of its own comment what is not after it.
+def prefix_mask(layout: RaggedLayout | DenseLayout, source_mask: Tensor, n_tokens: int, past: int = 0) -> Tensor:
+    """Return what each comment token may read: its post, and its own comment up to itself.
 
-    All comments of a post stand in one row behind the post's tokens, so that these are neither copied nor computed again.
-    That row of the mask grows with the square of a post's comment tokens; at some hundred it is small.
+    All comments of a post are in one row behind the post's tokens, so that the post is neither copied nor computed again. The
+    mask grows with the square of a post's comment tokens; with some hundred tokens it is small.
 
     Args:
         source_mask: (P, 1, 1, S) bool.
@@ -124,14 +123,14 @@ def readable(layout: RaggedLayout | DenseLayout, source_mask: Tensor, n_tokens: 
         past: tokens of each comment that are in the cache.
 
     Returns:
-        (P, 1, tokens of a post, S + keys of its comments) bool, True where a key may be read.
+        (P, 1, tokens of a post's comments, S + keys of these comments) bool, True where a key may be read.
     """
     device = source_mask.device
     if isinstance(layout, RaggedLayout):
         comment = spread(
             1 + layout.rows[:, None] // layout.row_length, layout.posts, layout.n_posts, layout.post_length
         )
-        own = (comment == comment.transpose(1, 2)).tril()  # a slot without a token is of comment 0: no token reads it
+        own = (comment == comment.transpose(1, 2)).tril()  # a place without a token has number 0, which no token reads
     else:
         same_row = torch.eye(layout.n_rows // layout.n_posts, dtype=torch.bool, device=device)
         length = n_tokens // layout.n_rows
@@ -142,7 +141,7 @@ def readable(layout: RaggedLayout | DenseLayout, source_mask: Tensor, n_tokens: 
 
 
 class MaskedWordHead(nn.Module):
-    """BERT's transform before the output layer, and that layer's bias; its weight is the word embedding's."""
+    """BERT's transform before the output layer, and the bias of that layer, whose weight is the word embedding."""
 
     def __init__(self, sizes: ViltConfig):
         super().__init__()
@@ -154,15 +153,15 @@ class MaskedWordHead(nn.Module):
 
 
 def text_embeddings(sizes: ViltConfig) -> TextEmbeddings:
-    """Words, positions and segments, layer-normed. Its buffers are for calls that leave ids out; here none does, and
-    as buffers that no checkpoint holds they would only be in the way."""
+    """Return the embedding of words, positions and segments, layer-normed, without its buffers: they serve calls that leave ids
+    out, which do not exist here, and no checkpoint contains them."""
     module = TextEmbeddings(sizes)
     del module.position_ids, module.token_type_ids
     return module
 
 
 def use_own_norms(module: nn.Module) -> None:
-    """Let every layer norm below `module` compute with the chosen kernel."""
+    """Make every layer norm below `module` compute with the chosen kernel."""
     for child in module.modules():
         if type(child) is nn.LayerNorm:
             child.__class__ = LayerNorm

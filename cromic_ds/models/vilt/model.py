@@ -1,8 +1,8 @@
 """ViLT (Kim et al. 2021): a post's tokens and its image's patches through one pre-norm transformer, for comments.
 
-What is ours of it: the published model generates no text. Comments come from CroMIC-CMT's decoder on the encoded post, or
-from the encoder itself under a prefix mask (Dong et al. 2019), with the comment as BERT's second segment behind the post and
-the masked-word head for output. Layers and names of weights are those of transformers' ViLT.
+The published model generates no text; that part is our interpretation. Comments come from CroMIC-CMT's decoder on the encoded
+post, or from the encoder itself under a prefix mask (Dong et al. 2019), where the comment is BERT's second segment, behind the
+post, and the masked-word head is the output. Layers and names of weights are those of transformers' ViLT.
 
 Legend: P posts, Q posts under a wrong image, L post tokens, K image tokens, S = L + K source tokens, M comment tokens, D width.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.models.vilt.modeling_vilt import ViltPooler
 
@@ -29,30 +29,30 @@ from cromic_ds.models.common.transformer import DecoderLayer, DenseLayout, Ragge
 from cromic_ds.models.vilt.config import ViLTConfig
 from cromic_ds.models.vilt.draws import continuations, generators, masked_words, swapped_images
 from cromic_ds.models.vilt.layers import (
-    Layer,
     MaskedWordHead,
     PatchEncoder,
-    readable,
+    PrefixLayer,
+    prefix_mask,
     text_embeddings,
     use_own_norms,
 )
 
 
 class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
-    """One encoder for text and patches; for comments the CMT decoder, or the encoder once more under a prefix mask.
+    """One encoder for text and patches; for comments the CMT decoder, or the encoder again under a prefix mask.
 
     The loss of a training batch is Σ NLL of the comments' target tokens + mlm_weight · Σ NLL of the posts' masked tokens
-    + itm_weight · Σ over posts of the cross-entropy of whether image and text belong together; the caller divides all of it
-    by the comments' target tokens of the global batch. So it does not depend on how that batch is split into micro-batches of
-    even size (`swapped_images`). In evaluation it is the comments' NLL alone.
+    + itm_weight · Σ over posts of the cross-entropy of whether image and text belong together. The caller divides all of it by
+    the number of the comments' target tokens in the global batch, so it does not depend on how that batch is split into
+    micro-batches of even size (`swapped_images`). In evaluation the loss is the comments' NLL alone.
     """
 
     config_class = ViLTConfig
     base_model_prefix = ""
 
-    # ZeRO-3 gathers each of these as a whole: few large messages instead of one for every small module inside.
-    gathered_whole = (Layer, DecoderLayer)
-    compiled = (Layer, DecoderLayer)  # by torch.compile, each kind once whatever the depth
+    # ZeRO-3 gathers each of these as a whole, in few large messages instead of one for every small module inside.
+    gathered_whole = (PrefixLayer, DecoderLayer)
+    compiled = (PrefixLayer, DecoderLayer)  # by torch.compile, each class once for any number of layers
     encoder_heads = ("pooler", "masked_word_head", "match_head", "answer_head")
 
     def __init__(self, config: ViLTConfig):
@@ -61,7 +61,7 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         self.image_encoder = PatchEncoder(sizes, config.image_size)
         self.text_embeddings = text_embeddings(sizes)
         self.type_embedding = nn.Embedding(2, width)  # 0 text, 1 image
-        self.encoder_layers = nn.ModuleList(Layer(sizes) for _ in range(config.encoder_layers))
+        self.encoder_layers = nn.ModuleList(PrefixLayer(sizes) for _ in range(config.encoder_layers))
         self.encoder_norm = LayerNorm(width, eps=sizes.layer_norm_eps)
         self.pooler = ViltPooler(sizes)
         self.masked_word_head = MaskedWordHead(sizes)
@@ -71,8 +71,8 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
             decoder = (config.decoder_heads, config.decoder_ffn, config.dropout, config.decoder_layers)
             self.add_decoder(width, *decoder, config.vocab_size)
         else:
-            # A layer is called for posts and again for comments, and of a module that is gathered as a whole DeepSpeed
-            # reduces the gradients after one call. So linear layers are gathered one by one; but the list may not be empty.
+            # A layer is called for posts and again for comments, but DeepSpeed reduces the gradients of a module that it
+            # gathers as a whole after one call. So linear layers are gathered one by one; the list must not be empty.
             self.gathered_whole = (ViltPooler,)
         self.dropout = nn.Dropout(config.dropout)
         use_own_norms(self)
@@ -81,7 +81,7 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Learn which tokens go on with a word, for masking whole words. Not a part of the weights or of the config."""
+        """Keep which tokens continue a word, for masking whole words. This is not a part of the weights or of the config."""
         self.continues = continuations(tokenizer.convert_ids_to_tokens(range(self.config.vocab_size)))
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -116,7 +116,7 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     def encode(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, pixel_values: Tensor | None = None
     ) -> Memory:
-        """Posts with their images as comments read them: `encode_source`, and its keys and values for every layer that
+        """Return posts with their images as comments read them: `encode_source`, and its keys and values for every layer that
         reads it."""
         return self.memory(*self.encode_source(input_ids, attention_mask, pixel_values))
 
@@ -127,21 +127,24 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         pixel_values: Tensor | None = None,
         pictures: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
-        """Posts with their images, encoded: (P, S, D); which tokens may be read, (P, 1, 1, S); and under a prefix mask each
-        layer's keys and values, (P, H, S, D/H).
+        """Encode posts with their images.
 
         Args:
             input_ids: (P, L) int64 post tokens, right-padded; None or L = 0 for images alone.
             attention_mask: (P, L), nonzero at real tokens; by default where `input_ids` is not padding.
             pixel_values: (P, 3, H, W), uint8 RGB crops or floats that are already normalized; None for text alone.
-            pictures: (P,) which of the images each post reads, where there are fewer images than posts.
+            pictures: (P,) index of the image that each post reads, where there are fewer images than posts.
+
+        Returns:
+            States (P, S, D); which tokens may be read, (P, 1, 1, S); and for a prefix mask the keys and values of each layer,
+            (P, H, S, D/H).
         """
         config, parts, masks = self.config, [], []
         reads_image = pixel_values is not None and "v" in config.mode
         if input_ids is not None and "t" in config.mode and (input_ids.shape[1] or reads_image):
             mask = input_ids != config.pad_token_id if attention_mask is None else attention_mask.bool()
             if not input_ids.shape[1]:
-                # One token that nothing reads: whatever a rank's posts, it calls the same modules (ZeRO-3).
+                # One token that nothing reads: every rank must call the same modules (ZeRO-3).
                 input_ids, mask = F.pad(input_ids, (0, 1), value=config.pad_token_id), F.pad(mask, (0, 1))
             self.check_length(input_ids.shape[1])
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -161,11 +164,11 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         return self.encoder_norm(x), mask, source
 
     def embed_text(self, ids: Tensor, positions: Tensor, segment: int) -> Tensor:
-        """Token ids (B, L) and positions that broadcast with them -> (B, L, D); segment 0 is the post, 1 a comment."""
+        """Token ids (B, L) and positions that broadcast with them -> (B, L, D). Segment 0 is the post, 1 a comment."""
         return self.text_embeddings(ids, torch.full_like(ids, segment), positions) + self.type_embedding.weight[0]
 
     def check_length(self, n_tokens: int) -> None:
-        """Raises UserError for a text of more tokens than there are learned positions."""
+        """Raise UserError for a text of more tokens than there are learned positions."""
         if n_tokens > self.config.text_positions:
             raise UserError(
                 f"a text of {n_tokens} tokens, and the model has {self.config.text_positions} positions: "
@@ -180,14 +183,19 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     # ---- comments
 
     def decode(
-        self, ids: Tensor, positions: Tensor, layout: RaggedLayout | DenseLayout, memory: Memory, cache=None
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        layout: RaggedLayout | DenseLayout,
+        memory: Memory,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Token ids and positions (M,) -> hidden states (M, D), before the output layer."""
         if not self.is_prefix:
             return super().decode(ids, positions, layout, memory, cache)
         past = cache.get_seq_length() if cache is not None else 0
         self.check_length(past + (layout.row_length if isinstance(layout, RaggedLayout) else len(ids) // layout.n_rows))
-        mask = readable(layout, memory.mask, len(ids), past)
+        mask = prefix_mask(layout, memory.mask, len(ids), past)
         x = self.embed_text(ids[None], positions[None], segment=1)[0]
         for index, (layer, source) in enumerate(zip(self.encoder_layers, memory.source)):
             x, *_ = layer(x, mask, layout, source, cache, index)
@@ -197,22 +205,27 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         return self.word_output() if self.is_prefix else super().output_layer()
 
     def word_output(self) -> tuple[Tensor, Tensor]:
-        """Weight (V, D), the word embedding's, and bias (V,) behind the masked-word head."""
+        """Weight (V, D), which is the word embedding, and bias (V,) behind the masked-word head."""
         return self.text_embeddings.word_embeddings.weight, self.masked_word_head.bias
 
     # ---- training
 
-    def prepare(self, batch: Batch, seed: int) -> Batch:
-        """Draw masked words and swapped images into `Batch.drawn`, as functions of (seed, example) where the model is
-        trained on comments; answers and self-critical training (`comment_weights`) need no draws."""
+    def draw(self, batch: Batch, seed: int) -> Batch:
+        """Draw masked words and swapped images, if the batch trains on comments; answers and self-critical training
+        (`comment_weights`) need no draws."""
         config = self.config
         if batch.answer_targets is not None or batch.comment_weights is not None:
             return batch
         draws, drawn = generators(batch, seed), {}
         if self.masks_words:
-            special = (config.pad_token_id, config.bos_token_id, config.eos_token_id)
-            known = {"mask_id": config.mask_token_id, "special_ids": special, "continues": self.continues}
-            drawn |= masked_words(batch, draws, rate=config.mask_rate, **known)
+            drawn |= masked_words(
+                batch,
+                draws,
+                rate=config.mask_rate,
+                mask_id=config.mask_token_id,
+                special_ids=(config.pad_token_id, config.bos_token_id, config.eos_token_id),
+                continues=self.continues,
+            )
         if self.swaps_images:
             drawn |= swapped_images(batch, draws, rate=config.swap_rate)
         return dataclasses.replace(batch, drawn=drawn)
@@ -226,7 +239,7 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         return self.config.itm_weight > 0 and self.config.mode == "t+v"
 
     def text_loss(self, batch: Batch) -> Tensor:
-        """One pass of the encoder over the posts as they are, those under another image, and all with masked words."""
+        """Compute all losses from one pass of the encoder over the posts, swapped posts and posts with masked words."""
         n, drawn = batch.n_posts, batch.drawn
         own = torch.arange(n, device=batch.post_ids.device)
         ids, mask = [batch.post_ids], self.post_mask(batch)
@@ -251,40 +264,44 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         return loss
 
     def masked_word_loss(self, hidden: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        """Σ NLL of the tokens that were masked; hidden: (P, L, D)."""
+        """Return Σ NLL of the tokens that were masked; hidden: (P, L, D)."""
         at_masks = hidden.flatten(0, 1)[drawn["masked_rows"]]
-        output = (self.masked_word_head(at_masks), *self.word_output(), drawn["masked_targets"])
-        return self.kernels.linear_cross_entropy(*output, 0.0)
+        weight, bias = self.word_output()
+        states = self.masked_word_head(at_masks)
+        return self.kernels.linear_cross_entropy(states, weight, bias, drawn["masked_targets"], 0.0)
 
     def match_loss(self, hidden: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        """Σ cross-entropy of whether image and text belong together; hidden: (P + Q, S, D)."""
+        """Return Σ cross-entropy of whether image and text belong together; hidden: (P + Q, S, D)."""
         logits = self.match_head(self.pooler(hidden))[drawn["match_rows"]].float()
         return F.cross_entropy(logits, drawn["match_targets"], ignore_index=IGNORE, reduction="sum")
 
     def answer_logits(self, batch: Batch) -> Tensor:
-        """(P, n_answers), from the pooled first token: the text's [CLS], or the image's where no text is read."""
+        """Return logits (P, n_answers), from the pooled first token: the text's [CLS], or the image's where no text is read."""
         hidden, *_ = self.encode_source(batch.post_ids, self.post_mask(batch), batch.images)
         return self.answer_head(self.pooler(hidden))
 
     def unused(self) -> list[nn.Module]:
-        """What takes no part in the training of this configuration."""
+        """Return the modules that this configuration does not train."""
         classifies = self.answer_head is not None
         masks, swaps = self.masks_words and not classifies, self.swaps_images and not classifies
         reads_words = "t" in self.config.mode or (self.is_prefix and not classifies)
         text = self.text_embeddings
-        unused = {
-            self.image_encoder: "v" not in self.config.mode,
-            text.word_embeddings: classifies and not reads_words,
-            **dict.fromkeys((text.position_embeddings, text.token_type_embeddings, text.LayerNorm), not reads_words),
-            self.pooler: not (classifies or swaps),
-            self.match_head: not swaps,
-            self.masked_word_head: not (masks or (self.is_prefix and not classifies)),
-            **({} if self.is_prefix else dict.fromkeys(self.decoder_modules(), classifies)),
-        }
-        return [module for module, out_of_use in unused.items() if out_of_use]
+        unused = [
+            (self.image_encoder, "v" not in self.config.mode),
+            (text.word_embeddings, classifies and not reads_words),
+            (text.position_embeddings, not reads_words),
+            (text.token_type_embeddings, not reads_words),
+            (text.LayerNorm, not reads_words),
+            (self.pooler, not (classifies or swaps)),
+            (self.match_head, not swaps),
+            (self.masked_word_head, not (masks or (self.is_prefix and not classifies))),
+        ]
+        if not self.is_prefix:
+            unused += [(module, classifies) for module in self.decoder_modules()]
+        return [module for module, is_unused in unused if is_unused]
 
     def flops_formula(self) -> Callable[[Batch], float]:
-        """From a batch to the FLOPs of its forward pass, the passes of the drawn losses included."""
+        """Return a function from a batch to the FLOPs of its forward pass, the passes of the drawn losses included."""
         config, image = self.config, image_flops(self)
         width, layers, text = config.d_model, config.encoder_layers, "t" in config.mode
         image_tokens = self.image_encoder.n_tokens if image else 0

@@ -1,12 +1,12 @@
-"""Unified VLP's layers: BERT's, on one stream of real tokens, with attention that shares the source of a post.
+"""Layers of Unified VLP: BERT's, on one stream of real tokens, with attention that shares the source of a post.
 
 Legend: P posts, N comments, R full rows, S tokens of the longest row, F tokens of all rows, O target tokens outside of the
 rows, X = F + O tokens of the stream, T slots for a comment's tokens, H heads, D width.
 
 Linear layers, norms and dropout run on the stream (X, D): first the rows, then the targets. Only attention needs rectangles.
-A row is a sequence in which everything sees everything: a post's source (rows 0 … P-1), or the source and target of a
-comment in bidirectional mode. A target outside of the rows sees its post's row, which cannot see it, and its own comment's
-past; so all comments of a post read the same source, encoded once.
+A row is a sequence in which every token reads every token: the source of a post (rows 0 … P-1), or the source and target of a
+comment in bidirectional mode. A target outside of the rows reads the row of its post, which cannot read it, and the past of its
+own comment. So all comments of a post read the same source, which is encoded once.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import Cache
 
 from cromic_ds.models.common.config import grid_side
 from cromic_ds.models.common.decoder import Memory
@@ -34,7 +35,7 @@ from cromic_ds.models.vlp.config import VLPConfig
 
 
 class BertAttention(nn.Module):
-    """Queries apart from keys and values: the last layer needs the queries of few tokens and the keys of all."""
+    """Attention with a matrix of its own for queries, because the last layer needs queries of few tokens but all keys."""
 
     kernels: Kernels = DEFAULT
 
@@ -62,7 +63,7 @@ class BertAttention(nn.Module):
         own: tuple[Tensor, Tensor],
         own_mask: Tensor | None,
     ) -> Tensor:
-        """One softmax over two blocks of keys, of which the first is not copied for each comment.
+        """Apply one softmax over two blocks of keys, of which the first is not copied for each comment.
 
         Args:
             q: (O, D) queries; `layout` places them by post and by comment.
@@ -85,34 +86,34 @@ class BertAttention(nn.Module):
 
 
 @dataclass
-class Packed:
-    """The tokens of a micro-batch as a stream, and their slots in the rectangles of attention."""
+class TokenStream:
+    """The tokens of a micro-batch, and their slots in the rectangles of attention."""
 
     ids: Tensor  # (X,)
     positions: Tensor  # (X,)
     types: Tensor  # (X,) segment ids
     row_posts: Tensor  # (R,) the post of each row; row p < P is that of post p
-    image_slots: Tensor  # (R·K,) where in the stream the rows' K image tokens stand
+    image_slots: Tensor  # (R·K,) positions in the stream of the rows' K image tokens
     mask: Tensor  # (R, S) bool, True at real tokens
     slots: Tensor  # (F,) positions in the flattened (R, S)
     rows: Tensor  # (O,) positions in the flattened (N, T)
     posts: Tensor  # (O,) positions in the flattened (P, post_length)
-    own_mask: Tensor  # (T, T) bool: which slots of its own comment a target reads
-    row_queries: Tensor  # (A,) into F and
-    own_queries: Tensor  # (B,) into O: the tokens whose states after the last layer are wanted, (A + B, D)
-    outputs: Tensor  # (Z,) into A + B: for each prediction, the state it is made from
-    tokens: Tensor  # (Z,) into the batch's M target tokens: what is predicted
+    own_mask: Tensor  # (T, T) bool: the slots of its own comment that a target reads
+    row_queries: Tensor  # (A,) into F: tokens of rows whose states after the last layer are wanted
+    own_queries: Tensor  # (B,) into O: other tokens whose states are wanted; together (A + B, D)
+    outputs: Tensor  # (Z,) into A + B: the state that each prediction is made from
+    tokens: Tensor  # (Z,) into the M target tokens of the batch: the predicted tokens
     n_posts: int
     n_comments: int
     post_length: int
-    memory: list[tuple[Tensor, Tensor]] | None = field(default=None)  # filled, if a list, with each layer's source
+    memory: list[tuple[Tensor, Tensor]] | None = field(default=None)  # a list is filled with the source of each layer
 
     def queries(self, x: Tensor) -> Tensor:
         """(X, D) -> (A + B, D)"""
         return x.index_select(0, torch.cat([self.row_queries, self.own_queries + self.slots.numel()]))
 
     def attend(self, attention: BertAttention, q: Tensor, kv: Tensor, index: int, last: bool) -> Tensor:
-        """Queries (X, D), or (A + B, D) in the last layer; keys and values (X, 2·D) -> shape of the queries."""
+        """Queries (X, D), or (A + B, D) in the last layer; keys and values (X, 2·D) -> the queries' shape."""
         n_heads, n_rows = attention.n_heads, self.slots.numel()
         asked = self.slots[self.row_queries] if last else self.slots
         k, v = heads(spread(kv[:n_rows], self.slots, *self.mask.shape), 2 * n_heads).chunk(2, dim=1)
@@ -134,10 +135,10 @@ class Packed:
 
 @dataclass
 class Continuation:
-    """Decoding: N rows, each with its newest committed tokens and, behind them, `n_open` queries that are not kept."""
+    """A decoding step: N rows, each with its newest committed tokens followed by `n_open` queries that are not kept."""
 
     memory: Memory
-    cache: object | None  # transformers' Cache: the committed tokens' keys and values
+    cache: Cache | None  # keys and values of the committed tokens
     n_rows: int
     n_open: int
 
@@ -168,8 +169,8 @@ class BertLayer(nn.Module):
         self.norm1, self.norm2 = LayerNorm(width, eps=eps), LayerNorm(width, eps=eps)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, context: Packed | Continuation, index: int, last: bool = False) -> Tensor:
-        """x: (X, D) -> (X, D), or the wanted tokens alone (A + B, D) where this is the `last` layer."""
+    def forward(self, x: Tensor, context: TokenStream | Continuation, index: int, last: bool = False) -> Tensor:
+        """x: (X, D) -> (X, D), or only the wanted tokens (A + B, D) where this is the `last` layer."""
         kv = self.attention.kv(x)
         x = context.queries(x) if last else x
         y = context.attend(self.attention, self.attention.q(x), kv, index, last)
@@ -178,7 +179,7 @@ class BertLayer(nn.Module):
 
 
 class PredictionHead(nn.Module):
-    """BERT's transform before the output layer, and that layer's bias; its weight is the token embedding."""
+    """BERT's transform before the output layer, and the bias of that layer, whose weight is the token embedding."""
 
     def __init__(self, width: int, vocab_size: int, eps: float):
         super().__init__()

@@ -1,7 +1,7 @@
-"""Unified VLP's draws and index arithmetic: a `Batch` to the stream of tokens that the layers run on.
+"""Unified VLP's draws and index arithmetic: from a `Batch` to the stream of tokens that the layers run on.
 
 Legend: P posts, N comments, T comment targets (padded), M target tokens, K image tokens, R rows, S tokens of the longest
-row, X tokens of the stream; `vlp_layers` says what rows and targets are.
+row, X tokens of the stream; `layers.py` says what rows and targets are.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from torch import Tensor
 
 from cromic_ds.batch import Batch
 from cromic_ds.errors import UserError
-from cromic_ds.models.vlp.layers import Packed
+from cromic_ds.models.vlp.config import VLPConfig
+from cromic_ds.models.vlp.layers import TokenStream
 
 IMAGE, POST, COMMENT = 0, 1, 2  # the parts of a sequence, as columns of `segments`
 
 
 class Draw(NamedTuple):
-    """What is random about a masked step."""
+    """Random choices of a masked step."""
 
     bidirectional: Tensor  # (N,) bool: the comments that are read in both directions
     masked: Tensor  # (M,) bool: the target tokens to predict
     inputs: Tensor  # (M,) the target tokens as they are read
 
 
-def draw_masks(batch: Batch, seed: int, config) -> Draw:
-    """Directions, masked tokens and what stands in their place, on the host.
+def draw_masks(batch: Batch, seed: int, config: VLPConfig) -> Draw:
+    """Draw directions, masked tokens and their replacements on the host.
 
-    Each post has its own generator, seeded by (`seed`, its index in the data set): what is drawn for a post does not depend
+    Each post has its own generator, seeded by (`seed`, its index in the data set), so what is drawn for a post does not depend
     on the others of its micro-batch.
     """
     length = batch.comment_ids.shape[1] - 1
@@ -41,7 +42,7 @@ def draw_masks(batch: Batch, seed: int, config) -> Draw:
     tokens_of = np.bincount(owner[comment], minlength=batch.n_posts)
     direction, key, fate, word = [], [], [], []
     for index, n_comments, n_tokens in zip(batch.indices or range(batch.n_posts), comments_of, tokens_of):
-        rng = np.random.default_rng([seed, index + 1])  # a blank post's index is -1
+        rng = np.random.default_rng([seed, index + 1])  # the index of an empty post is -1
         direction.append(rng.random(n_comments))
         key.append(rng.random(n_tokens))
         fate.append(rng.random(n_tokens))
@@ -55,7 +56,8 @@ def draw_masks(batch: Batch, seed: int, config) -> Draw:
     replacement = np.where(fate < config.mask_token_rate, config.mask_token_id, word)
     changed = masked & (fate < config.mask_token_rate + config.random_token_rate)
     inputs = np.where(changed, replacement, targets)
-    return Draw(*(torch.from_numpy(t) for t in (direction < config.bidirectional_rate, masked, inputs)))
+    bidirectional = direction < config.bidirectional_rate
+    return Draw(torch.from_numpy(bidirectional), torch.from_numpy(masked), torch.from_numpy(inputs))
 
 
 class Rows(NamedTuple):
@@ -73,7 +75,7 @@ class Rows(NamedTuple):
 
 
 def pack_rows(
-    config,
+    config: VLPConfig,
     post_ids: Tensor,
     post_lengths: Tensor,
     n_image: int,
@@ -81,19 +83,19 @@ def pack_rows(
     comments: tuple[Tensor, Tensor, Tensor] | None = None,
     source_mode: str = "seq2seq",
 ) -> Rows:
-    """[CLS] image [SEP] post [SEP], and for bidirectional comments the comment behind it, without the padding.
+    """Return rows [CLS] image [SEP] post [SEP], with the comment behind it where it is bidirectional, without padding.
 
     Args:
         post_ids: (P, L) [CLS] … [SEP], right-padded; L = 0 for images alone.
-        n_image: image tokens K; without an image the source is the post as it is.
-        length: the most tokens T that will stand behind a source.
-        comments: the bidirectional comments' posts (B,), tokens after [CLS] (B, T), and which of these are real (B, T).
-        source_mode: whose segment ids the sources have.
+        n_image: image tokens K; without an image the source is the post alone.
+        length: upper bound T on the tokens behind a source.
+        comments: posts of the bidirectional comments (B,), tokens after [CLS] (B, T), and which of these are real (B, T).
+        source_mode: mode whose segment ids the sources have.
     """
     n, device = post_ids.shape[0], post_ids.device
     owner, tokens, real = comments or (post_lengths[:0], post_ids[:0, :0], post_ids[:0, :0].bool())
     posts = torch.cat([torch.arange(n, device=device), owner])
-    # Everything side by side in one wide table, of which only what is real is kept.
+    # A wide table with everything side by side; afterwards only real tokens are kept.
     head = [config.bos_token_id] + n_image * [config.pad_token_id] + bool(n_image) * [config.eos_token_id]
     texts = post_ids[posts, 1:]
     widths = (len(head), texts.shape[1], tokens.shape[1])
@@ -148,7 +150,7 @@ class Behind(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Whose last states are used, and what for: see `Packed`."""
+    """Tokens whose last states are used, and for what: see `TokenStream`."""
 
     row_queries: Tensor  # (A,)
     own_queries: Tensor  # (B,)
@@ -157,33 +159,35 @@ class Wanted(NamedTuple):
 
 
 def join(rows: Rows, behind: Behind, wanted: Wanted) -> dict[str, Tensor]:
-    """The tensors of a `Packed`."""
+    """Return the tensors of a `TokenStream`."""
     stream = {name: torch.cat([getattr(rows, name), getattr(behind, name)]) for name in ("ids", "positions", "types")}
     places = {"row_posts": rows.posts, "image_slots": rows.image_slots, "mask": rows.mask, "slots": rows.slots}
     return {**behind._asdict(), **places, **wanted._asdict(), **stream}
 
 
-def whole(batch: Batch, tensors: dict[str, Tensor]) -> Packed:
-    """A `Packed` from its tensors; the sizes that are no tensors are the batch's."""
+def token_stream(batch: Batch, tensors: dict[str, Tensor]) -> TokenStream:
+    """Return a `TokenStream` with these tensors and the sizes of the batch."""
     n_comments, width = batch.comment_ids.shape
     streams = tensors["own_mask"].shape[0] // max(width - 1, 1)  # two where committed tokens and queries are apart
-    return Packed(**tensors, n_posts=batch.n_posts, n_comments=n_comments, post_length=streams * batch.tokens_per_post)
+    return TokenStream(
+        **tensors, n_posts=batch.n_posts, n_comments=n_comments, post_length=streams * batch.tokens_per_post
+    )
 
 
-# ---- what is computed: sources alone, masked training, left to right with [MASK], causal
+# ---- four kinds of stream: sources alone, masked training, left to right with [MASK], causal
 
 
 def pack_sources(
-    config, post_ids: Tensor, post_lengths: Tensor, n_image: int, mode: str = "seq2seq"
+    config: VLPConfig, post_ids: Tensor, post_lengths: Tensor, n_image: int, mode: str = "seq2seq"
 ) -> dict[str, Tensor]:
-    """The sources alone; wanted are all [CLS], then all [SEP] that close a source."""
+    """Return the sources alone. Wanted are all [CLS], then all [SEP] that end a source."""
     rows = pack_rows(config, post_ids, post_lengths, n_image, source_mode=mode)
     none = rows.ids[:0]
     behind = Behind(none, none, none, none, none, none.bool().view(0, 0))
     return join(rows, behind, Wanted(torch.cat([rows.starts, rows.starts + rows.lengths - 1]), none, none, none))
 
 
-def check_positions(config, length: int) -> None:
+def check_positions(config: VLPConfig, length: int) -> None:
     """Raise UserError where a sequence has more tokens than there are positions."""
     if length > config.max_positions:
         raise UserError(
@@ -193,7 +197,7 @@ def check_positions(config, length: int) -> None:
 
 
 class Targets(NamedTuple):
-    """The batch's M target tokens, one by one, and where they stand."""
+    """The M target tokens of a batch and their places."""
 
     ids: Tensor  # (M,)
     comment: Tensor  # (M,)
@@ -203,21 +207,22 @@ class Targets(NamedTuple):
 
 
 def targets_of(batch: Batch) -> Targets:
+    """Return the target tokens of a batch."""
     length = batch.comment_ids.shape[1] - 1
     comment = batch.rows // length
     ids = batch.comment_ids[:, 1:].flatten()[batch.rows]
     return Targets(ids, comment, batch.owner[comment], batch.rows % length, length)
 
 
-def pack_masked(config, batch: Batch, n_image: int, draw: Draw) -> dict[str, Tensor]:
-    """Each comment in its direction; wanted are the masked tokens."""
+def pack_masked(config: VLPConfig, batch: Batch, n_image: int, draw: Draw) -> dict[str, Tensor]:
+    """Return each comment in its direction. Wanted are the masked tokens."""
     n, length = batch.comment_ids.shape[0], batch.comment_ids.shape[1] - 1
     targets = targets_of(batch)
     two_way = draw.bidirectional.nonzero().squeeze(1)
     tokens = batch.comment_ids[:, 1:].flatten().index_copy(0, batch.rows, draw.inputs).view(n, length)
     real = torch.zeros(n * length, dtype=torch.bool).index_fill(0, batch.rows, True).view(n, length)
     comments = (batch.owner[two_way], tokens[two_way], real[two_way])
-    rows = pack_rows(config, *text_of(config, batch), n_image, length, comments)
+    rows = pack_rows(config, *post_text(config, batch), n_image, length, comments)
 
     one_way = ~draw.bidirectional[targets.comment]  # (M,)
     kept = one_way.nonzero().squeeze(1)
@@ -242,15 +247,17 @@ def pack_masked(config, batch: Batch, n_image: int, draw: Draw) -> dict[str, Ten
     return join(rows, behind, wanted)
 
 
-def pack_left_to_right(config, batch: Batch, n_image: int) -> dict[str, Tensor]:
-    """What decoding sees at each of its steps, all in one pass: a committed token reads the source and the tokens up to
+def pack_left_to_right(config: VLPConfig, batch: Batch, n_image: int) -> dict[str, Tensor]:
+    """Return what decoding reads in all of its steps, for one pass: a committed token reads the source and the tokens up to
     itself; a [MASK] at each position reads the source, the committed tokens to its left, and itself."""
     targets = targets_of(batch)
-    rows = pack_rows(config, *text_of(config, batch), n_image, targets.length)
+    rows = pack_rows(config, *post_text(config, batch), n_image, targets.length)
     device, length, most = rows.ids.device, targets.length, batch.tokens_per_post
     read = followed(targets)  # nothing reads the last token of a comment
     position = rows.lengths[targets.owner] + targets.time
-    query_row = targets.comment * 2 * length + targets.time  # slots of the committed tokens; T further on, the queries'
+    query_row = (
+        targets.comment * 2 * length + targets.time
+    )  # slots of the committed tokens; those of the queries are T further
     query_post = batch.post_rows + targets.owner * most
     n_read, n_queries = len(read), len(targets.ids)
     triangle = torch.ones(length, length, dtype=torch.bool, device=device)
@@ -271,10 +278,10 @@ def pack_left_to_right(config, batch: Batch, n_image: int) -> dict[str, Tensor]:
     return join(rows, behind, Wanted(rows.ids[:0], n_read + every, every, every))
 
 
-def pack_causal(config, batch: Batch, n_image: int) -> dict[str, Tensor]:
-    """A language model on the comments under the seq2seq mask: the [SEP] that closes the source predicts the first token."""
+def pack_causal(config: VLPConfig, batch: Batch, n_image: int) -> dict[str, Tensor]:
+    """Return the stream of a language model under the seq2seq mask: the [SEP] that ends the source predicts the first token."""
     targets = targets_of(batch)
-    rows = pack_rows(config, *text_of(config, batch), n_image, targets.length)
+    rows = pack_rows(config, *post_text(config, batch), n_image, targets.length)
     device = rows.ids.device
     read = followed(targets)
     position = rows.lengths[targets.owner] + targets.time
@@ -287,7 +294,9 @@ def pack_causal(config, batch: Batch, n_image: int) -> dict[str, Tensor]:
         own_mask=torch.ones(targets.length, targets.length, dtype=torch.bool, device=device).tril(),
     )
     every, first = torch.arange(len(targets.ids), device=device), targets.time == 0
-    before = batch.n_posts + every - first.cumsum(0)  # the token before: every comment's last one is not in the stream
+    before = (
+        batch.n_posts + every - first.cumsum(0)
+    )  # the token before; the last one of each comment is not in the stream
     wanted = Wanted(
         row_queries=rows.starts + rows.lengths - 1,
         own_queries=torch.arange(len(read), device=device),
@@ -298,12 +307,12 @@ def pack_causal(config, batch: Batch, n_image: int) -> dict[str, Tensor]:
 
 
 def followed(targets: Targets) -> Tensor:
-    """The target tokens that are not the last of their comment."""
+    """Return the indices of target tokens that are not the last of their comment."""
     return (targets.comment[:-1] == targets.comment[1:]).nonzero().squeeze(1)
 
 
-def text_of(config, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The posts' tokens and lengths as far as the model reads them."""
+def post_text(config: VLPConfig, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return tokens and lengths of the posts; without any token where the model reads no text."""
     if "t" in config.mode:
         return batch.post_ids, batch.post_lengths
     return batch.post_ids[:, :0], torch.zeros_like(batch.post_lengths)
