@@ -98,7 +98,7 @@ def test_states_are_those_of_bert_with_the_same_mask(pair, plain, make_batch, ra
     packed = token_stream(prepared, prepared.drawn)
     given = plain.sequences(batch, draw, ours.config, 9)
     with torch.no_grad():
-        states = ours.run(ours.embed_packed(packed, batch.images), packed)
+        states = ours.run(ours.embed_stream(packed, batch.images), packed)
         expected = theirs.states(given.ids, given.types, given.mask, theirs.grid(batch.images)[batch.owner])
     expected = expected.flatten(0, 1)[given.masked][packed.tokens]
     torch.testing.assert_close(states, expected, rtol=0, atol=1e-5)
@@ -184,7 +184,7 @@ def test_seq2seq_and_bidirectional_masks_by_gradient(make_batch):
     draw = draw_masks(batch, 1, model.config)
     assert set(draw.bidirectional.tolist()) == {False, True}
     packed = token_stream(prepared, prepared.drawn)
-    x = model.embed_packed(packed, batch.images).detach().requires_grad_()
+    x = model.embed_stream(packed, batch.images).detach().requires_grad_()
     seen = sources_of(model.run(x, packed, last=False), x)
     row = packed.slots // packed.mask.shape[1]
     n_rows, length = len(row), batch.comment_ids.shape[1] - 1
@@ -208,7 +208,7 @@ def test_seq2seq_and_bidirectional_masks_by_gradient(make_batch):
 def test_queries_see_what_decoding_sees(make_batch):
     model, batch = vlp(), make_batch()
     packed = token_stream(batch, model.pack(batch))
-    x = model.embed_packed(packed, batch.images).detach().requires_grad_()
+    x = model.embed_stream(packed, batch.images).detach().requires_grad_()
     states = model.run(x, packed)
     seen = sources_of(states, x)
     row, targets = packed.slots // packed.mask.shape[1], targets_of(batch)
