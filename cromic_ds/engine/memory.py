@@ -177,3 +177,8 @@ def _on_nvme(zero: dict, share: int, partition: int, optimizer_on: str, paramete
     elif parameters_on == "cpu":
         host += partition
     return host, disk
+
+
+def megabytes(n_bytes: int) -> str:
+    """Return a size as text, rounded up: "1,235 MB"."""
+    return f"{-(-n_bytes // 10**6):,} MB"
