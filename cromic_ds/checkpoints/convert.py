@@ -1,7 +1,7 @@
 """Loading a checkpoint on another number of ranks or at another ZeRO stage.
 
-It is converted to DeepSpeed's universal format (engine/universal.py) beside the checkpoint, loaded, and removed. A later start of
-the run converts it again.
+It is converted to DeepSpeed's universal format (engine/universal.py) beside the checkpoint, loaded, and removed. A later
+start of the run converts it again.
 """
 
 from __future__ import annotations

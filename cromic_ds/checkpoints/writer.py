@@ -1,7 +1,7 @@
 """Writing checkpoints while training continues: each rank copies its part to host memory, and a thread writes the copy.
 
-A checkpoint is complete or absent. It is written under a temporary name. Once every rank has written and hashed its files, which
-they agree on in the loop's all-reduce, rank 0 adds the manifest and renames the folder.
+A checkpoint is complete or absent. It is written under a temporary name. Once every rank has written and hashed its files,
+which they agree on in the loop's all-reduce, rank 0 adds the manifest and renames the folder.
 """
 
 from __future__ import annotations

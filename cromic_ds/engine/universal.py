@@ -1,8 +1,8 @@
 """DeepSpeed's universal checkpoint format, one file per tensor: writing it from a checkpoint, and loading it on any ranks.
 
 DeepSpeed cuts the ranks' shards into one file per weight and Adam moment, and loads those on any number of ranks. This module
-adds what its loader leaves out: a change of the ZeRO stage, stage 0 on either side, frozen weights, the settings of the parameter
-groups (at stage 3 it gives all groups those of the first one) and the type of Adam's step.
+adds what its loader leaves out: a change of the ZeRO stage, stage 0 on either side, frozen weights, the settings of the
+parameter groups (at stage 3 it gives all groups those of the first one) and the type of Adam's step.
 """
 
 from __future__ import annotations
