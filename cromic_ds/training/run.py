@@ -166,7 +166,7 @@ def prepare(settings: RunSettings, task: Task, ranks: Ranks) -> Prepared:
     """Raises UserError for all that can be known to be wrong without starting anything."""
     if not settings.data.path:
         raise UserError("data.path is missing: name a store (make one with `cromic-ds prepare` or `cromic-ds sample`)")
-    for section in (settings.data, settings.loop, settings.eval, settings.tracking):
+    for section in (settings.data, settings.loop, settings.eval, settings.tracking, settings.profile):
         section.check()
     dataset = open_dataset(settings.data.path, settings.data.train_split)
     eval_dataset = open_dataset(settings.data.path, settings.data.eval_split)
@@ -198,7 +198,7 @@ def prepare(settings: RunSettings, task: Task, ranks: Ranks) -> Prepared:
     total_steps = settings.loop.steps or max(
         1, math.floor(settings.loop.epochs * len(dataset) / settings.loop.global_batch)
     )
-    settings.profile.check(total_steps)
+    settings.profile.check_steps(total_steps)
     return Prepared(
         dataset=dataset,
         eval_dataset=eval_dataset,
@@ -293,7 +293,7 @@ def start_run(
         image_size=image_size,
         tracker=tracker,
         usage=Usage(engine.forward_flops, prepared.device, ranks.world_size),
-        profiler=Profiler(settings.profile, folder, engine, ranks.rank, ranks.world_size),
+        profiler=Profiler(settings.profile, RunFolder(folder), engine, ranks.rank, ranks.world_size),
         stop=stop,
         guard=guard,
     )
