@@ -1,7 +1,7 @@
 """Reading a DeepSpeed JSON strictly: it is refused if DeepSpeed would misread it, and its "auto" values are filled.
 
-The JSON decides how a run is parallelized, the recipe everything about learning. DeepSpeed ignores unknown keys, keeps "auto" as
-a string and clips gradients at 1.0 by default, so everything that it gets is checked here first.
+The JSON decides how a run is parallelized, the recipe everything about learning. DeepSpeed ignores unknown keys, keeps "auto"
+as a string and clips gradients at 1.0 by default, so everything that it gets is checked here first.
 """
 
 from __future__ import annotations
