@@ -18,7 +18,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.checkpoint import DeepSpeedCheckpoint
-from deepspeed.checkpoint.constants import PARAM, PARAM_SHAPES, UNIVERSAL_CHECKPOINT_INFO
+from deepspeed.checkpoint.constants import FROZEN_PARAM_FRAGMENTS, PARAM, PARAM_SHAPES, UNIVERSAL_CHECKPOINT_INFO
 from deepspeed.checkpoint.ds_to_universal import extract_zero_shards, extract_zero_shards_stage3, merge_tp_slices
 
 from cromic_ds.engine.engine import Engine
@@ -187,7 +187,7 @@ def restore_frozen(engine: Engine, checkpoint: Path, written: Layout) -> None:
     if not frozen:
         return
     ranks = range(written.world_size) if written.stage == 3 else ()
-    shards = [load_lazily(checkpoint / model_file(3, rank))["frozen_param_fragments"] for rank in ranks]
+    shards = [load_lazily(checkpoint / model_file(3, rank))[FROZEN_PARAM_FRAGMENTS] for rank in ranks]
     whole = {} if shards else load_lazily(checkpoint / model_file(written.stage))["module"]
     for name, p in frozen.items():
         shape = torch.Size(getattr(p, "ds_shape", p.shape))
