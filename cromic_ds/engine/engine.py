@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +32,9 @@ class StepResult:
 
 
 class Engine:
-    """Trains a model under DeepSpeed. A: micro-batches of a rank in a step (accumulation)."""
+    """Trains one of our models (models/registry.py). A: micro-batches of a rank in a step (accumulation)."""
 
-    def __init__(
-        self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, config: dict[str, Any], compile: bool = False
-    ):
+    def __init__(self, model: Any, optimizer: torch.optim.Optimizer, config: dict[str, Any], compile: bool = False):
         self.n_parameters = sum(p.numel() for p in model.parameters())
         self.forward_flops = model.flops_formula()
         self.stage = config.get("zero_optimization", {}).get("stage", 0)
@@ -45,9 +44,10 @@ class Engine:
             config = {**config, "gradient_clipping": 0.0}
         if self.stage == 3:
             deepspeed.utils.set_z3_leaf_modules(model, list(model.gathered_whole))
-        self.deepspeed, *_ = deepspeed.initialize(
+        # Any: much of what is used of it is not in DeepSpeed's types (docs/deepspeed_internals.md).
+        self.deepspeed: Any = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config, dist_init_required=False
-        )
+        )[0]
         if self.stage == 0 and torch.distributed.get_world_size() == 1:
             # A single rank would also flatten, "all-reduce" and copy back every gradient: 6% of a step on a CPU.
             self.deepspeed.enable_backward_allreduce = False
@@ -60,7 +60,10 @@ class Engine:
         self.autocast_dtype = getattr(torch, autocast["dtype"]) if autocast.get("enabled") else None
         self.scaler = LossScaler(self.deepspeed) if self.autocast_dtype is torch.float16 else None
         self.device = local_device()
-        self.watch_forward = contextlib.nullcontext  # around each forward pass of training; the profiler sets it
+        # Around each forward pass of training; the profiler sets it.
+        self.watch_forward: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+            contextlib.nullcontext
+        )  # around each forward pass of training; the profiler sets it
 
     @property
     def model(self) -> PreTrainedModel:

@@ -9,6 +9,7 @@ gradients before that scaler has unscaled them: the norm is reported 65,536 time
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from deepspeed import DeepSpeedEngine
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class LossScaler:
     """
 
     def __init__(self, engine: DeepSpeedEngine, value: float = 2.0**16):
-        self.optimizer = engine.optimizer if engine.zero_optimization_stage() > 0 else None
+        self.optimizer: Any = engine.optimizer if engine.zero_optimization_stage() > 0 else None
         if self.optimizer is None:
             engine.torch_autocast_z0_gradscaler = None
         else:

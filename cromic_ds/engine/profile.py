@@ -15,7 +15,7 @@ from deepspeed.comm import comm
 from deepspeed.profiling.flops_profiler import FlopsProfiler
 from deepspeed.profiling.flops_profiler import profiler as flops_profiler
 from deepspeed.utils.timer import SynchronizedWallClockTimer
-from torch import Tensor, nn
+from torch import Tensor
 
 from cromic_ds.engine.engine import Engine
 from cromic_ds.errors import UserError
@@ -146,7 +146,7 @@ class Profiler:
         log.info("collectives of DeepSpeed: %s", path)
 
 
-def count_parameters(module: nn.Module) -> None:
+def count_parameters(module: Any) -> None:
     """Note a module's number of parameters for DeepSpeed's profiler.
 
     Outside of their module ZeRO-3's parameters are empty; `ds_numel` is their unsharded size.

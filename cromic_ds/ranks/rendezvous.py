@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
-import torch.distributed as dist
+from torch.distributed import DistError, TCPStore
 
 from cromic_ds.errors import UserError
 from cromic_ds.ranks.launcher import Ranks
@@ -16,7 +16,7 @@ from cromic_ds.ranks.launcher import Ranks
 JOIN = timedelta(minutes=3)  # between the arrival of the first rank and of the last one
 
 
-def meet(ranks: Ranks, within: timedelta) -> dist.Store | None:
+def meet(ranks: Ranks, within: timedelta) -> TCPStore | None:
     """Return once every rank has connected to rank 0's address.
 
     The process group alone would wait for an absent rank as long as for any collective, and not name it. It uses the same
@@ -30,11 +30,11 @@ def meet(ranks: Ranks, within: timedelta) -> dist.Store | None:
     address, port, world_size = ranks.master_addr, ranks.master_port, ranks.world_size
     host, everyone = socket.gethostname(), [str(rank) for rank in range(world_size)]
     try:
-        store = dist.TCPStore(
+        store = TCPStore(
             address, port, is_master=ranks.is_main, timeout=within, wait_for_workers=False, multi_tenant=True
         )
         store.set(str(ranks.rank), host)
-    except dist.DistError as error:
+    except DistError as error:
         if "EADDRINUSE" in str(error):
             where = f"port {port} of {address}"
             raise UserError(f"{where} is in use: choose another (deepspeed --master_port, or MASTER_PORT)") from None
@@ -45,11 +45,11 @@ def meet(ranks: Ranks, within: timedelta) -> dist.Store | None:
     try:
         store.wait(everyone, within)
         return store
-    except dist.DistError:
+    except DistError:
         pass
     try:
         absent = [rank for rank in everyone if not store.check([rank])]
-    except dist.DistError:
+    except DistError:
         raise UserError(
             f"rank {ranks.rank} on host {host}: rank 0 at {address} ended before all ranks had come"
         ) from None
