@@ -62,8 +62,6 @@ class Engine:
         self.device = local_device()
         # Around each forward pass of training; the profiler sets it.
         self.watch_forward: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
-            contextlib.nullcontext
-        )  # around each forward pass of training; the profiler sets it
 
     @property
     def model(self) -> PreTrainedModel:
