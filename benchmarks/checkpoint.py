@@ -20,13 +20,14 @@ import torch
 from common import SEED_DATA, exit_with, seed_batch
 from train_step import loop_step, training_run
 
-from cromic_ds.checkpoints.writer import Checkpoints
+from cromic_ds.checkpoints.writer import CheckpointWriter
+from cromic_ds.run_folder import RunFolder
 
 EVERY, MOST_LOST = 20, 0.03
 NONE, BACKGROUND, WAITING = "no checkpoint", "in the background", "waited for"
 
 
-def seconds_of_block(run, checkpoints: Checkpoints | None) -> float:
+def seconds_of_block(run, checkpoints: CheckpointWriter | None) -> float:
     start = time.perf_counter()
     if checkpoints:
         run.checkpoints = checkpoints
@@ -49,7 +50,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=args.folder) as folder:
         run = training_run(seed_batch(args.seed_data), args.ds_config, Path(folder))
         ways = {NONE: None, BACKGROUND: run.checkpoints}
-        ways[WAITING] = Checkpoints(run.engine, Path(folder), keep_last=1, background=False)
+        ways[WAITING] = CheckpointWriter(run.engine, RunFolder(folder), keep_last=1, background=False)
         for checkpoints in ways.values():  # first uses: memory is touched, kernels are compiled
             seconds_of_block(run, checkpoints)
         lost: dict[str, list[float]] = {BACKGROUND: [], WAITING: []}

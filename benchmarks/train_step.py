@@ -73,15 +73,16 @@ def bare(batch: Batch, kernels: dict[str, str] | None = None, device: str = "cpu
     return step
 
 
-def training_run(batch: Batch, ds_config: str, checkpoints: Path, keep_last: int = 1):
+def training_run(batch: Batch, ds_config: str, run_folder: Path, keep_last: int = 1):
     """A `loop.Run` of preset paper on one batch again and again; `loop_step` is its step."""
     from cromic_ds.checkpoints.state import TrainState
-    from cromic_ds.checkpoints.writer import Checkpoints
+    from cromic_ds.checkpoints.writer import CheckpointWriter
     from cromic_ds.engine import process_group
     from cromic_ds.engine.config import ResolveFacts, find_ds_config, load_ds_config, resolve
     from cromic_ds.engine.engine import Engine
     from cromic_ds.ranks.launcher import Ranks
     from cromic_ds.ranks.signals import StopRequest
+    from cromic_ds.run_folder import RunFolder
     from cromic_ds.tracking.tracker import Tracker
     from cromic_ds.training import loop
     from cromic_ds.training.usage import Usage
@@ -105,7 +106,7 @@ def training_run(batch: Batch, ds_config: str, checkpoints: Path, keep_last: int
         "optim": OptimizerSettings(),
         "engine": engine,
         "state": TrainState(),
-        "checkpoints": Checkpoints(engine, checkpoints, keep_last),
+        "checkpoints": CheckpointWriter(engine, RunFolder(run_folder), keep_last),
         "batches": itertools.repeat([batch]),
         "dataset": range(batch.n_posts),
         "tracker": Tracker(),
@@ -131,7 +132,7 @@ def loop_step(run) -> float:
 
 
 def ours(batch: Batch, ds_config: str) -> Step:
-    run = training_run(batch, ds_config, Path("checkpoints"))
+    run = training_run(batch, ds_config, Path("runs"))
     return lambda: loop_step(run)
 
 

@@ -34,9 +34,9 @@ def replacing(path: str | Path, mode: str = "w", durable: bool = True) -> Iterat
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.writing")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
     try:
-        with aside.open(mode, **text) as file:
+        with aside.open(mode, encoding=encoding, newline=newline) as file:
             yield file
             if durable:
                 file.flush()

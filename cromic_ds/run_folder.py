@@ -1,21 +1,20 @@
-"""The names of all files in a run folder. Standard library only: the guard process and the launch scripts use it too.
+"""The names of all files in a run folder. Standard library only: the watchers and the launch scripts use it too.
 
 `python -m cromic_ds.run_folder RUN` prints the paths that shell scripts need, as shell variables.
 """
 
 from __future__ import annotations
 
+import os
 import re
-import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 # The files of a checkpoint beside DeepSpeed's own.
 MANIFEST = "manifest.json"  # size and hash of each file; a checkpoint that has one is complete
 STATE = "state.json"
 BUFFERS = "buffers.safetensors"
-EMA_FILE = "ema.safetensors"  # all averaged weights, whole, whatever the number of ranks
+EMA_FILE = "ema.safetensors"  # all averaged weights, unsharded on any number of ranks
 
 # The files of an export, and of RUN/model, beside those of transformers.
 FACTS = "cromic_ds.json"  # task, token limits, tokenizer fingerprint
@@ -29,11 +28,20 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """Paths below a run folder. Nothing is read or made, except by `step_names`."""
+    """Paths in a run folder. Nothing is created, and only the plural names look at the disk.
 
-    path: Path
+    A plain class, because the watchers that import it have to start fast.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
 
     @property
     def config(self) -> Path:
@@ -69,9 +77,18 @@ class RunFolder:
     def samples(self) -> Path:
         return self.path / "samples"
 
+    def trace(self, rank: int) -> Path:
+        """A rank's profile of the steps in `profile.trace`."""
+        return self.path / "profile" / f"rank-{rank}.trace.json"
+
     @property
-    def profile(self) -> Path:
-        return self.path / "profile"
+    def flops_profile(self) -> Path:
+        return self.path / "flops_profile.txt"
+
+    @property
+    def collectives(self) -> Path:
+        """Counts, times and bandwidths of DeepSpeed's collectives."""
+        return self.path / "comms.txt"
 
     @property
     def tensorboard(self) -> Path:
@@ -83,12 +100,21 @@ class RunFolder:
 
     @property
     def finished(self) -> Path:
-        """There exactly while the run in the folder is complete and exported."""
+        """Exists exactly while the run in the folder is complete and exported."""
         return self.path / "finished.json"
 
     @property
     def lock(self) -> Path:
+        """Names the job that uses the folder."""
         return self.path / "lock.json"
+
+    def stale_lock(self, attempt: str) -> Path:
+        """Where a start of the run moves the lock of a job that has died."""
+        return self.path / f".lock-stale-{attempt}"
+
+    def preflight(self, attempt: str, rank: int | None = None) -> Path:
+        """Written to see whether all ranks share the folder: by rank 0 for all, and by each rank for itself."""
+        return self.path / f".preflight-{attempt}{'' if rank is None else f'-{rank}'}"
 
     # ---- checkpoints
 
@@ -98,12 +124,12 @@ class RunFolder:
 
     @property
     def latest(self) -> Path:
-        """Holds the name of the newest checkpoint."""
+        """Contains the name of the newest checkpoint."""
         return self.checkpoints / "latest"
 
     @property
     def best(self) -> Path:
-        """Holds the name of the checkpoint with the best evaluation score."""
+        """Contains the name of the checkpoint with the best evaluation score."""
         return self.checkpoints / "best"
 
     def checkpoint(self, step: int) -> Path:
@@ -113,6 +139,20 @@ class RunFolder:
         """Return the names of the complete checkpoints, oldest first."""
         return sorted(path.name for path in self.checkpoints.glob("step-*") if _STEP.fullmatch(path.name))
 
+    def damaged(self, name: str) -> Path:
+        """Where a damaged checkpoint is set aside."""
+        return self.checkpoints / f"damaged-{name}"
+
+    def damaged_names(self) -> list[str]:
+        return sorted(path.name for path in self.checkpoints.glob("damaged-*"))
+
+    def temporary(self, name: str) -> Path:
+        """Where a checkpoint is written, converted or removed; what a killed run leaves there, the next save removes."""
+        return self.checkpoints / f".writing-{name}"
+
+    def temporaries(self) -> list[Path]:
+        return list(self.checkpoints.glob(".writing-*"))
+
     # ---- ranks
 
     @property
@@ -120,14 +160,14 @@ class RunFolder:
         return self.path / "ranks"
 
     def rank_state(self, rank: int) -> Path:
-        """Where a rank is; its guard keeps the file."""
+        """What a rank does at the moment; its watcher writes the file."""
         return self.ranks / f"rank-{rank:04d}.json"
 
     def rank_states(self) -> list[Path]:
         return sorted(self.ranks.glob("rank-*.json"))
 
     def failure(self, attempt: str) -> Path:
-        """The first failure of a start; `attempt` tells one start of the run from another."""
+        """The first failure of a start; `attempt` distinguishes the starts of a run."""
         return self.ranks / f"failed-{attempt}.json"
 
     def failures(self) -> list[Path]:
@@ -135,6 +175,9 @@ class RunFolder:
 
 
 if __name__ == "__main__":
-    folder = RunFolder(Path(sys.argv[1]))
-    for name in ("finished", "latest", "ranks", "log"):
-        print(f"run_{name}={shlex.quote(str(getattr(folder, name)))}")
+    import shlex
+
+    folder = RunFolder(sys.argv[1])
+    print(f"run_finished={shlex.quote(str(folder.finished))}")
+    print(f"run_latest={shlex.quote(str(folder.latest))}")
+    print(f"run_failures=({shlex.join(map(str, folder.failures()))})")

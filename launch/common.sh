@@ -1,6 +1,6 @@
-# What the sbatch scripts share; sourced by them, in the repository's folder.
+# Functions of the sbatch scripts, which source this file in the repository's folder.
 
-refuse() { # MESSAGE: the job ends, as one that cannot work
+refuse() { # MESSAGE: end the job because it cannot work
     echo "error: $*" >&2
     exit 2
 }
@@ -10,47 +10,48 @@ if [ -z "${VIRTUAL_ENV-}" ] && [ -f .venv/bin/activate ]; then source .venv/bin/
 command -v cromic-ds >/dev/null ||
     refuse "no cromic-ds on $(hostname): activate the environment before sbatch, or make one with 'make setup'"
 
-# Each host would compile DeepSpeed's operation by itself at home.
+# Without this, each host would compile DeepSpeed's operation in its home folder.
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$PWD/.cache/torch_extensions}
 
-train() { # SCRIPT RECIPE [--setting value …]: a task for each GPU, or for each CPU slot; never returns
+train() { # SCRIPT RECIPE [--setting value …]: one task per GPU, or per CPU slot; never returns
     local script=$1 recipe=$2 run before port step
     shift 2
     [ -f "$recipe" ] || refuse "there is no recipe $recipe in $PWD"
     one_task_per_gpu
     run=$(value_of --out "$@")
     run=${run:-runs/$(basename "$recipe" .yaml)} # the same after a requeue, and for the next sbatch
-    before=$(newest_checkpoint "$run")
+    find_paths "$run"
+    before=$(newest_checkpoint)
 
     MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    port=$((20000 + SLURM_JOB_ID % 10000)) # another one for each job that may share the host
+    port=$((20000 + SLURM_JOB_ID % 10000)) # different for jobs that share the host
     export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-$port}
-    unset RANK WORLD_SIZE LOCAL_RANK # of a launcher that sbatch was called below
-    # srun does not take the job's CPUs for each task over by itself.
+    unset RANK WORLD_SIZE LOCAL_RANK # set if sbatch was called in a process that a launcher started
+    # By itself srun does not use the job's --cpus-per-task.
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 
     describe "$run"
     run_step python -u "$script" --config "$recipe" "$@" --out "$run"
-    if [ -e "$run/finished.json" ]; then
+    if [ -e "$run_finished" ]; then
         echo "finished: $run"
         exit "$code"
     fi
     [ "$code" = 0 ] || echo "failed with exit code $code; the logs of all ranks: $logs/rank-*.txt"
     if ! still_ours; then
         exit "$code" # cancelled, or Slurm requeues it
-    elif [ "$code" = 0 ] && [ "$(newest_checkpoint "$run")" != "$before" ]; then
-        requeue "stopped before its end; $run goes on from $(newest_checkpoint "$run")"
+    elif [ "$code" = 0 ] && [ "$(newest_checkpoint)" != "$before" ]; then
+        requeue "stopped before its end; $run will resume from $(newest_checkpoint)"
     elif being_preempted; then
         requeue "preempted before it could save"
     elif [ "$code" = 0 ]; then
-        echo "ended without an error, but $run has no finished.json and no new checkpoint: not requeued"
+        echo "ended without an error, but without $run_finished and without a new checkpoint: not requeued"
         exit 1
     fi
     show_errors "$run"
     exit "$code"
 }
 
-run_step() { # COMMAND: by srun on all tasks; sets $code and $logs
+run_step() { # COMMAND: run it on all tasks with srun; sets $code and $logs
     logs=$(job_field StdOut)
     logs=${logs%.*}.ranks
     mkdir -p "$logs"
@@ -62,7 +63,7 @@ run_step() { # COMMAND: by srun on all tasks; sets $code and $logs
     wait
 }
 
-wait_for() { # JOB [SIGNAL]: sets $code; passes SIGNAL on when this job is told to stop, and sets $stopping
+wait_for() { # PROCESS [SIGNAL]: sets $code; if Slurm asks this job to stop, sends SIGNAL to PROCESS and sets $stopping
     local caught=yes
     trap "caught=yes stopping=yes; ${2:+kill -$2 $1}" USR1 TERM
     trap 'caught=yes' CONT
@@ -74,7 +75,7 @@ wait_for() { # JOB [SIGNAL]: sets $code; passes SIGNAL on when this job is told 
     trap - USR1 TERM CONT
 }
 
-tasks() { # of this allocation, from a list such as 8(x2),4; after a requeue with fewer nodes SLURM_NTASKS is the old one's
+tasks() { # number of tasks, from a list such as 8(x2),4; SLURM_NTASKS is wrong after a requeue with fewer nodes
     tr , '\n' <<<"$SLURM_TASKS_PER_NODE" | tr -c '0-9\n' ' ' | awk '{ n += $1 * ($2 ? $2 : 1) } END { print n }'
 }
 
@@ -84,7 +85,7 @@ one_task_per_gpu() {
         refuse "$tasks tasks for $gpus GPUs on $(hostname), and each task drives one: sbatch --ntasks-per-node=$gpus …"
 }
 
-describe() { # RUN: what somebody who reads the job's output wants to know first
+describe() { # RUN: the first lines of the job's output
     echo "== $(date '+%F %T') job $SLURM_JOB_ID ($SLURM_JOB_NAME), start ${SLURM_RESTART_COUNT:-0}, in $PWD"
     echo "   run folder  $1"
     echo "   hosts       $SLURM_JOB_NODELIST, tasks $SLURM_TASKS_PER_NODE, GPUs on each ${SLURM_GPUS_ON_NODE:-none}"
@@ -93,13 +94,13 @@ describe() { # RUN: what somebody who reads the job's output wants to know first
     env | grep -E '^(CUDA|NCCL|GLOO|OMP|DS|WANDB|HF|TORCH)_' | grep -v KEY | sort | sed 's/^/   /'
 }
 
-requeue() { # WHY: Slurm starts this job again, with the same arguments
+requeue() { # WHY: have Slurm start this job again with the same arguments
     echo "$1; requeued"
     scontrol requeue "$SLURM_JOB_ID"
     exit
 }
 
-value_of() { # OPTION ARGUMENTS…: the option's last value, empty without one
+value_of() { # OPTION ARGUMENTS…: the last value of the option, empty if it is not given
     local option=$1 value=
     shift
     while [ $# -gt 0 ]; do
@@ -112,9 +113,15 @@ value_of() { # OPTION ARGUMENTS…: the option's last value, empty without one
     echo "$value"
 }
 
-newest_checkpoint() { cat "$1/checkpoints/latest" 2>/dev/null; }
+find_paths() { # RUN: sets $run_finished, $run_latest and the array $run_failures, which has the files there are now
+    local paths
+    paths=$(python -m cromic_ds.run_folder "$1") || refuse "$(command -v python) has no cromic_ds: activate its environment"
+    eval "$paths"
+}
 
-job_field() { # NAME: what Slurm knows of this job, to the end of the line that NAME is in
+newest_checkpoint() { cat "$run_latest" 2>/dev/null; }
+
+job_field() { # NAME: a field of this job in Slurm, up to the end of its line
     scontrol show job "$SLURM_JOB_ID" | sed -nE "s/^(.* )?$1=(.*)/\2/p"
 }
 
@@ -122,20 +129,21 @@ still_ours() { [[ $(job_field JobState) == RUNNING* ]]; }
 
 being_preempted() { [[ $(job_field PreemptTime) == [0-9]* ]]; }
 
-show_errors() { # RUN: last of all the rank that failed first, where the run got as far as to note that
+show_errors() { # RUN: print the failure of the rank that failed first; if none was noted, the last errors in the logs
     local first=
     killed_task
-    first=$(grep -hs "\"job\": \"$SLURM_JOB_ID\"" "$1"/ranks/failed-*.json |
+    find_paths "$1"
+    first=$(grep -hs "\"job\": \"$SLURM_JOB_ID\"" "${run_failures[@]}" /dev/null |
         sed -E 's/.*"error": "(.*)"\}$/error: \1/; s/\\(["\\])/\1/g')
     if [ -n "$first" ]; then
         echo "$first"
         return
     fi
-    # In one line each, as this project's commands and Python end with.
+    # The last line of Python's tracebacks and of this project's commands.
     grep -hE '^(error: |[A-Za-z_.]*(Error|Exception)\b)' "$logs"/rank-*.txt | sort -u | tail -n 5
 }
 
-killed_task() { # what srun said of the first task of this start that a signal ended
+killed_task() { # print srun's message about the first task of this start that a signal ended
     local line
     line=$(tac "$(job_field StdOut)" | sed '/^== .* job /q' | grep '^srun: error: .*: tasks\? ' | tail -n 1)
     [[ ${line:-Exited with} == *"Exited with"* ]] || echo "error: ${line#srun: error: } (a task is a rank)"

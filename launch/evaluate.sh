@@ -3,9 +3,9 @@
 #
 #   sbatch --gpus 1 launch/evaluate.sh runs/finetune_vqa2/export --data vqa-store --split val
 #
-# Submit it in the repository's folder; `cromic-ds evaluate --help` lists the settings. A requeued job starts again.
+# Submit it in the repository's folder; `cromic-ds evaluate --help` lists the settings. A requeued job starts from the beginning.
 #
-# Options of sbatch take the place of these:
+# Options of sbatch override these:
 #SBATCH --job-name=evaluate
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task=4

@@ -3,10 +3,10 @@
 #
 #   sbatch --gpus-per-node 8 --ntasks-per-node 8 launch/finetune.sh vqa2 runs/pretrain_cmt/export --data.path vqa-store
 #
-# TASK is one of recipes/finetune_TASK.yaml, BACKBONE an export or a run folder ("" starts from random weights). Submit it in
-# the repository's folder. The run folder is --out, or runs/finetune_TASK. For stops and requeues see launch/pretrain.sh.
+# TASK names the recipe recipes/finetune_TASK.yaml, BACKBONE an export or a run folder ("" starts from random weights). Submit it
+# in the repository's folder. The run folder is --out, or runs/finetune_TASK. For stops and requeues see launch/pretrain.sh.
 #
-# Options of sbatch take the place of these:
+# Options of sbatch override these:
 #SBATCH --job-name=finetune
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -20,6 +20,6 @@
 source launch/common.sh
 
 if [[ $# -lt 2 || $1 == --* || $2 == --* ]]; then
-    refuse "what on which backbone? sbatch launch/finetune.sh TASK BACKBONE [--setting value …]"
+    refuse "name a task and a backbone: sbatch launch/finetune.sh TASK BACKBONE [--setting value …]"
 fi
 train finetune.py "recipes/finetune_$1.yaml" --backbone "$2" "${@:3}"

@@ -3,10 +3,10 @@
 #
 #   sbatch --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 launch/pretrain.sh recipes/pretrain_cmt.yaml --data.path STORE
 #
-# Submit it in the repository's folder. The run folder is --out, or runs/ and the recipe's name. Before the time limit and
-# when preempted the training saves, and the job is requeued until the run is finished; `scancel` ends it.
+# Submit it in the repository's folder. The run folder is --out, or runs/ and the recipe's name. Before the time limit and when the
+# job is preempted, the training saves, and the job is requeued until the run is finished; `scancel` ends it.
 #
-# Options of sbatch take the place of these:
+# Options of sbatch override these:
 #SBATCH --job-name=pretrain
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

@@ -3,10 +3,10 @@
 #
 #   sbatch launch/table.sh recipes/table_full.yaml tables/full --slurm="--partition=gpu --gpus=1" --data.posts STORE …
 #
-# This job only waits: it submits the table's cells as job arrays, with the options in --slurm, and what comes after each.
-# Submit it in the repository's folder. At its time limit it is requeued; the cells go on meanwhile.
+# This job submits the jobs of the table's cells as job arrays, with the options in --slurm, and waits for them. Submit it in the
+# repository's folder. At its time limit it is requeued; the cells continue meanwhile.
 #
-# Options of sbatch take the place of these:
+# Options of sbatch override these:
 #SBATCH --job-name=table
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task=1
@@ -19,7 +19,7 @@
 source launch/common.sh
 
 if [[ $# -lt 2 || $1 == --* || $2 == --* ]]; then
-    refuse "which table? sbatch launch/table.sh RECIPE OUT [--setting value …]"
+    refuse "name a recipe and a folder: sbatch launch/table.sh RECIPE OUT [--setting value …]"
 fi
 slurm=$(value_of --slurm "${@:3}")
 cromic-ds table --recipe "$1" --out "$2" "${@:3}" --slurm="$slurm" &

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from helpers.paths import HELPERS, REPOSITORY
+
+from cromic_ds.ranks.launcher import free_port
 
 SMALLEST = {
     **{"d_model": 32, "n_heads": 4, "ffn": 48, "image_size": 96},  # 2×2 image tokens
@@ -88,13 +89,10 @@ def run_ranks(tmp_path: Path) -> Callable[..., list[dict]]:
 
     def start(jobs: list[dict], world_size: int = 2, timeout: float = 300) -> list[dict]:
         (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         environment = {
             **os.environ,
             **{"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "DS_LOG_LEVEL": "ERROR"},
-            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)},
+            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)},
             "LOCAL_SIZE": str(world_size),
             "PYTHONPATH": str(REPOSITORY),
         }

@@ -15,7 +15,14 @@ ROOMS = (
     *("checkpoints", "training", "tools", "cli"),
 )
 ONLY_IN = {"deepspeed": "engine", "wandb": "tracking"}
-STANDARD_LIBRARY_ONLY = ("files.py", "run_folder.py", "settings.py", "shipped.py", "ranks/guard_process.py")
+STANDARD_LIBRARY_ONLY = (
+    "files.py",
+    "run_folder.py",
+    "settings.py",
+    "shipped.py",
+    "ranks/processes.py",
+    "ranks/watcher.py",
+)
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__main__.py")
 
 

@@ -1,16 +1,14 @@
-"""A run's checkpoints on disk: which there are, whether they are whole, and loading one. `saving.py` writes them.
+"""Reading a run's checkpoints: which ones exist, whether they are complete, and loading one. `writer.py` writes them.
 
 RUN/checkpoints/
     step-00001000/   DeepSpeed's shards, state.json, buffers.safetensors, manifest.json (size and hash of each file)
-    latest           the newest step folder's name, swapped atomically
+    latest           the name of the newest step folder, replaced atomically
     best             the name of the one with the best evaluation score
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,46 +17,45 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from cromic_ds.checkpoints import universal
+from cromic_ds.checkpoints.convert import load_converted
 from cromic_ds.checkpoints.state import TrainState
 from cromic_ds.engine.ema import Ema
 from cromic_ds.engine.engine import Engine
 from cromic_ds.engine.universal import Layout
 from cromic_ds.errors import UserError
-from cromic_ds.files import file_digest
+from cromic_ds.files import file_digest, read_json
 from cromic_ds.ranks.collectives import barrier, from_main, gather_objects
+from cromic_ds.run_folder import BUFFERS, MANIFEST, STATE, RunFolder
 
 log = logging.getLogger(__name__)
-MANIFEST, STATE, BUFFERS = "manifest.json", "state.json", "buffers.safetensors"
-DAMAGED = "damaged-"  # before the name of a checkpoint that was set aside
-STEP_FOLDER = re.compile(r"step-(\d{8})")
 
 
-def step_name(step: int) -> str:
-    return f"step-{step:08d}"
+def find_checkpoint(run: RunFolder, name: str) -> Path:
+    """Return the folder of the checkpoint `name`: latest, best, or a step folder's name.
 
-
-def retire_old(folder: Path, keep_last: int) -> list[Path]:
-    """Put aside all checkpoints but the newest `keep_last` and the best; returns what is to be removed.
-
-    Renamed first: a folder with a step's name is always complete, even if removing it is interrupted.
+    Raises:
+        UserError: it does not exist or is damaged.
     """
-    names = step_names(folder)
-    keep = set(names[-max(keep_last, 1) :])
-    if (folder / "best").exists():
-        keep.add((folder / "best").read_text().strip())
-    return [(folder / name).rename(folder / f".writing-old-{name}") for name in names if name not in keep]
-
-
-def step_names(folder: Path) -> list[str]:
-    """Names of the complete checkpoints, oldest first."""
-    return sorted(p.name for p in folder.glob("step-*") if STEP_FOLDER.fullmatch(p.name))
+    names = run.step_names()
+    if not names:
+        raise UserError(f"{run}: no checkpoint in it; is it a run folder, and has the run saved yet?")
+    if name in ("latest", "best"):
+        pointer = run.latest if name == "latest" else run.best
+        if not pointer.exists():
+            raise UserError(f"{run.checkpoints}: no {name!r} checkpoint; there are {', '.join(names)}")
+        name = pointer.read_text().strip()
+    if name not in names:
+        raise UserError(f"{run.checkpoints}: no checkpoint {name!r}; there are {', '.join(names)}")
+    checkpoint = run.checkpoints / name
+    if problem := damage(checkpoint):
+        raise UserError(f"{checkpoint} is damaged: {problem}; name another with --checkpoint ({', '.join(names)})")
+    return checkpoint
 
 
 def damage(checkpoint: Path, names: list[str] | None = None) -> str | None:
-    """What is wrong with a checkpoint's files, or None. `names`: check only these of the manifest's files."""
+    """Return what is wrong with a checkpoint's files, or None. `names`: check only these of the manifest's files."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        manifest = read_json(checkpoint / MANIFEST)
     except (OSError, ValueError) as error:
         return f"{MANIFEST}: {error}"
     for name in sorted(manifest) if names is None else names:
@@ -76,57 +73,59 @@ def damage(checkpoint: Path, names: list[str] | None = None) -> str | None:
     return None
 
 
-def newest_good(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are all as they were written, checked by all ranks together; None before the first.
+def newest_good(run: RunFolder) -> Path | None:
+    """Return the newest checkpoint whose files are all as they were written, or None before the first checkpoint.
 
-    A damaged one is reported and the one before it tried.
+    Collective: each rank checks a part of the files. A damaged checkpoint is reported and set aside, and the one before it is
+    checked.
 
     Raises:
-        UserError: there were some and all are damaged; to start again from nothing is not ours to decide.
+        UserError: there were checkpoints and all are damaged. Only the user can decide to start from the beginning.
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    for name in reversed(from_main(step_names(folder))):
-        checkpoint = folder / name
+    for name in reversed(from_main(run.step_names())):
+        checkpoint = run.checkpoints / name
         try:
-            files = sorted(json.loads((checkpoint / MANIFEST).read_text()))[rank::world_size]
+            files = sorted(read_json(checkpoint / MANIFEST))[rank::world_size]
         except (OSError, ValueError):
-            files = None  # damage() says what is wrong
+            files = None  # damage() reports the reason
         problems = [p for p in gather_objects(damage(checkpoint, files)) if p]
         if not problems:
             return checkpoint
         log.warning("checkpoint %s is damaged (%s); set aside, trying the one before", checkpoint, problems[0])
-        if rank == 0:  # out of the way of the same step's next checkpoint
-            aside = folder / f"{DAMAGED}{name}"
-            shutil.rmtree(aside, ignore_errors=True)
-            checkpoint.rename(aside)
+        if rank == 0:  # the next checkpoint of the same step needs the name
+            shutil.rmtree(run.damaged(name), ignore_errors=True)
+            checkpoint.rename(run.damaged(name))
         barrier()
-    if damaged := from_main(sorted(p.name for p in folder.glob(f"{DAMAGED}*"))):
+    if damaged := from_main(run.damaged_names()):
         raise UserError(
-            f"no checkpoint in {folder} is whole ({', '.join(damaged)}): put one back and name it as before, or remove "
-            f"{folder} to begin anew"
+            f"no checkpoint in {run.checkpoints} is whole ({', '.join(damaged)}): restore one under its former name, or remove "
+            f"{run.checkpoints} to start from the beginning"
         )
     return None
 
 
-def load(
+def load_checkpoint(
     engine: Engine, checkpoint: Path, ema: Ema | None = None, progress: Callable[[], None] = lambda: None
 ) -> TrainState:
     """Restore weights, optimizer, buffers and state, written by any number of ranks at any ZeRO stage.
 
     Args:
-        progress: called on every rank as a conversion for other ranks or another stage goes on.
+        progress: called on every rank during a conversion for another number of ranks or another stage.
 
     Raises:
         UserError: it cannot be converted for this number of ranks and this stage.
     """
-    values = json.loads((checkpoint / STATE).read_text())
-    written = Layout(values.pop("world_size"), values.pop("stage", engine.stage))  # old ones do not name the stage
+    values = read_json(checkpoint / STATE)
+    written = Layout(
+        values.pop("world_size"), values.pop("stage", engine.stage)
+    )  # old checkpoints do not name the stage
     if written.fits(Layout(dist.get_world_size(), engine.stage)):
         path, _ = engine.deepspeed.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
         if path is None:
             raise UserError(f"{checkpoint}: DeepSpeed could not load it (written at another ZeRO stage?)")
     else:
-        universal.load(engine, checkpoint, written, progress)
+        load_converted(engine, checkpoint, written, progress)
     restore_buffers(engine.model, checkpoint)
     if ema:
         ema.load(checkpoint)

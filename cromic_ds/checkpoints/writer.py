@@ -1,7 +1,7 @@
-"""Writing checkpoints while training goes on: each rank copies its part to host memory, and a thread writes the copy.
+"""Writing checkpoints while training continues: each rank copies its part to host memory, and a thread writes the copy.
 
-A checkpoint is complete or absent. It is written aside; when every rank has written and hashed its files, which the ranks
-agree on in the loop's all-reduce, rank 0 adds the manifest and renames the folder.
+A checkpoint is complete or absent. It is written under a temporary name. Once every rank has written and hashed its files,
+which they agree on in the loop's all-reduce, rank 0 adds the manifest and renames the folder.
 """
 
 from __future__ import annotations
@@ -19,71 +19,72 @@ import torch.distributed as dist
 from safetensors.torch import save
 from torch.utils.serialization import config as serialization
 
-from cromic_ds.checkpoints.reader import BUFFERS, MANIFEST, STATE, retire_old, step_name
 from cromic_ds.checkpoints.state import TrainState
 from cromic_ds.engine.checkpoint_files import InMemory, OnDisk, Pending
 from cromic_ds.engine.ema import Ema
 from cromic_ds.engine.engine import Engine
 from cromic_ds.errors import UserError
-from cromic_ds.files import file_digest, write_atomically
+from cromic_ds.files import FileDigest, file_digest, write_atomically
 from cromic_ds.ranks.collectives import average_buffers, from_main, gather_objects, on_main, sum_over_ranks
-from cromic_ds.run_folder import EMA_FILE
+from cromic_ds.run_folder import BUFFERS, EMA_FILE, MANIFEST, STATE, RunFolder, step_name
 from cromic_ds.tracking import Tracker
 from cromic_ds.tracking.log import FILE_ONLY
 
 log = logging.getLogger(__name__)
-
-
 MOST_NAMED = 64  # ranks in a line of the log
 
 
-class Checkpoints:
-    """Saves a run's checkpoints, one at a time; every method is called on all ranks together.
+class CheckpointWriter:
+    """Writes a run's checkpoints, one at a time. All methods are collective.
 
-    background: write while training goes on, from a copy of the rank's part in host memory; else training waits.
+    Args:
+        keep_last: number of newest checkpoints to keep; the best one stays as well.
+        background: write while training continues, from a copy of the rank's part in host memory; otherwise training waits.
     """
 
     def __init__(
         self,
         engine: Engine,
-        folder: Path,
+        run: RunFolder,
         keep_last: int,
         ema: Ema | None = None,
         background: bool = True,
         tracker: Tracker | None = None,
     ):
-        self.engine, self.folder, self.keep_last, self.ema = engine, folder, keep_last, ema
+        self.engine = engine
+        self.run = run
+        self.keep_last = keep_last
+        self.ema = ema
         self.tracker = tracker or Tracker()
         self.shards = InMemory() if background else OnDisk()
         self.pending: Pending | None = None
         self._thread = self._remover = threading.Thread()
         engine.deepspeed.checkpoint_engine = self.shards
-        # DeepSpeed would put copies of a script beside the checkpoints; `cromic-ds export` does its work.
+        # DeepSpeed would copy a script to the checkpoints; `cromic-ds export` does the same.
         engine.deepspeed._copy_recovery_script = lambda folder: None
 
     @property
     def writing(self) -> bool:
-        """Whether this rank still writes."""
+        """Whether this rank is still writing."""
         return self._thread.is_alive()
 
     def begin(self, state: TrainState, progress: Callable[[], None] = lambda: None) -> None:
-        """Start the checkpoint of `state.step`, if there is none; waits until the one before it is complete.
+        """Start the checkpoint of `state.step` unless it exists. Waits until the one before it is complete.
 
         Args:
-            progress: called as writing goes on.
+            progress: called while it waits and bytes are written.
 
         Raises:
-            UserError: a checkpoint that could not be written.
+            UserError: a checkpoint could not be written.
         """
         self.finish(progress)
-        name, rank = step_name(state.step), dist.get_rank()
-        if from_main((self.folder / name).exists()):
+        if from_main(self.run.checkpoint(state.step).exists()):
             return
-        start, aside = time.perf_counter(), self.folder / f".writing-{name}"
-        on_main(self._prepare, aside)
+        start, rank, aside = time.perf_counter(), dist.get_rank(), self.run.temporary(step_name(state.step))
+        on_main(self._make_folder, aside)
         average_buffers(self.engine.model)
-        with serialization.patch({"save.compute_crc32": False}):  # the manifest has better ones
-            self.engine.deepspeed.save_checkpoint(str(self.folder), tag=aside.name, save_latest=False)
+        with serialization.patch({"save.compute_crc32": False}):  # the manifest has better checksums
+            self.engine.deepspeed.save_checkpoint(str(aside.parent), tag=aside.name, save_latest=False)
         if self.ema:
             averages = self.ema.content()
             if rank == 0:
@@ -107,7 +108,7 @@ class Checkpoints:
         """
         start, seen = time.perf_counter(), -1.0
         while self.pending:
-            self._thread.join(0.05)  # no wait where this rank has written all; the sum waits for the others
+            self._thread.join(0.05)  # returns at once if this rank has written everything; the sum waits for the others
             unfinished, n_bytes = sum_over_ranks([self.writing, self.pending.n_bytes])
             if n_bytes != seen:
                 progress()
@@ -119,35 +120,36 @@ class Checkpoints:
             self._remover.join()
 
     def complete(self) -> None:
-        """Make a checkpoint of what all ranks have written by now.
+        """Publish the checkpoint that all ranks have finished writing.
 
         Raises:
-            UserError: one of them could not write; nothing is left of the checkpoint.
+            UserError: a rank could not write; nothing is left of the checkpoint.
         """
+        assert self.pending, "no checkpoint is being written"
         pending, self.pending = self.pending, None
-        aside = self.folder / f".writing-{step_name(pending.step)}"
+        aside = self.run.temporary(step_name(pending.step))
         parts: list[Pending] = gather_objects(pending)
         if problems := [part.problem for part in parts if part.problem]:
             if dist.get_rank() == 0:
                 shutil.rmtree(aside, ignore_errors=True)
             raise UserError(
-                f"the checkpoint of step {pending.step} could not be written to {self.folder} ({problems[0]}); those before it "
-                f"are whole: put that right and give the same command again"
+                f"the checkpoint of step {pending.step} could not be written to {self.run.checkpoints} ({problems[0]}); "
+                "earlier checkpoints are whole: fix this and run the same command again"
             )
         on_main(self._publish, aside, parts)
         if dist.get_rank() == 0:
             self._report(pending.step, parts)
 
-    def _prepare(self, aside: Path) -> None:
+    def _make_folder(self, aside: Path) -> None:
         try:
-            for left_over in self.folder.glob(".writing-*"):
+            for left_over in self.run.temporaries():
                 shutil.rmtree(left_over)
             aside.mkdir(parents=True)
         except OSError as error:
-            raise UserError(f"cannot save a checkpoint: {error}; those before it are whole") from None
+            raise UserError(f"cannot save a checkpoint: {error}; earlier checkpoints are whole") from None
 
     def _write(self, aside: Path, pending: Pending) -> None:
-        """In a thread: it calls no collective, and what goes wrong is told to all ranks by `complete`."""
+        """Write this rank's files. Runs in a thread, so it calls no collective; `complete` reports its problem to all ranks."""
         start = time.perf_counter()
         try:
             self.shards.write(aside, pending)
@@ -157,22 +159,25 @@ class Checkpoints:
         pending.seconds = time.perf_counter() - start
 
     def _publish(self, aside: Path, parts: list[Pending]) -> None:
-        """On rank 0. Files that no rank named are DeepSpeed's own copies of what it offloaded to NVMe."""
-        final, manifest = self.folder / step_name(parts[0].step), {}
+        """Add the manifest and give the checkpoint its name. Called on rank 0."""
+        final = self.run.checkpoint(parts[0].step)
+        manifest: dict[str, FileDigest] = {}
         try:
             for part in parts:
                 manifest |= part.files
-            for path in aside.rglob("*"):
+            for path in aside.rglob(
+                "*"
+            ):  # files that no rank wrote here: DeepSpeed's copies of what it offloaded to NVMe
                 if path.is_file() and (name := path.relative_to(aside).as_posix()) not in manifest:
                     manifest[name] = file_digest(path)
-            (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+            write_atomically(aside / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
             aside.rename(final)
-            write_atomically(self.folder / "latest", final.name)
+            write_atomically(self.run.latest, final.name)
             if parts[0].best:
-                write_atomically(self.folder / "best", final.name)
-            old = retire_old(self.folder, self.keep_last)
+                write_atomically(self.run.best, final.name)
+            old = retire_old(self.run, self.keep_last)
         except OSError as error:
-            raise UserError(f"cannot save a checkpoint: {error}; those before it are whole") from None
+            raise UserError(f"cannot save a checkpoint: {error}; earlier checkpoints are whole") from None
         self._remover = threading.Thread(
             target=lambda: [shutil.rmtree(path) for path in old], name="removing", daemon=True
         )
@@ -189,3 +194,15 @@ class Checkpoints:
         log.info(
             "step %d written: %s", step, ", ".join(each) + ", …" * (len(parts) > MOST_NAMED), extra={FILE_ONLY: True}
         )
+
+
+def retire_old(run: RunFolder, keep_last: int) -> list[Path]:
+    """Give all checkpoints but the newest `keep_last` and the best a temporary name; return the folders to remove.
+
+    Because they are renamed first, a folder with a step's name is always complete, even if its removal is interrupted.
+    """
+    names = run.step_names()
+    keep = set(names[-max(keep_last, 1) :])
+    if run.best.exists():
+        keep.add(run.best.read_text().strip())
+    return [(run.checkpoints / name).rename(run.temporary(f"old-{name}")) for name in names if name not in keep]

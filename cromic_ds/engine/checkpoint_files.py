@@ -1,34 +1,45 @@
-"""DeepSpeed's checkpoint files, taken into memory or hashed as they are written."""
+"""The files that DeepSpeed writes into a checkpoint, kept in memory or hashed while they are written."""
 
 from __future__ import annotations
 
-import hashlib
 import io
-import logging
-import os
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any, cast
 
 import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
-log = logging.getLogger(__name__)
+from cromic_ds.files import PIECE_BYTES, DigestedFile, FileDigest
 
 
-PIECE = 1 << 22  # bytes written and hashed at a time
+@dataclass
+class Pending:
+    """A checkpoint that is being written, as this rank sees it."""
+
+    step: int
+    best: bool
+    blocked: float  # seconds that training waited
+    files: dict[str, FileDigest] = field(default_factory=dict)  # that this rank has written
+    n_bytes: int = 0  # written so far
+    seconds: float = 0.0  # that writing took
+    problem: str = "its writer died"  # empty once everything is written
 
 
 class InMemory(TorchCheckpointEngine):
-    """DeepSpeed's files, kept as bytes until `write`. The memory is used again: a first touch costs as much as ten copies."""
+    """Keeps DeepSpeed's files as bytes until `write`.
+
+    The memory is used again for the next checkpoint: touching new memory costs as much as ten copies.
+    """
 
     background = True
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.files: dict[str, io.BytesIO] = {}
 
-    def save(self, state_dict: dict, path: str) -> None:
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
         memory = self.files.setdefault(Path(path).name, io.BytesIO())
         memory.seek(0)
         torch.save(state_dict, memory)
@@ -39,71 +50,36 @@ class InMemory(TorchCheckpointEngine):
 
     def write(self, folder: Path, pending: Pending) -> None:
         for name, memory in self.files.items():
-            with closing(HashedFile(folder / name)) as file, memory.getbuffer() as content:
-                for first in range(0, len(content), PIECE):
-                    pending.n_bytes += file.write(content[first : first + PIECE])
-            pending.files[name] = file.entry()
+            with closing(DigestedFile(folder / name)) as file, memory.getbuffer() as content:
+                for first in range(0, len(content), PIECE_BYTES):
+                    pending.n_bytes += file.write(content[first : first + PIECE_BYTES])
+            pending.files[name] = file.digest()
 
 
 class OnDisk(InMemory):
-    """DeepSpeed's files, written at once; the small ones by `write`."""
+    """Writes DeepSpeed's files at once; `write` writes the small ones that were added."""
 
     background = False
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.written: dict[str, dict] = {}
+        self.written: dict[str, FileDigest] = {}
         self.error: Exception | None = None
 
-    def save(self, state_dict: dict, path: str) -> None:
-        """An error is kept for `write`: raised here, the other ranks would wait for this one."""
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
+        """Write one file. An error is kept for `write`: raised here, the other ranks would wait for this one."""
         try:
-            with closing(HashedFile(Path(path))) as file:
-                torch.save(state_dict, file)
-            self.written[Path(path).name] = file.entry()
+            with closing(DigestedFile(Path(path))) as file:
+                torch.save(state_dict, cast("IO[bytes]", file))  # it calls `write` and `flush` alone
+            self.written[Path(path).name] = file.digest()
         except Exception as error:
             self.error = error
 
     def write(self, folder: Path, pending: Pending) -> None:
-        (error, self.error), (written, self.written) = (self.error, None), (self.written, {})
+        error, written = self.error, self.written
+        self.error, self.written = None, {}
         if error:
             raise error
         super().write(folder, pending)
         pending.files |= written
-        pending.n_bytes += sum(entry["bytes"] for entry in written.values())
-
-
-class HashedFile:
-    """A new file that knows its size and hash, as `checkpoint.describe` gives them; closed, it is on the disk."""
-
-    def __init__(self, path: Path):
-        self._file, self._digest, self._size = path.open("wb"), hashlib.blake2b(digest_size=16), 0
-
-    def write(self, content: bytes | memoryview) -> int:
-        self._digest.update(content)
-        self._size += len(content)
-        return self._file.write(content)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def entry(self) -> dict:
-        return {"bytes": self._size, "blake2b": self._digest.hexdigest()}
-
-
-@dataclass
-class Pending:
-    """A checkpoint that is being written, as this rank sees it."""
-
-    step: int
-    best: bool
-    blocked: float  # seconds that training waited
-    files: dict[str, dict] = field(default_factory=dict)  # written by this rank: size and hash
-    n_bytes: int = 0  # written so far
-    seconds: float = 0.0  # that writing took
-    problem: str = "its writer died"  # until all is written
+        pending.n_bytes += sum(file["bytes"] for file in written.values())

@@ -1,7 +1,7 @@
-"""A DeepSpeed JSON, read strictly: refused where DeepSpeed would misunderstand it, its "auto" values filled from the recipe.
+"""Reading a DeepSpeed JSON strictly: it is refused if DeepSpeed would misread it, and its "auto" values are filled.
 
-The JSON says how a run is parallelized and nothing else; everything about learning comes from the recipe. DeepSpeed ignores
-unknown keys, keeps "auto" as a string and clips at 1.0 unasked, so nothing reaches it that was not checked here.
+The JSON decides how a run is parallelized, the recipe everything about learning. DeepSpeed ignores unknown keys, keeps "auto"
+as a string and clips gradients at 1.0 by default, so everything that it gets is checked here first.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cromic_ds.engine.schema import AUTO, check_schema, dotted, strings_of
 from cromic_ds.errors import UserError
@@ -51,11 +52,15 @@ class ResolveFacts:
         return max(1, self.world_size // self.ranks_per_node)
 
 
-def load_ds_config(path: str | Path) -> dict:
-    """The JSON object in `path`; `UserError` with line and column where it is not JSON or repeats a key."""
+def load_ds_config(path: str | Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        UserError: it cannot be read, is not JSON (with line and column), or repeats a key.
+    """
     path = Path(path)
 
-    def unique(pairs: list[tuple]) -> dict:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         for key in keys:
             if keys.count(key) > 1:
@@ -89,7 +94,7 @@ def resolve(config: dict, facts: ResolveFacts, this_machine: bool = True) -> dic
 
 
 def validate(config: dict, facts: ResolveFacts, this_machine: bool = True) -> None:
-    """Refuse unknown and mistyped keys, and what contradicts the run. "auto" values are taken as not contradicting.
+    """Raise UserError for unknown or mistyped keys and for values that contradict the run; "auto" contradicts nothing.
 
     Starts no process group and compiles nothing.
     """
@@ -178,7 +183,7 @@ def split_batch(facts: ResolveFacts, given_micro_batch: int = 0) -> tuple[int, i
 
 
 def nearest_divisors(n: int, wanted: int) -> list[int]:
-    """The largest divisor of `n` below `wanted` and the smallest above it, where there are such."""
+    """Return the largest divisor of `n` below `wanted` and the smallest above it, as far as they exist."""
     divisors = [d for d in range(1, n + 1) if n % d == 0]
     return [*[d for d in divisors if d < wanted][-1:], *[d for d in divisors if d > wanted][:1]]
 
@@ -196,7 +201,7 @@ def batch_arithmetic(config: dict, world_size: int) -> str:
     )
 
 
-# ---- what contradicts
+# ---- values that contradict the run
 
 
 def check_precision(config: dict, facts: ResolveFacts) -> None:
@@ -210,7 +215,7 @@ def check_precision(config: dict, facts: ResolveFacts) -> None:
     for key in ("bf16", "fp16"):
         if key in enabled:
             raise UserError(
-                f"{where}: {key}.enabled turns BatchNorm's weights to {key} beside fp32 statistics, which fails; "
+                f"{where}: {key}.enabled converts BatchNorm's weights to {key} beside fp32 statistics, which fails; "
                 f"use precision {key} (torch_autocast)"
             )
     wanted = AUTOCAST.get(facts.precision)
@@ -303,7 +308,7 @@ def check_zero_plus_plus(config: dict, facts: ResolveFacts) -> None:
                 f'{where}.{key} needs CUDA kernels, and this run is on {facts.device}; write "auto" or false'
             )
         if facts.precision in AUTOCAST:
-            # Weights: DeepSpeed asserts. Gradients: its kernel reads every gradient's bytes as fp16, whatever their type.
+            # Weights: DeepSpeed asserts. Gradients: its kernel reads the bytes of every gradient as fp16, even of bf16 ones.
             raise UserError(
                 f'{where}.{key} needs precision fp32, and the run\'s is {facts.precision}; write "auto" or false'
             )
@@ -316,13 +321,13 @@ def check_zero_plus_plus(config: dict, facts: ResolveFacts) -> None:
 # ---- helpers
 
 
-def _given(block: dict, key: str):
-    """The value of `key`, or None where it is missing or "auto"."""
+def _given(block: dict[str, Any], key: str) -> Any:
+    """Return the value of `key`, None if it is missing or "auto"."""
     value = block.get(key)
     return None if value == AUTO else value
 
 
-def _put(config: dict, path: tuple[str, ...], value) -> None:
+def _put(config: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for key in path[:-1]:
         config = config[key]
     config[path[-1]] = value
@@ -333,10 +338,10 @@ def _writable(path: str) -> bool:
 
 
 def find_ds_config(name: str) -> Path:
-    """A DeepSpeed JSON by path, or by its name among the shipped ones (`zero2`, `zero2.json`, `ds_configs/zero2.json`).
+    """Return a DeepSpeed JSON by its path, or a shipped one by its name (`zero2`, `zero2.json`, `ds_configs/zero2.json`).
 
     Raises:
-        UserError: neither.
+        UserError: it is neither.
     """
     folder = shipped("ds_configs")
     for path in (Path(name), folder / Path(name).name, folder / f"{name}.json"):

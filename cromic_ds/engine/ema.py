@@ -11,7 +11,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save
 
 from cromic_ds.engine.engine import Engine
-from cromic_ds.engine.zero import held, release, shard_of
+from cromic_ds.engine.zero import drop_gathered, held, shard_of
 from cromic_ds.errors import UserError
 from cromic_ds.run_folder import EMA_FILE
 
@@ -19,7 +19,7 @@ from cromic_ds.run_folder import EMA_FILE
 class Ema:
     """average ← decay · average + (1 − decay) · weights, after every step that changed the weights.
 
-    Each rank averages what it holds of the weights: its shards under ZeRO-3, all of them below.
+    Each rank averages what it keeps of the weights: its shards under ZeRO-3, otherwise all of them.
     """
 
     def __init__(self, engine: Engine, decay: float):
@@ -36,7 +36,7 @@ class Ema:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The averages in the model's place; its own weights come back at the end, bit for bit."""
+        """Replace the model's weights by the averages; its own weights are restored at the end, bit for bit."""
         self._swap()
         try:
             yield
@@ -46,14 +46,14 @@ class Ema:
     @torch.no_grad()
     def _swap(self) -> None:
         for average, p in zip(self.averages, self.engine.model.parameters()):
-            release(p)
+            drop_gathered(p)
             weights = held(p)
             kept = weights.clone()
             weights.copy_(average)
             average.copy_(kept)
 
     def content(self) -> bytes:
-        """Of EMA_FILE, on rank 0; called on all ranks."""
+        """Return the averages as the content of EMA_FILE on rank 0, nothing elsewhere. Collective."""
         with self.applied(), self.engine.full_weights() as model:
             if dist.get_rank() != 0:
                 return b""
@@ -61,10 +61,10 @@ class Ema:
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Raises UserError where the checkpoint was written without an average."""
+        """Restore the averages. Raises UserError if the checkpoint contains none."""
         if not (folder / EMA_FILE).exists():
             raise UserError(
-                f"{folder} holds no averaged weights: resume with the loop.ema_decay the run was started with"
+                f"{folder} contains no averaged weights: resume with the loop.ema_decay the run was started with"
             )
         saved = load_file(folder / EMA_FILE)
         for average, (name, p) in zip(self.averages, self.engine.model.named_parameters()):

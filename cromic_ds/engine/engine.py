@@ -1,11 +1,13 @@
-"""`Engine`: a model under DeepSpeed, with one verb for a whole training step, the same at every ZeRO stage."""
+"""`Engine`: a model under DeepSpeed, with one method for a whole training step that is the same at every ZeRO stage."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import deepspeed
 import torch
@@ -20,36 +22,37 @@ from cromic_ds.ranks.launcher import local_device
 
 @dataclass
 class StepResult:
-    """What one step of the global batch gave, the same on every rank."""
+    """The result of one step of the global batch, the same on every rank."""
 
     loss: float  # Σ losses / Σ targets over the global batch
     n_targets: int
     n_posts: int
     grad_norm: float
-    skipped: bool  # a loss too high or not finite, or a gradient not finite: the weights are as they were
+    skipped: bool  # a loss was too high or not finite, or a gradient not finite: the weights did not change
 
 
 class Engine:
-    """Legend: A micro-batches of this rank in a step (accumulation), W ranks."""
+    """Trains one of our models (models/registry.py). A: micro-batches of a rank in a step (accumulation)."""
 
-    def __init__(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, config: dict, compile: bool = False):
+    def __init__(self, model: Any, optimizer: torch.optim.Optimizer, config: dict[str, Any], compile: bool = False):
         self.n_parameters = sum(p.numel() for p in model.parameters())
         self.forward_flops = model.flops_formula()
         self.stage = config.get("zero_optimization", {}).get("stage", 0)
-        # DeepSpeed clips at stage 0 without telling the norm, so there we do it ourselves.
+        # At stage 0 DeepSpeed clips without reporting the norm, so it is done here.
         self.clip = config["gradient_clipping"]
         if self.stage == 0:
             config = {**config, "gradient_clipping": 0.0}
         if self.stage == 3:
             deepspeed.utils.set_z3_leaf_modules(model, list(model.gathered_whole))
-        self.deepspeed, *_ = deepspeed.initialize(
+        # Any: much of what is used of it is not in DeepSpeed's types (docs/deepspeed_internals.md).
+        self.deepspeed: Any = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config, dist_init_required=False
-        )
+        )[0]
         if self.stage == 0 and torch.distributed.get_world_size() == 1:
-            # DeepSpeed would flatten, "all-reduce" and copy back every gradient even alone: 6% of a step on a CPU.
+            # A single rank would also flatten, "all-reduce" and copy back every gradient: 6% of a step on a CPU.
             self.deepspeed.enable_backward_allreduce = False
         if compile:
-            # Layer by layer: the convolutions gain nothing, and inductor fails on their dynamic strides.
+            # Layer by layer, because convolutions gain nothing and inductor fails on their dynamic strides.
             for module in model.modules():
                 if isinstance(module, model.compiled):
                     module.compile(dynamic=True)
@@ -57,7 +60,8 @@ class Engine:
         self.autocast_dtype = getattr(torch, autocast["dtype"]) if autocast.get("enabled") else None
         self.scaler = LossScaler(self.deepspeed) if self.autocast_dtype is torch.float16 else None
         self.device = local_device()
-        self.watch_forward = contextlib.nullcontext  # around each forward pass of training; the profiler sets it
+        # Around each forward pass of training; the profiler sets it.
+        self.watch_forward: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
     @property
     def model(self) -> PreTrainedModel:
@@ -75,23 +79,23 @@ class Engine:
 
         Args:
             batches: the rank's A micro-batches.
-            n_targets: target tokens of the global batch, all ranks and micro-batches: what the summed loss is divided by.
+            n_targets: target tokens of the global batch (all ranks and micro-batches), by which the summed loss is divided.
             seeds: one for each micro-batch, for dropout.
-            max_loss: the step is skipped on all ranks if a micro-batch of one has a higher loss per target token.
+            max_loss: upper bound on a micro-batch's loss per target token; above it, all ranks skip the step.
         """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         self.deepspeed.train()
         world_size = torch.distributed.get_world_size()
-        scale = world_size / max(n_targets, 1)  # DeepSpeed averages gradients over the ranks; we want their sum
+        scale = world_size / max(n_targets, 1)  # DeepSpeed averages gradients over the ranks; this gives the sum
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch, seed in zip(batches, seeds):
             torch.manual_seed(seed)
             with self.watch_forward():
                 loss = self.deepspeed(batch.to(self.device)).float()
             total += loss.detach()
-            # An infinite loss can have finite gradients, as one that is too high has; as NaN they cannot pass the check before
-            # the update, on any rank.
+            # An infinite loss can have finite gradients, and a loss that is too high does. As NaN they fail the check before
+            # the update, on every rank.
             fits = loss.detach().isfinite() & (loss.detach() <= max_loss * batch.n_targets)
             poison = torch.where(fits, 1.0, math.nan)
             loss = loss * (scale * poison)
@@ -108,7 +112,7 @@ class Engine:
         return StepResult(loss_sum / max(n_targets, 1), n_targets, int(n_posts), grad_norm, skipped)
 
     def _clip_or_drop(self) -> tuple[float, bool]:
-        """Stage 0: clip the reduced gradients, or drop them where they are not finite, so that the update does nothing."""
+        """Clip the reduced gradients at stage 0. If they are not finite, drop them, so that the update does nothing."""
         grads = [p for p in self.model.parameters() if p.grad is not None]
         if self.scaler:
             self.scaler.unscale(grads)
@@ -121,13 +125,13 @@ class Engine:
 
     @torch.no_grad()
     def loss_sum(self, batch: Batch) -> Tensor:
-        """Summed loss of a batch with the sharded weights; every rank must call it the same number of times."""
+        """Return the summed loss of a batch with the sharded weights. Every rank must call it the same number of times."""
         self.deepspeed.eval()
         return self.deepspeed(batch.to(self.device)).float()
 
     @contextlib.contextmanager
     def full_weights(self) -> Iterator[PreTrainedModel]:
-        """The plain model with all weights on this rank, in evaluation mode and under the run's autocast."""
+        """Yield the plain model with all weights on this rank, in evaluation mode and under the run's autocast."""
         self.deepspeed.eval()
         gathered = (
             deepspeed.zero.unwrap_model_for_generation(self.deepspeed) if self.stage == 3 else contextlib.nullcontext()
@@ -135,6 +139,6 @@ class Engine:
         with torch.no_grad(), gathered, self.autocast():
             yield self.model
 
-    def autocast(self):
+    def autocast(self) -> torch.autocast:
         enabled = self.autocast_dtype is not None
         return torch.autocast(self.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled)

@@ -1,7 +1,7 @@
-"""How many bytes a run needs where, and sends, before it starts: arithmetic on a model's facts and a resolved DeepSpeed config.
+"""The bytes that a run needs and sends, computed before it starts from a model's sizes and a resolved DeepSpeed config.
 
-Parameters are fp32 (autocast keeps them so). What DeepSpeed 0.19 holds for them was measured with two CPU processes, and
-`tests/training/test_plan_real.py` measures it again; legend: N parameters, T trainable, W ranks, H ranks of an hpZ group.
+Parameters are fp32, also under autocast. What DeepSpeed 0.19 keeps for them was measured with two CPU processes, and
+`tests/tools/test_plan_real.py` measures it again. N parameters, T trainable ones, W ranks, H ranks of an hpZ group:
 
     stage 0   parameters N, gradients T, Adam 2T
     stage 1   parameters N, gradients T/W (T while micro-batches accumulate), fp32 copy and Adam 3T/W
@@ -10,7 +10,7 @@ Parameters are fp32 (autocast keeps them so). What DeepSpeed 0.19 holds for them
 
 From stage 1 on DeepSpeed keeps an fp32 "master" copy even though the parameters are fp32 already. ZeRO-3 keeps a parameter
 that it gathered in the forward pass until its backward pass if that is closer than `stage3_max_reuse_distance` parameters
-away: by default (10⁹) a model of up to 5·10⁸ parameters is whole on every rank in the middle of a step.
+away. By default (10⁹) a model of up to 5·10⁸ parameters is unsharded on every rank in the middle of a step.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ ALL_REDUCE_BUCKET = 500_000_000  # elements; deepspeed.runtime.engine.MEMORY_OPT
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the plan has to know of a model."""
+    """Sizes of a model that the plan needs."""
 
     tensors: tuple[int, ...]
     """Elements of each parameter."""
     n_frozen: int = 0
     """Elements of the parameters that are not trained."""
     n_low_precision: int = 0
-    """Elements in linear and convolution layers: under autocast DeepSpeed sends these, and only these, in the short type."""
+    """Elements in linear and convolution layers: under autocast DeepSpeed sends only these in two bytes."""
     largest_layer: int = 0
     """Elements of the largest single module: ZeRO-3 has to gather it at once."""
     activation_bytes: int = 0
-    """Saved for the backward pass whatever the number of posts (autocast's copies of the weights)."""
+    """Saved for the backward pass for any number of posts (autocast's copies of the weights)."""
     activation_bytes_per_post: int = 0
-    """Saved for the backward pass for each post of the micro-batch, its image and comments included."""
+    """Saved for the backward pass for each post of the micro-batch, including its image and comments."""
     flops_per_post: float = 0
-    """Of the forward pass of a post with its image and comments."""
+    """FLOPs of the forward pass of a post with its image and comments."""
 
     @property
     def n_parameters(self) -> int:
@@ -50,7 +50,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on each rank's device, on the host and on disk for each rank, and bytes through the collectives per step."""
+    """Bytes that each rank needs on its device, on the host and on disk, and bytes through the collectives per step."""
 
     parameters: int
     gathered: int
@@ -61,35 +61,39 @@ class MemoryPlan:
     host: int
     disk: int
     messages: dict[str, int]
-    """Collective -> bytes of the full tensors that went through it in one optimizer step."""
+    """For each collective, the bytes of the full tensors that pass through it in one optimizer step."""
     world_size: int
 
     @property
     def device(self) -> int:
-        """All on the device at once. An upper bound: activations are largest when gradients are smallest."""
+        """Upper bound on the bytes on the device: activations are largest when gradients are smallest."""
         return self.parameters + self.gathered + self.gradients + self.optimizer + self.buffers + self.activations
 
     @property
     def sent(self) -> int:
-        """Bytes that each rank sends in one step, by ring algorithms: an all-reduce passes its tensor on twice."""
+        """Bytes that each rank sends in one step with ring algorithms; an all-reduce passes its tensor on twice."""
         share = (self.world_size - 1) / self.world_size
         return round(share * sum(size * (2 if name == "all_reduce" else 1) for name, size in self.messages.items()))
 
 
-def model_facts(model: nn.Module, **more: float) -> ModelFacts:
-    """Facts of a model, on any device (the meta device included); `more` are those that its modules do not tell."""
+def model_facts(
+    model: nn.Module, activation_bytes: int = 0, activation_bytes_per_post: int = 0, flops_per_post: float = 0
+) -> ModelFacts:
+    """Return the sizes of a model on any device, including the meta device; the other arguments cannot be read from it."""
     low = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # deepspeed.runtime.torch_autocast compares classes exactly
     return ModelFacts(
         tensors=tuple(p.numel() for p in model.parameters()),
         n_frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad),
         n_low_precision=sum(p.numel() for m in model.modules() if type(m) in low for p in m.parameters(recurse=False)),
         largest_layer=max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules()),
-        **more,
+        activation_bytes=activation_bytes,
+        activation_bytes_per_post=activation_bytes_per_post,
+        flops_per_post=flops_per_post,
     )
 
 
 def memory_plan(facts: ModelFacts, config: dict, world_size: int) -> MemoryPlan:
-    """The plan of one run. `config` is resolved: no "auto" left."""
+    """Return the plan of one run. `config` is resolved: it contains no "auto"."""
     zero = config.get("zero_optimization", {})
     stage = zero.get("stage", 0)
     n, trained = facts.n_parameters, facts.n_parameters - facts.n_frozen
@@ -153,7 +157,7 @@ def memory_plan(facts: ModelFacts, config: dict, world_size: int) -> MemoryPlan:
 
 
 def _sent_bytes(facts: ModelFacts, n: int, config: dict) -> int:
-    """Bytes of n elements on the way between ranks, in DeepSpeed's communication types."""
+    """Return the bytes of n elements between ranks, in DeepSpeed's communication types."""
     if config.get("communication_data_type") in ("fp16", "bf16"):
         return n * HALF
     if config.get("torch_autocast", {}).get("enabled", False):
@@ -162,7 +166,7 @@ def _sent_bytes(facts: ModelFacts, n: int, config: dict) -> int:
 
 
 def _on_nvme(zero: dict, share: int, partition: int, optimizer_on: str, parameters_on: str) -> tuple[int, int]:
-    """(host, disk) bytes of a rank: what is swapped lies on disk, and its staging buffers on the host. Not measured."""
+    """Return the (host, disk) bytes of a rank: swapped tensors on disk, their staging buffers on the host. Not measured."""
     host = disk = 0
     if optimizer_on == "nvme":
         tile = min(share, int(zero.get("sub_group_size", 1e9)) * FP32)
@@ -177,3 +181,8 @@ def _on_nvme(zero: dict, share: int, partition: int, optimizer_on: str, paramete
     elif parameters_on == "cpu":
         host += partition
     return host, disk
+
+
+def megabytes(n_bytes: int) -> str:
+    """Return a size as text, rounded up: "1,235 MB"."""
+    return f"{-(-n_bytes // 10**6):,} MB"

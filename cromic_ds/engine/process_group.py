@@ -1,4 +1,4 @@
-"""The process group, made by DeepSpeed."""
+"""The process group, created by DeepSpeed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 import torch.distributed as dist
 
 from cromic_ds.ranks.collectives import barrier
-from cromic_ds.ranks.launcher import Ranks, local_device, ranks_from
-from cromic_ds.ranks.rendezvous import JOIN, check_devices, free_port, free_with_process, meet
+from cromic_ds.ranks.launcher import Ranks, free_port, local_device, ranks_from
+from cromic_ds.ranks.rendezvous import JOIN, check_devices, free_with_process, meet
 
 
 def start(environ: Mapping[str, str] = os.environ) -> Ranks:
-    """Join the process group through DeepSpeed, and choose this process's device.
+    """Join the process group through DeepSpeed (nccl on GPUs, gloo elsewhere), and choose this process's device.
 
-    nccl on GPUs, gloo elsewhere. Variables that a launcher left out are set before DeepSpeed reads them.
+    Variables that the launcher left out are set before DeepSpeed reads them.
 
     Raises:
-        UserError: more processes on this host than GPUs, the rendezvous port is taken, or not all ranks came.
+        UserError: this host has more processes than GPUs, the rendezvous port is in use, or not all ranks came.
     """
     ranks = ranks_from(environ)
     os.environ.update(
@@ -48,5 +48,6 @@ def start(environ: Mapping[str, str] = os.environ) -> Ranks:
 
 
 def stop() -> None:
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,8 +1,8 @@
-"""What DeepSpeed accepts in its JSON: every key at every level with its type.
+"""What DeepSpeed accepts in its JSON: the keys at every level with their types.
 
 DeepSpeed itself refuses unknown keys only inside the blocks that are pydantic models; a typo at the top level, or in
-`torch_autocast`, `aio`, `flops_profiler`, `activation_checkpointing`, `checkpoint` and `data_types`, passes silently. Where
-a block has a pydantic model the keys come from it, so they follow the installed version; the rest is listed here.
+`torch_autocast`, `aio`, `flops_profiler`, `activation_checkpointing`, `checkpoint` and `data_types`, passes silently. If a
+block has a pydantic model, its keys come from that and so follow the installed version; the other keys are listed here.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import typing
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cromic_ds.errors import UserError, nearest
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
 AUTO = "auto"
 
-# Valid for DeepSpeed, decided elsewhere here: naming them in the JSON would have no effect, or fight the recipe.
+# Valid for DeepSpeed, but decided elsewhere: in the JSON they would have no effect or contradict the recipe.
 NOT_HERE = {
     "optimizer": "the recipe's `optim` section decides; remove this block",
     "scheduler": "the recipe's `optim` section decides; remove this block",
@@ -35,7 +38,7 @@ NOT_HERE = {
 
 
 def blocks() -> dict[str, Any]:
-    """Top-level keys -> a type, a pydantic model, or a nested dict of the same."""
+    """Return the type of each top-level key: a plain type, a pydantic model, or a nested dict of the same."""
     from deepspeed.comm.config import CommsLoggerConfig
     from deepspeed.compile.config import CompileConfig
     from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
@@ -119,8 +122,8 @@ def blocks() -> dict[str, Any]:
     }
 
 
-def check_schema(config: dict, source: str) -> None:
-    """Refuse unknown keys at any level (naming the nearest valid one), removed or deprecated keys, and mistyped values.
+def check_schema(config: dict[str, Any], source: str) -> None:
+    """Raise UserError for unknown keys at any level (naming the nearest valid one), removed keys, and values of wrong types.
 
     The string "auto" passes anywhere: `resolve` knows which keys it can fill and refuses the others.
     """
@@ -131,7 +134,7 @@ def check_schema(config: dict, source: str) -> None:
 
 
 def strings_of(config: Any, wanted: str, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Paths of every value equal to `wanted`, at any depth."""
+    """Yield the paths of all values equal to `wanted`, at any depth."""
     if isinstance(config, dict):
         for key, value in config.items():
             yield from strings_of(value, wanted, (*path, key))
@@ -169,11 +172,14 @@ def _check_block(block: Any, spec: dict[str, Any], path: tuple[str, ...], source
             _check_value(value, expected, here, source)
 
 
-def _check_model(block: Any, model: type, path: tuple[str, ...], source: str, removed: dict[str, str]) -> None:
-    """A block that DeepSpeed reads into a pydantic model: its keys and types, then the model's own validators."""
-    spec, names = {}, {}
+def _check_model(
+    block: Any, model: type[BaseModel], path: tuple[str, ...], source: str, removed: dict[str, str]
+) -> None:
+    """Check a block that DeepSpeed reads into a pydantic model: its keys and types, then the model's own validators."""
+    spec: dict[str, Any] = {}
+    names: dict[str, str] = {}
     for name, info in model.model_fields.items():
-        extra = info.json_schema_extra or {}
+        extra: Any = info.json_schema_extra or {}
         key = info.alias or name
         if extra.get("deprecated"):
             removed = {**removed, key: f"'{key}' is deprecated, use '{extra['new_param']}'"}
@@ -189,12 +195,12 @@ def _check_model(block: Any, model: type, path: tuple[str, ...], source: str, re
         raise UserError(f"{source}: {dotted(path)}: {_first_reason(error)}") from None
 
 
-def _without_auto(block: dict) -> dict:
+def _without_auto(block: dict[str, Any]) -> dict[str, Any]:
     return {k: _without_auto(v) if isinstance(v, dict) else v for k, v in block.items() if v != AUTO}
 
 
-def _model_in(annotation: Any) -> type | None:
-    """The pydantic model of `Model`, `Model | None` or `Annotated[Model, ...]`, else None."""
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the pydantic model in `Model`, `Model | None` or `Annotated[Model, ...]`, None for other types."""
     from pydantic import BaseModel
 
     for part in (annotation, *typing.get_args(annotation)):
@@ -206,7 +212,7 @@ def _model_in(annotation: Any) -> type | None:
 def _check_value(value: Any, expected: Any, path: tuple[str, ...], source: str) -> None:
     from pydantic import TypeAdapter, ValidationError
 
-    # JSON has one kind of number: 5e8 is as good an integer as 500000000, and 1 as good a float as 1.0.
+    # JSON has only one kind of number: 5e8 is a valid integer, and 1 a valid float.
     number = int(value) if isinstance(value, float) and value.is_integer() else value
     try:
         TypeAdapter(expected).validate_json(json.dumps(number), strict=True)

@@ -1,4 +1,4 @@
-"""Which code a rank runs while it waits for its peers: what its guard needs to tell a waiting rank from a stuck one."""
+"""The code that a rank runs while it waits for its peers. By it, its watcher tells a waiting rank from a stuck one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch.distributed
 
 from cromic_ds.engine import engine
 from cromic_ds.ranks import collectives
-from cromic_ds.ranks.guard_process import WaitingCode
+from cromic_ds.ranks.watcher import WaitingCode
 
 
 def waiting_code() -> WaitingCode:
-    """Return the files and folders of the code that waits, as the interpreter has loaded it."""
+    """Return the files and folders of that code, from the modules as the interpreter has loaded them."""
     return WaitingCode(
         collective=[folder_of(torch.distributed), folder_of(deepspeed.comm)],
         synchronizing=[
@@ -29,4 +29,5 @@ def waiting_code() -> WaitingCode:
 
 
 def folder_of(package: ModuleType) -> str:
+    """Return the folder of a package with a slash at its end."""
     return f"{Path(str(package.__file__)).parent}/"

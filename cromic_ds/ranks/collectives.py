@@ -1,4 +1,4 @@
-"""Processes and what they say to each other: ranks from any launcher, the process group, small collective helpers."""
+"""Small collective operations; each is a plain call where there is only one rank."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cromic_ds.ranks.launcher import local_device
 
 
 def sum_over_ranks(values: Sequence[float]) -> list[float]:
-    """Element-wise sum over all ranks, in double precision."""
+    """Return the element-wise sum over all ranks, in double precision."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return list(values)
     tensor = torch.tensor(list(values), dtype=torch.float64, device=local_device())
@@ -23,7 +23,7 @@ def sum_over_ranks(values: Sequence[float]) -> list[float]:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Every rank's value, in the order of ranks, on every rank."""
+    """Return the values of all ranks, in the order of ranks, on every rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -32,7 +32,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def from_main(value: Any) -> Any:
-    """Rank 0's value on every rank."""
+    """Return rank 0's value on every rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     box = [value]
@@ -40,8 +40,8 @@ def from_main(value: Any) -> Any:
     return box[0]
 
 
-def on_main(function: Callable, *args: Any) -> None:
-    """Run `function` on rank 0 while the others wait; its UserError is raised on every rank."""
+def on_main(function: Callable[..., Any], *args: Any) -> None:
+    """Run `function` on rank 0 while the other ranks wait. A UserError of it is raised on every rank."""
     message = None
     if int(os.environ.get("RANK", "0")) == 0:
         try:
@@ -59,7 +59,7 @@ def barrier() -> None:
 
 @torch.no_grad()
 def average_buffers(model: torch.nn.Module) -> None:
-    """Make every floating-point buffer (batch-norm statistics) the mean over the ranks, in place.
+    """Replace every floating-point buffer (batch-norm statistics) by its mean over the ranks, in place.
 
     DeepSpeed never synchronizes buffers, so without this an evaluation or a checkpoint would depend on the rank.
     """

@@ -1,15 +1,18 @@
-"""Who this process is among all processes of the run, from any launcher's environment."""
+"""Who this process is among all processes of the run, from any launcher's environment. Imports torch only for the device."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from cromic_ds.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Ranks:
     local_rank: int = 0
     local_world_size: int = 1  # processes on this host
     master_addr: str = "127.0.0.1"
-    master_port: int = 0  # 0: any free one (a single process)
+    master_port: int = 0  # 0: any free port (a single process)
 
     @property
     def is_main(self) -> bool:
@@ -29,10 +32,10 @@ class Ranks:
 
 
 def ranks_from(environ: Mapping[str, str]) -> Ranks:
-    """Ranks as torchrun and deepspeed (RANK, …) or Slurm's srun (SLURM_PROCID, …) put them into the environment.
+    """Read the ranks that torchrun and deepspeed (RANK, …) or Slurm's srun (SLURM_PROCID, …) put into the environment.
 
     Raises:
-        UserError: half of a launcher's variables.
+        UserError: the launcher set only some of its variables.
     """
     if "RANK" in environ or "WORLD_SIZE" in environ:
         names, default_port = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), "29500"
@@ -55,7 +58,10 @@ def ranks_from(environ: Mapping[str, str]) -> Ranks:
 
 
 def processes_per_host(environ: Mapping[str, str]) -> int:
-    """As torchrun, deepspeed or Slurm say it (Slurm: `2(x3),1`, of which the first); else all processes on one host."""
+    """Return how many processes a host has, from torchrun, deepspeed or Slurm; without any of them, all run on one host.
+
+    Slurm lists the hosts (`2(x3),1`); the first one's number is taken.
+    """
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE", "WORLD_SIZE"):
         if match := re.match(r"\d+", environ.get(name, "")):
             return int(match[0])
@@ -63,13 +69,34 @@ def processes_per_host(environ: Mapping[str, str]) -> int:
 
 
 def first_host(nodelist: str) -> str:
-    """`gpu[07-09,12],cpu1` -> `gpu07` (Slurm's compressed host list)."""
+    """Return the first host of Slurm's compressed list: `gpu07` of `gpu[07-09,12],cpu1`."""
     match = re.match(r"([^\[,]+)(?:\[(\d+))?", nodelist)
     return match[1] + (match[2] or "") if match else ""
 
 
 def local_device() -> torch.device:
-    """This process's device. With one GPU shown to each process (srun --gpus-per-task=1) that is device 0."""
+    """Return this process's device. Where each process is shown one GPU only (srun --gpus-per-task=1), that is device 0."""
+    import torch
+
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def free_port() -> int:
+    """Return a port of this host that nothing listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def name_ranks(ranks: Iterable[int]) -> str:
+    """Return ranks as text: "rank 7", "ranks 0-2, 5"."""
+    parts: list[list[int]] = []
+    for rank in sorted(ranks):
+        if parts and rank == parts[-1][-1] + 1:
+            parts[-1].append(rank)
+        else:
+            parts.append([rank])
+    text = ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+    return f"rank{'s' * (sum(map(len, parts)) != 1)} {text}"

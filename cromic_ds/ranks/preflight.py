@@ -1,8 +1,7 @@
-"""What must hold on all ranks before a run trains, checked by all of them together: minutes here, or a lost night."""
+"""Checks that all ranks make together before a run trains: a mistake is found in minutes instead of after a night."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import platform
@@ -10,38 +9,46 @@ import shutil
 import socket
 import time
 from importlib.metadata import version
-from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from cromic_ds.errors import UserError
+from cromic_ds.files import digest
 from cromic_ds.ranks.collectives import barrier, from_main, gather_objects
 from cromic_ds.ranks.launcher import Ranks, local_device
+from cromic_ds.run_folder import RunFolder
 from cromic_ds.shipped import PACKAGE
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
-BYTES_PER_PARAMETER = 16  # of a checkpoint: weights, and the optimizer's three numbers, at 4 bytes
+BYTES_PER_PARAMETER = 16  # of a checkpoint: the weight and the optimizer's three numbers, at 4 bytes each
 SKEW_SECONDS = 5.0
-VISIBLE_SECONDS = 5.0  # within which a file of one host is seen on the others
+VISIBLE_SECONDS = 5.0  # within which a file that one host writes is seen on the others
 
 
 def preflight(
-    folder: Path, attempt: str, settings: dict, data_fingerprint: str, n_parameters: int, checkpoints: int, ranks: Ranks
+    folder: RunFolder,
+    attempt: str,
+    settings: dict[str, Any],
+    data_fingerprint: str,
+    n_parameters: int,
+    checkpoints: int,
+    ranks: Ranks,
 ) -> None:
     """Compare all ranks with rank 0, and try what the run will need.
 
     Args:
-        settings: of the whole run, as this rank understood them.
-        n_parameters: of the model, its averaged copy included.
-        checkpoints: how many there will be at a time, the one being written included.
+        settings: all settings of the run, as this rank understood them.
+        n_parameters: parameters of the model, including its averaged copy.
+        checkpoints: how many checkpoints exist at a time, including the one that is being written.
 
     Raises:
-        UserError: what differs or is missing, with the hosts it differs or is missing on.
+        UserError: something differs or is missing; the message names the hosts.
     """
     start = time.perf_counter()
-    compare(facts(settings, data_fingerprint))
+    compare_ranks(rank_facts(settings, data_fingerprint))
     check_shared(folder, attempt, ranks)
     free = check_disk(folder, n_parameters * BYTES_PER_PARAMETER, checkpoints, ranks)
     speed = check_all_reduce(ranks)
@@ -49,18 +56,21 @@ def preflight(
     hosts = len(set(gather_objects(socket.gethostname())))
     log.info(
         "preflight: %d ranks on %d hosts agree, in %.1f s; %s%.1f GB free; clocks within %.2f s",
-        *(ranks.world_size, hosts, time.perf_counter() - start),
+        ranks.world_size,
+        hosts,
+        time.perf_counter() - start,
         f"all-reduce {speed / 1e9:.2f} GB/s; " if speed else "",
-        *(free / 1e9, skew),
+        free / 1e9,
+        skew,
     )
 
 
-def facts(settings: dict, data_fingerprint: str) -> dict[str, str]:
-    """What must be the same on all ranks, by what to call it."""
-    settings = {**settings, "data": {k: v for k, v in settings["data"].items() if k != "path"}}  # may be node-local
+def rank_facts(settings: dict[str, Any], data_fingerprint: str) -> dict[str, str]:
+    """Return what must be the same on all ranks, by the name that messages use for it."""
+    data = {k: v for k, v in settings["data"].items() if k != "path"}  # the path may be local to the host
     return {
         "code of cromic_ds": code_fingerprint(),
-        "settings": digest(json.dumps(settings, sort_keys=True, default=str)),
+        "settings": digest(json.dumps({**settings, "data": data}, sort_keys=True, default=str)),
         "store (--data.path)": data_fingerprint,
         "Python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
@@ -68,20 +78,13 @@ def facts(settings: dict, data_fingerprint: str) -> dict[str, str]:
 
 
 def code_fingerprint() -> str:
-    """Of the package's Python files, names included."""
-    package = PACKAGE
-    hashed = hashlib.blake2b(digest_size=8)
-    for path in sorted(package.rglob("*.py")):
-        hashed.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
-    return hashed.hexdigest()
+    """Return a hash of the names and contents of the package's Python files."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    return digest(b"".join(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes() for path in files))
 
 
-def digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def compare(mine: dict[str, str]) -> None:
-    """Raises UserError, on every rank, where one differs from rank 0."""
+def compare_ranks(mine: dict[str, str]) -> None:
+    """Raise UserError, on every rank, if a fact of one rank differs from rank 0's."""
     everyone = gather_objects((socket.gethostname(), mine))
     first_host, first = everyone[0]
     for what, expected in first.items():
@@ -91,9 +94,9 @@ def compare(mine: dict[str, str]) -> None:
             raise UserError(f"not the same {what} on all hosts: {first_host} has {expected}, {named}")
 
 
-def check_shared(folder: Path, attempt: str, ranks: Ranks) -> None:
-    """Every rank sees what rank 0 writes into the run folder, and can write there itself."""
-    probe = folder / f".preflight-{attempt}"
+def check_shared(folder: RunFolder, attempt: str, ranks: Ranks) -> None:
+    """Raise UserError unless every rank sees what rank 0 writes into the run folder, and can write there itself."""
+    probe = folder.preflight(attempt)
     if ranks.is_main:
         probe.write_text(attempt)
     barrier()
@@ -103,7 +106,7 @@ def check_shared(folder: Path, attempt: str, ranks: Ranks) -> None:
     if not probe.exists():
         problem = "does not see what rank 0 writes there"
     else:
-        mine = folder / f".preflight-{attempt}-{ranks.rank}"
+        mine = folder.preflight(attempt, ranks.rank)
         try:
             mine.write_text(attempt)
             mine.unlink()
@@ -117,12 +120,16 @@ def check_shared(folder: Path, attempt: str, ranks: Ranks) -> None:
         raise UserError(f"--out {folder} must be one folder for all hosts: {named}")
 
 
-def check_disk(folder: Path, checkpoint_bytes: int, checkpoints: int, ranks: Ranks) -> int:
-    """Free bytes, as rank 0 sees them; refused where the checkpoints to come do not fit beside those that are there."""
+def check_disk(folder: RunFolder, checkpoint_bytes: int, checkpoints: int, ranks: Ranks) -> int:
+    """Return the free bytes, as rank 0 sees them.
+
+    Raises:
+        UserError: the checkpoints of the run do not fit, counting those that exist already.
+    """
     free = there = 0
     if ranks.is_main:
         free = shutil.disk_usage(folder).free
-        there = sum(p.stat().st_size for p in (folder / "checkpoints").rglob("*") if p.is_file())
+        there = sum(p.stat().st_size for p in folder.checkpoints.rglob("*") if p.is_file())
     free, there = from_main((free, there))
     needed = checkpoints * checkpoint_bytes
     if needed - there > free:
@@ -135,12 +142,17 @@ def check_disk(folder: Path, checkpoint_bytes: int, checkpoints: int, ranks: Ran
 
 
 def check_all_reduce(ranks: Ranks, megabytes: int = 16, rounds: int = 3) -> float:
-    """Bytes a second that an all-reduce moves for each rank, counted as the ring sends them; 0 for a single rank."""
+    """Return the bytes per second that each rank sends in a ring all-reduce; 0 for a single rank.
+
+    Raises:
+        UserError: the sums are wrong.
+    """
     if ranks.world_size == 1:
         return 0.0
     n = ranks.world_size
     values = torch.arange(megabytes * 250_000, device=local_device(), dtype=torch.float32) % 1000
     expected = values * (n * (n + 1) / 2)
+    start = 0.0
     for round_ in range(rounds + 1):  # the first one sets up connections
         if round_ == 1:
             start = time.perf_counter()
@@ -157,7 +169,7 @@ def check_all_reduce(ranks: Ranks, megabytes: int = 16, rounds: int = 3) -> floa
 
 
 def clock_skew() -> float:
-    """Seconds between the clocks furthest apart; above SKEW_SECONDS the log says whose."""
+    """Return the largest difference between two hosts' clocks, in seconds; the log names those above SKEW_SECONDS."""
     barrier()
     times = gather_objects((socket.gethostname(), time.time()))
     first_host, first = times[0]

@@ -1,4 +1,4 @@
-"""Ranks meet at rank 0's address before the process group is made."""
+"""All ranks connect to rank 0 before the process group is created, so that absent ranks can be named."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
-import torch.distributed as dist
+from torch.distributed import DistError, TCPStore
 
 from cromic_ds.errors import UserError
 from cromic_ds.ranks.launcher import Ranks
 
-JOIN = timedelta(minutes=3)  # between the first rank's coming and the last one's
+JOIN = timedelta(minutes=3)  # between the arrival of the first rank and of the last one
 
 
-def meet(ranks: Ranks, within: timedelta) -> dist.Store | None:
-    """Return once every rank has come to rank 0's address; keep what is returned until the process group is there, which uses
-    the same server. By itself that would wait for an absent rank as long as for any collective, and not say for which.
+def meet(ranks: Ranks, within: timedelta) -> TCPStore | None:
+    """Return once every rank has connected to rank 0's address.
+
+    The process group alone would wait for an absent rank as long as for any collective, and not name it. It uses the same
+    server, so keep the returned store until the group exists.
 
     Raises:
-        UserError: ranks that do not come, a rank 0 that cannot be reached, or a port that is taken.
+        UserError: not all ranks came, rank 0 cannot be reached, or the port is in use.
     """
-    if not ranks.master_port or "TORCHELASTIC_RUN_ID" in os.environ:  # a single process; torchrun's launchers have met
+    if not ranks.master_port or "TORCHELASTIC_RUN_ID" in os.environ:  # a single process, or torchrun has done the same
         return None
     address, port, world_size = ranks.master_addr, ranks.master_port, ranks.world_size
     host, everyone = socket.gethostname(), [str(rank) for rank in range(world_size)]
     try:
-        store = dist.TCPStore(
+        store = TCPStore(
             address, port, is_master=ranks.is_main, timeout=within, wait_for_workers=False, multi_tenant=True
         )
         store.set(str(ranks.rank), host)
-    except dist.DistError as error:
+    except DistError as error:
         if "EADDRINUSE" in str(error):
             where = f"port {port} of {address}"
             raise UserError(f"{where} is in use: choose another (deepspeed --master_port, or MASTER_PORT)") from None
@@ -43,12 +45,14 @@ def meet(ranks: Ranks, within: timedelta) -> dist.Store | None:
     try:
         store.wait(everyone, within)
         return store
-    except dist.DistError:
+    except DistError:
         pass
     try:
         absent = [rank for rank in everyone if not store.check([rank])]
-    except dist.DistError:
-        raise UserError(f"rank {ranks.rank} on host {host}: rank 0 at {address} ended before all had come") from None
+    except DistError:
+        raise UserError(
+            f"rank {ranks.rank} on host {host}: rank 0 at {address} ended before all ranks had come"
+        ) from None
     raise UserError(
         f"{world_size - len(absent)} of {world_size} ranks came to {address}:{port} within {within.total_seconds():.0f} s; "
         f"missing: {', '.join(absent[:16])}{', …' * (len(absent) > 16)}. Did their hosts start them, and can they connect to "
@@ -57,8 +61,10 @@ def meet(ranks: Ranks, within: timedelta) -> dist.Store | None:
 
 
 def check_devices(ranks: Ranks, count: int, environ: Mapping[str, str]) -> None:
-    """Raises UserError where processes of this host would have to share its `count` GPUs. Under Slurm a task may be shown one
-    GPU of its own (--gpus-per-task=1); then it cannot see those of the others."""
+    """Raise UserError if processes of this host would have to share its `count` GPUs.
+
+    Under Slurm a task may be shown only its own GPU (--gpus-per-task=1).
+    """
     if ranks.local_world_size > count and not (count == 1 and "SLURM_STEP_ID" in environ):
         raise UserError(
             f"host {socket.gethostname()} has {count} GPUs for {ranks.local_world_size} processes, and each drives one: start "
@@ -67,13 +73,10 @@ def check_devices(ranks: Ranks, count: int, environ: Mapping[str, str]) -> None:
 
 
 def free_with_process(ranks: Ranks) -> None:
-    """Take the name from the 66 MiB of shared memory that DeepSpeed reduces through on a CPU: every rank has it mapped by now,
-    and without a name it is freed with the last of them, however they end. A killed run would leave it behind for good."""
+    """Unlink the 66 MiB of shared memory through which DeepSpeed reduces on a CPU.
+
+    Every rank has mapped it by now. Without a name it is freed with the last rank, however the ranks end; a killed run would
+    otherwise leave it behind.
+    """
     name = f"deepspeed_allreduce_buffer_{os.getuid()}_{ranks.master_addr}_{os.environ['MASTER_PORT']}_{ranks.rank}"
     Path("/dev/shm", name).unlink(missing_ok=True)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from types import FrameType
 
 
 class StopRequest:
-    """Remembers that a stop was asked for; the loop reads it between steps and all ranks agree on the step.
+    """Remembers a stop request; the loop reads it between steps, and all ranks agree on the step.
 
-    A second SIGINT ends the process at once: somebody at a terminal does not want to wait for a checkpoint.
+    A second SIGINT ends the process at once, because a user at a terminal does not want to wait for a checkpoint.
     """
 
     def __init__(self) -> None:
@@ -22,10 +23,9 @@ class StopRequest:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGUSR1))  # `cli.script` lets them wait
         return self
 
-    def _received(self, number: int, _frame) -> None:
-        self.interrupts += (
-            number == signal.SIGINT
-        )  # counted apart: launchers answer a SIGINT with a SIGTERM to the ranks
+    def _received(self, number: int, _frame: FrameType | None) -> None:
+        # Only SIGINT counts: launchers answer one with a SIGTERM to the ranks.
+        self.interrupts += number == signal.SIGINT
         if self.interrupts > 1:
             os._exit(130)
         self.signal = signal.Signals(number).name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from cromic_ds.engine.config import batch_arithmetic
+from cromic_ds.engine.memory import megabytes
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +42,6 @@ def announce(settings, ranks, device, ds_config, kernels, engine, memory, datase
         *(state.step, total_steps, total_steps * settings.loop.global_batch / len(dataset)),
         "; going on from the newest checkpoint" if state.step else "",
     )
-
-
-def megabytes(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:,.0f} MB"
 
 
 def device_name(device) -> str:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cromic_ds.batch import Batch
 from cromic_ds.checkpoints.state import TrainState
-from cromic_ds.checkpoints.writer import Checkpoints
+from cromic_ds.checkpoints.writer import CheckpointWriter
 from cromic_ds.data.dataset import Dataset
 from cromic_ds.data.loader import DataSettings, eval_batches
 from cromic_ds.data.order import example_seed
@@ -25,8 +25,8 @@ from cromic_ds.errors import UserError
 from cromic_ds.inference.scoring import EvalSettings, predict, sample_rows, score, teacher_forced
 from cromic_ds.metrics.perplexity import perplexity
 from cromic_ds.ranks.collectives import average_buffers, gather_objects, sum_over_ranks
-from cromic_ds.ranks.guard import Guard
 from cromic_ds.ranks.launcher import Ranks
+from cromic_ds.ranks.reporter import RankReporter
 from cromic_ds.ranks.signals import StopRequest
 from cromic_ds.tasks import Task
 from cromic_ds.tracking import Tracker
@@ -112,7 +112,7 @@ class Run:
     engine: Engine
     ema: Ema | None
     state: TrainState
-    checkpoints: Checkpoints
+    checkpoints: CheckpointWriter
     batches: Iterator[list[Batch]]  # this rank's micro-batches of each step, from state.step on
     dataset: Dataset
     eval_dataset: Dataset
@@ -123,7 +123,7 @@ class Run:
     usage: Usage
     profiler: Profiler
     stop: StopRequest
-    guard: Guard
+    guard: RankReporter
 
     @property
     def finished(self) -> bool:

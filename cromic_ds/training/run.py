@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from cromic_ds.checkpoints import reader
 from cromic_ds.checkpoints.export import export_checkpoint
 from cromic_ds.checkpoints.state import TrainState
-from cromic_ds.checkpoints.writer import Checkpoints
+from cromic_ds.checkpoints.writer import CheckpointWriter
 from cromic_ds.data.dataset import Dataset
 from cromic_ds.data.loader import DataSettings, training_batches
 from cromic_ds.data.open_dataset import open_dataset
@@ -40,10 +40,11 @@ from cromic_ds.models.common.kernels import KernelChoice, Kernels, install, sele
 from cromic_ds.models.common.precision import choose_precision
 from cromic_ds.models.settings import ModelSettings
 from cromic_ds.ranks import collectives, lock
-from cromic_ds.ranks.guard import Guard, clear
 from cromic_ds.ranks.launcher import Ranks, local_device, ranks_from
 from cromic_ds.ranks.preflight import preflight
+from cromic_ds.ranks.reporter import RankReporter, forget_ranks
 from cromic_ds.ranks.signals import StopRequest
+from cromic_ds.run_folder import RunFolder
 from cromic_ds.tasks import Task
 from cromic_ds.tasks.base import check_task
 from cromic_ds.tracking import TrackingSettings, open_trackers, setup_logging
@@ -129,15 +130,15 @@ def run_training(
 
     # Nothing was started or written up to here.
     stop = StopRequest().install()
-    with Guard(ranks, settings.loop.hang_timeout, waiting_code()) as guard:
+    with RankReporter(ranks, settings.loop.hang_timeout, waiting_code()) as guard:
         ranks = process_group.start()
         if problems := sorted({p for p in collectives.gather_objects(problem) if p}):
             raise UserError("; ".join(problems))
         folder, attempt = Path(settings.out), collectives.from_main(uuid.uuid4().hex)
         collectives.on_main(startup.open_folder, folder, startup.settings_dict(settings), fixed)
-        collectives.on_main(lock.acquire, folder, attempt)
-        collectives.on_main(clear, folder)
-        guard.publish(folder, attempt)
+        collectives.on_main(lock.acquire, RunFolder(folder), attempt)
+        collectives.on_main(forget_ranks, RunFolder(folder))
+        guard.publish(RunFolder(folder), attempt)
         setup_logging(folder, ranks.rank, ranks.world_size, socket.gethostname())
         run = start_run(settings, task, prepared, ranks, guard, stop, objective)
         at_step(run.state.step)
@@ -155,13 +156,13 @@ def run_training(
             run.tracker.finish()
         guard.at("exporting")
         if run.finished and ranks.is_main:
-            exported = export_checkpoint(folder, export, folder / "export")
+            exported = export_checkpoint(RunFolder(folder), export, folder / "export")
             log.info("finished after %d steps; exported to %s", run.state.step, exported)
             write_atomically(folder / FINISHED, json.dumps({"step": run.state.step, "time": time.time()}))
             print_summary(folder)
         collectives.barrier()
         if ranks.is_main:
-            lock.release(folder, attempt)
+            lock.release(RunFolder(folder), attempt)
         guard.end("finished" if run.finished else "stopped")
         process_group.stop()
 
@@ -170,7 +171,7 @@ def prepare(settings: RunSettings, task: Task, ranks: Ranks) -> Prepared:
     """Raises UserError for all that can be known to be wrong without starting anything."""
     if not settings.data.path:
         raise UserError("data.path is missing: name a store (make one with `cromic-ds prepare` or `cromic-ds sample`)")
-    for section in (settings.data, settings.loop, settings.eval, settings.tracking):
+    for section in (settings.data, settings.loop, settings.eval, settings.tracking, settings.profile):
         section.check()
     dataset = open_dataset(settings.data.path, settings.data.train_split)
     eval_dataset = open_dataset(settings.data.path, settings.data.eval_split)
@@ -202,7 +203,7 @@ def prepare(settings: RunSettings, task: Task, ranks: Ranks) -> Prepared:
     total_steps = settings.loop.steps or max(
         1, math.floor(settings.loop.epochs * len(dataset) / settings.loop.global_batch)
     )
-    settings.profile.check(total_steps)
+    settings.profile.check_steps(total_steps)
     return Prepared(
         dataset=dataset,
         eval_dataset=eval_dataset,
@@ -224,7 +225,7 @@ def start_run(
     task: Task,
     prepared: Prepared,
     ranks: Ranks,
-    guard: Guard,
+    guard: RankReporter,
     stop: StopRequest,
     objective: Objective | None,
 ) -> Run:
@@ -235,14 +236,14 @@ def start_run(
     guard.at("preflight")
     stored = model_facts(model).n_parameters * (2 if settings.loop.ema_decay else 1)
     every = startup.settings_dict(settings)
-    preflight(folder, guard.attempt, every, dataset.fingerprint, stored, settings.loop.keep_last + 2, ranks)
+    preflight(RunFolder(folder), guard.attempt, every, dataset.fingerprint, stored, settings.loop.keep_last + 2, ranks)
     log.info("weights: %s", origin)
     if ranks.is_main:
         startup.write_model_folder(folder, model, tokenizer, settings.data, task.name, answers)
         write_atomically(folder / "ds_config.json", json.dumps(ds_config, indent=1))
 
     guard.at("loading")
-    resume = reader.newest_good(folder / "checkpoints")
+    resume = reader.newest_good(RunFolder(folder))
     if resume is None:
         startup.calibrate_batch_norm(model, taken, dataset, settings.data, image_size)
     install(model, prepared.kernels)
@@ -255,7 +256,7 @@ def start_run(
     state = TrainState(data_fingerprint=dataset.fingerprint, tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
     ema = Ema(engine, settings.loop.ema_decay) if settings.loop.ema_decay else None
     if resume is not None:
-        state = resumed(reader.load(engine, resume, ema, lambda: guard.at("loading")), dataset)
+        state = resumed(reader.load_checkpoint(engine, resume, ema, lambda: guard.at("loading")), dataset)
     total_steps, loop = prepared.total_steps, settings.loop
     names = {**prepared.kernels.names, "optimizer": prepared.adam}
     announce(settings, ranks, prepared.device, ds_config, names, engine, memory, dataset, state, total_steps)
@@ -274,8 +275,8 @@ def start_run(
         engine=engine,
         ema=ema,
         state=state,
-        checkpoints=Checkpoints(
-            engine, folder / "checkpoints", loop.keep_last, ema, background=loop.save_in_background, tracker=tracker
+        checkpoints=CheckpointWriter(
+            engine, RunFolder(folder), loop.keep_last, ema, background=loop.save_in_background, tracker=tracker
         ),
         batches=training_batches(
             dataset,
@@ -297,7 +298,7 @@ def start_run(
         image_size=image_size,
         tracker=tracker,
         usage=Usage(engine.forward_flops, prepared.device, ranks.world_size),
-        profiler=Profiler(settings.profile, folder, engine, ranks.rank, ranks.world_size),
+        profiler=Profiler(settings.profile, RunFolder(folder), engine, ranks.rank, ranks.world_size),
         stop=stop,
         guard=guard,
     )

@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModel, GenerationConfig
 
-from cromic_ds.checkpoints.export import ExportSettings, export, find_checkpoint
-from cromic_ds.checkpoints.reader import MANIFEST
+from cromic_ds.checkpoints.export import ExportSettings, export
+from cromic_ds.checkpoints.reader import find_checkpoint
 from cromic_ds.data.loader import DataSettings
 from cromic_ds.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from cromic_ds.errors import UserError
 from cromic_ds.files import file_digest, write_atomically
 from cromic_ds.inference.exports import load_export, write_export
+from cromic_ds.run_folder import BUFFERS, MANIFEST, STATE, RunFolder
 from cromic_ds.training.startup import write_model_folder
 
 
@@ -25,8 +26,8 @@ def save_checkpoint(run: Path, model, step: int) -> Path:
     folder = run / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
     torch.save({"module": dict(model.named_parameters())}, folder / "mp_rank_00_model_states.pt")
-    save_file(dict(model.named_buffers()), folder / "buffers.safetensors")
-    (folder / "state.json").write_text(json.dumps({"step": step}))
+    save_file(dict(model.named_buffers()), folder / BUFFERS)
+    (folder / STATE).write_text(json.dumps({"step": step}))
     (folder / MANIFEST).write_text(json.dumps({p.name: file_digest(p) for p in sorted(folder.iterdir())}))
     write_atomically(folder.parent / "latest", folder.name)
     return folder
@@ -103,12 +104,12 @@ def test_a_failure_leaves_the_older_export(smallest, tokenizer, tmp_path, monkey
 
 def test_what_is_no_checkpoint(run, tmp_path):
     with pytest.raises(UserError, match=r"nowhere: no checkpoint in it; is it a run folder, and has the run saved yet"):
-        find_checkpoint(tmp_path / "nowhere", "latest")
+        find_checkpoint(RunFolder(tmp_path / "nowhere"), "latest")
     with pytest.raises(UserError, match=r"no checkpoint 'step-00000005'; there are step-00000004, step-00000008"):
-        find_checkpoint(run, "step-00000005")
+        find_checkpoint(RunFolder(run), "step-00000005")
     (run / "checkpoints" / "best").unlink()
     with pytest.raises(UserError, match=r"no 'best' checkpoint; there are step-00000004, step-00000008"):
-        find_checkpoint(run, "best")
+        find_checkpoint(RunFolder(run), "best")
 
 
 def test_a_damaged_checkpoint_is_refused(run, tmp_path):

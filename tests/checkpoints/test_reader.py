@@ -12,17 +12,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cromic_ds.checkpoints.reader import (
-    MANIFEST,
-    damage,
-    newest_good,
-    restore_buffers,
-    retire_old,
-    step_name,
-    step_names,
-)
+from cromic_ds.checkpoints.reader import damage, newest_good, restore_buffers
+from cromic_ds.checkpoints.writer import retire_old
 from cromic_ds.errors import UserError
 from cromic_ds.files import file_digest, write_atomically
+from cromic_ds.run_folder import MANIFEST, RunFolder, step_name
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    (tmp_path / "checkpoints").mkdir()
+    return RunFolder(tmp_path)
 
 
 def make_checkpoint(folder: Path, step: int) -> Path:
@@ -42,7 +42,7 @@ def flip_bit(path: Path, position: int) -> None:
     path.write_bytes(content)
 
 
-def test_describe(tmp_path):
+def test_the_digest_of_a_file(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
     # `printf abc | b2sum -l 128`
     assert file_digest(tmp_path / "f") == {"bytes": 3, "blake2b": "cf4ab791c62b8d2b2109c90275287816"}
@@ -98,37 +98,41 @@ def test_a_rank_can_check_its_share_of_the_files(tmp_path):
     assert damage(checkpoint, ["shard.pt"]) == "shard.pt does not match its checksum"
 
 
-def test_the_newest_undamaged_checkpoint_is_found_and_the_others_reported(tmp_path, caplog):
+def test_the_newest_undamaged_checkpoint_is_found_and_the_others_reported(run, caplog):
     for step in (10, 20, 30):
-        make_checkpoint(tmp_path, step)
-    (tmp_path / "damaged-step-00000030").mkdir()  # of an earlier damage
-    assert newest_good(tmp_path).name == "step-00000030"
-    flip_bit(tmp_path / "step-00000030" / "shard.pt", 7)
-    (tmp_path / "step-00000020" / MANIFEST).unlink()
+        make_checkpoint(run.checkpoints, step)
+    (run.checkpoints / "damaged-step-00000030").mkdir()  # of an earlier damage
+    assert newest_good(run).name == "step-00000030"
+    flip_bit(run.checkpoints / "step-00000030" / "shard.pt", 7)
+    (run.checkpoints / "step-00000020" / MANIFEST).unlink()
     with caplog.at_level(logging.WARNING):
-        assert newest_good(tmp_path).name == "step-00000010"
-    said = [record.getMessage() for record in caplog.records]
+        assert newest_good(run).name == "step-00000010"
+    messages = [record.getMessage() for record in caplog.records]
     assert (
-        "step-00000030 is damaged (shard.pt does not match its checksum); set aside, trying the one before" in said[0]
+        "step-00000030 is damaged (shard.pt does not match its checksum); set aside, trying the one before"
+        in messages[0]
     )
-    assert "step-00000020 is damaged (manifest.json: " in said[1]
-    assert step_names(tmp_path) == ["step-00000010"]  # the steps after it can be saved again
-    assert sorted(p.name for p in tmp_path.glob("damaged-*")) == ["damaged-step-00000020", "damaged-step-00000030"]
-    assert (tmp_path / "damaged-step-00000030" / "shard.pt").is_file()
-    assert newest_good(tmp_path / "nowhere") is None
+    assert "step-00000020 is damaged (manifest.json: " in messages[1]
+    assert run.step_names() == ["step-00000010"]  # the steps after it can be saved again
+    assert sorted(p.name for p in run.checkpoints.glob("damaged-*")) == [
+        "damaged-step-00000020",
+        "damaged-step-00000030",
+    ]
+    assert (run.checkpoints / "damaged-step-00000030" / "shard.pt").is_file()
+    assert newest_good(RunFolder("nowhere")) is None
 
 
-def test_where_no_checkpoint_is_whole_nothing_begins_anew(tmp_path):
+def test_without_a_whole_checkpoint_the_run_does_not_start_over(run):
     for step in (10, 20):
-        (make_checkpoint(tmp_path, step) / "shard.pt").unlink()
+        (make_checkpoint(run.checkpoints, step) / "shard.pt").unlink()
     for _ in range(2):  # the second time they are set aside already
         with pytest.raises(
             UserError, match=r"no checkpoint in .* is whole \(damaged-step-00000010, damaged-step-00000020\)"
         ):
-            newest_good(tmp_path)
-    (tmp_path / "damaged-step-00000010").rename(tmp_path / "step-00000010")
-    (tmp_path / "step-00000010" / "shard.pt").write_bytes(bytes(range(256)) * 40)
-    assert newest_good(tmp_path).name == "step-00000010"
+            newest_good(run)
+    (run.checkpoints / "damaged-step-00000010").rename(run.checkpoints / "step-00000010")
+    (run.checkpoints / "step-00000010" / "shard.pt").write_bytes(bytes(range(256)) * 40)
+    assert newest_good(run).name == "step-00000010"
 
 
 def test_a_file_that_cannot_be_read_is_damage(tmp_path, monkeypatch):
@@ -141,23 +145,23 @@ def test_a_file_that_cannot_be_read_is_damage(tmp_path, monkeypatch):
     assert damage(checkpoint) == "shard.pt: [Errno 5] Input/output error"
 
 
-def test_a_left_over_folder_is_no_checkpoint(tmp_path):
-    make_checkpoint(tmp_path, 10)
+def test_a_left_over_folder_is_no_checkpoint(run):
+    make_checkpoint(run.checkpoints, 10)
     for left_over in (".writing-step-00000020", ".writing-old-step-00000005", "step-00000020.tmp", "step-3"):
-        shutil.copytree(tmp_path / "step-00000010", tmp_path / left_over)
-    assert step_names(tmp_path) == ["step-00000010"]
-    assert newest_good(tmp_path).name == "step-00000010"
+        shutil.copytree(run.checkpoints / "step-00000010", run.checkpoints / left_over)
+    assert run.step_names() == ["step-00000010"]
+    assert newest_good(run).name == "step-00000010"
 
 
-def test_the_last_and_the_best_are_kept(tmp_path):
+def test_the_last_and_the_best_are_kept(run):
     for step in (100, 200, 300, 400, 500):
-        make_checkpoint(tmp_path, step)
-    write_atomically(tmp_path / "best", "step-00000200")
-    old = retire_old(tmp_path, 2)
+        make_checkpoint(run.checkpoints, step)
+    write_atomically(run.checkpoints / "best", "step-00000200")
+    old = retire_old(run, 2)
     assert [p.name for p in old] == [".writing-old-step-00000100", ".writing-old-step-00000300"]
-    assert sorted(p.name for p in tmp_path.glob("[!.]*")) == ["best", *map(step_name, (200, 400, 500))]
-    retire_old(tmp_path, 0)  # never the newest one
-    assert step_names(tmp_path) == [step_name(200), step_name(500)]
+    assert sorted(p.name for p in run.checkpoints.glob("[!.]*")) == ["best", *map(step_name, (200, 400, 500))]
+    retire_old(run, 0)  # never the newest one
+    assert run.step_names() == [step_name(200), step_name(500)]
 
 
 def test_write_atomically_replaces_and_leaves_nothing_beside(tmp_path, monkeypatch):

@@ -230,7 +230,7 @@ def loader_of(process: subprocess.Popen) -> int:
     while time.monotonic() < end:
         for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
             command = Path(f"/proc/{pid}/cmdline").read_text()
-            if "pretrain.py" in command and "guard_process" not in command:
+            if "pretrain.py" in command and "watcher.py" not in command:
                 return int(pid)
         time.sleep(0.1)
     raise AssertionError("it reads its data by itself")

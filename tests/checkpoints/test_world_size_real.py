@@ -12,9 +12,8 @@ import torch
 from helpers.launching import QUIET, Job, records, run_to_end
 from safetensors.torch import load_file
 
-from cromic_ds.checkpoints.reader import MANIFEST
 from cromic_ds.files import file_digest
-from cromic_ds.run_folder import EMA_FILE
+from cromic_ds.run_folder import EMA_FILE, MANIFEST
 
 pytestmark = pytest.mark.slow
 WORKER = "tests/helpers/world_size_worker.py"

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cromic_ds.checkpoints import writer as saving
-from cromic_ds.checkpoints.reader import damage, step_names
+from cromic_ds.checkpoints import writer
+from cromic_ds.checkpoints.reader import damage
 from cromic_ds.checkpoints.state import TrainState
-from cromic_ds.checkpoints.writer import Checkpoints
-from cromic_ds.engine.checkpoint_files import HashedFile
+from cromic_ds.checkpoints.writer import CheckpointWriter
 from cromic_ds.errors import UserError
-from cromic_ds.files import file_digest
+from cromic_ds.files import DigestedFile, file_digest
+from cromic_ds.run_folder import RunFolder
 from cromic_ds.tracking import Tracker
 
 
@@ -29,7 +29,7 @@ class Records(Tracker):
 
 
 class DeepSpeed:
-    """What `Checkpoints` calls of a DeepSpeed engine."""
+    """What `CheckpointWriter` calls of a DeepSpeed engine."""
 
     def __init__(self, weight: torch.Tensor):
         self.weight = weight
@@ -39,22 +39,29 @@ class DeepSpeed:
         self.checkpoint_engine.save({"weight": self.weight}, f"{folder}/{tag}/shard.pt")
 
 
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return RunFolder(tmp_path).checkpoints
+
+
 @pytest.fixture(params=[True, False], ids=["background", "waiting"])
 def background(request) -> bool:
     return request.param
 
 
 @pytest.fixture
-def make(tmp_path, monkeypatch):
-    """make(background): `Checkpoints` of one weight, which is `.weight`."""
-    monkeypatch.setattr(saving.dist, "get_rank", lambda: 0)
-    monkeypatch.setattr(saving.dist, "get_world_size", lambda: 1)
+def make(folder, monkeypatch):
+    """make(background): `CheckpointWriter` of one weight, which is `.weight`."""
+    monkeypatch.setattr(writer.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(writer.dist, "get_world_size", lambda: 1)
     model = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
 
-    def build(background: bool = True, keep_last: int = 2) -> Checkpoints:
+    def build(background: bool = True, keep_last: int = 2) -> CheckpointWriter:
         weight = torch.arange(1000.0)
         engine = SimpleNamespace(model=model, stage=0, deepspeed=DeepSpeed(weight))
-        checkpoints = Checkpoints(engine, tmp_path, keep_last, background=background, tracker=Records())
+        checkpoints = CheckpointWriter(
+            engine, RunFolder(folder.parent), keep_last, background=background, tracker=Records()
+        )
         checkpoints.weight = weight
         return checkpoints
 
@@ -64,13 +71,13 @@ def make(tmp_path, monkeypatch):
 @pytest.fixture
 def slow_disk(monkeypatch):
     """Nothing is written until it is set."""
-    ready, write = threading.Event(), HashedFile.write
+    ready, write = threading.Event(), DigestedFile.write
 
     def wait(self, content):
         ready.wait(20)
         return write(self, content)
 
-    monkeypatch.setattr(HashedFile, "write", wait)
+    monkeypatch.setattr(DigestedFile, "write", wait)
     yield ready
     ready.set()
 
@@ -79,82 +86,82 @@ def weight_of(folder: Path, step: int) -> torch.Tensor:
     return torch.load(folder / f"step-{step:08d}" / "shard.pt", mmap=True)["weight"]
 
 
-def test_what_is_saved_is_whole_and_reported(make, background, tmp_path):
+def test_what_is_saved_is_whole_and_reported(make, background, folder):
     checkpoints = make(background)
     checkpoints.begin(TrainState(step=3, best_step=3))
     checkpoints.finish()
-    checkpoint = tmp_path / "step-00000003"
+    checkpoint = folder / "step-00000003"
     assert damage(checkpoint) is None
     files = sorted(p.name for p in checkpoint.iterdir())
     assert files == ["buffers.safetensors", "manifest.json", "shard.pt", "state.json"]
-    assert torch.equal(weight_of(tmp_path, 3), checkpoints.weight)
-    assert [(tmp_path / name).read_text() for name in ("latest", "best")] == [checkpoint.name] * 2
+    assert torch.equal(weight_of(folder, 3), checkpoints.weight)
+    assert [(folder / name).read_text() for name in ("latest", "best")] == [checkpoint.name] * 2
     ((step, values, kind),) = checkpoints.tracker.values
     assert (step, kind) == (3, "checkpoint")
     assert values["bytes"] == sum(p.stat().st_size for p in checkpoint.iterdir() if p.name != "manifest.json")
-    assert not list(tmp_path.glob(".writing-*"))
+    assert not list(folder.glob(".writing-*"))
 
 
-def test_training_goes_on_and_changes_nothing_of_what_is_written(make, tmp_path, slow_disk):
+def test_training_goes_on_and_changes_nothing_of_what_is_written(make, folder, slow_disk):
     checkpoints = make()
     before = checkpoints.weight.clone()
     checkpoints.begin(TrainState(step=1))
     assert checkpoints.writing
     checkpoints.weight.zero_()
-    assert step_names(tmp_path) == []
+    assert RunFolder(folder.parent).step_names() == []
     slow_disk.set()
     checkpoints.finish()
-    assert torch.equal(weight_of(tmp_path, 1), before)
+    assert torch.equal(weight_of(folder, 1), before)
 
 
-def test_the_next_one_waits_for_the_one_before_and_uses_its_memory(make, tmp_path, slow_disk):
+def test_the_next_one_waits_for_the_one_before_and_uses_its_memory(make, folder, slow_disk):
     checkpoints, progress = make(), []
     checkpoints.begin(TrainState(step=1))
     threading.Timer(0.3, slow_disk.set).start()
     checkpoints.weight = checkpoints.engine.deepspeed.weight = torch.ones(10)
-    checkpoints.begin(TrainState(step=2), lambda: progress.append(step_names(tmp_path)))
-    assert step_names(tmp_path)[0] == "step-00000001"
+    checkpoints.begin(TrainState(step=2), lambda: progress.append(RunFolder(folder.parent).step_names()))
+    assert RunFolder(folder.parent).step_names()[0] == "step-00000001"
     assert progress
     checkpoints.finish()
-    assert torch.equal(weight_of(tmp_path, 2), torch.ones(10))
-    assert damage(tmp_path / "step-00000002") is None
+    assert torch.equal(weight_of(folder, 2), torch.ones(10))
+    assert damage(folder / "step-00000002") is None
     assert checkpoints.tracker.values[0][1]["seconds_blocked"] >= 0.2
 
 
-def test_old_ones_go_and_a_step_that_is_there_is_not_written_again(make, background, tmp_path):
+def test_old_ones_go_and_a_step_that_is_there_is_not_written_again(make, background, folder):
     checkpoints = make(background, keep_last=1)
     for step in (1, 2, 2):
         checkpoints.begin(TrainState(step=step))
     checkpoints.finish()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000002"]
+    assert sorted(p.name for p in folder.iterdir()) == ["latest", "step-00000002"]
     assert len(checkpoints.tracker.values) == 2
 
 
-def test_what_cannot_be_written_ends_the_run_and_leaves_the_one_before(make, background, tmp_path, monkeypatch):
+def test_what_cannot_be_written_ends_the_run_and_leaves_the_one_before(make, background, folder, monkeypatch):
     checkpoints = make(background)
     checkpoints.begin(TrainState(step=1))
     checkpoints.finish()
-    write = HashedFile.write
+    write = DigestedFile.write
 
     def full(self, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(HashedFile, "write", full)
+    monkeypatch.setattr(DigestedFile, "write", full)
     with pytest.raises(
         UserError, match=r"checkpoint of step 2 could not be written to .* \(host .*No space left on device"
     ):
         checkpoints.begin(TrainState(step=2))
         checkpoints.finish()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000001"]
-    monkeypatch.setattr(HashedFile, "write", write)
+    assert sorted(p.name for p in folder.iterdir()) == ["latest", "step-00000001"]
+    monkeypatch.setattr(DigestedFile, "write", write)
     checkpoints.begin(TrainState(step=2))
     checkpoints.finish()
-    assert damage(tmp_path / "step-00000002") is None
+    assert damage(folder / "step-00000002") is None
 
 
-def test_a_hashed_file_is_described_as_the_file(tmp_path):
-    file = HashedFile(tmp_path / "f")
+def test_a_file_that_is_hashed_as_it_is_written_has_the_digest_of_the_file(tmp_path):
+    file = DigestedFile(tmp_path / "f")
     for piece in (b"a", memoryview(b"bc")):
         file.write(piece)
     file.close()
-    assert file.entry() == file_digest(tmp_path / "f")
+    assert file.digest() == file_digest(tmp_path / "f")

@@ -132,7 +132,9 @@ class OverSsh(Training):
 def write_script(checkout: Path, *first: str) -> None:
     """A pretrain.py that does something before it begins."""
     (checkout / "pretrain.py").unlink()
-    imports = "import os\nfrom datetime import timedelta\nfrom pathlib import Path\nfrom cromic_ds.cli import script"
+    imports = (
+        "import os\nfrom datetime import timedelta\nfrom pathlib import Path\nfrom cromic_ds.cli.commands import script"
+    )
     start = 'script("pretrain.py", "cromic_ds.training.pretrain", "PretrainSettings", "pretrain")'
     (checkout / "pretrain.py").write_text("\n".join([imports, *first, start]) + "\n")
 
@@ -188,7 +190,7 @@ def test_twenty_kills_at_random_moments_change_no_loss(cluster, checkout, store,
         )
         assert f"error: {process.host}: task {rank}: Killed" in words, training.text()
         if state and not guard_too:
-            died = f"error: rank {rank} on host {process.host} (pid {process.name}) died without a word after step"
+            died = f"error: rank {rank} on host {process.host} (pid {process.name}) died without reporting an error after step"
             assert words.splitlines()[-1].startswith(died), training.text()
     InSlurm(cluster, checkout, store).finish()
     begins = re.findall(r"steps: (\d+) of", (checkout / RUN / "log.txt").read_text())
@@ -247,7 +249,7 @@ def test_a_network_that_stays_away_ends_the_run_on_both_hosts(cluster, checkout,
         training.wait_for_end(HANG + 60)
     finally:
         cluster.mend(2)
-    assert "waits for the other ranks, and none of them says why (is the network to node" in training.text()
+    assert "waits for the other ranks, and none of them reports why (is the network to node" in training.text()
     OverSsh(cluster, checkout, store).finish()
     assert losses(training.run) == undisturbed
 
@@ -294,7 +296,7 @@ def test_a_rank_whose_memory_is_used_up_says_so(cluster, checkout, store, memory
     process = training.ranks()[1]
     training.wait_for(lambda: tighten(memory_group) or not Path(f"/proc/{process.pid}/cwd").exists(), "out of memory")
     training.wait_for_end()
-    named = f"error: rank 1 on host node2 (pid {process.name}) died without a word after step"
+    named = f"error: rank 1 on host node2 (pid {process.name}) died without reporting an error after step"
     assert named in last_words(training) and "(the memory of its cgroup was used up)" in last_words(training)
 
 

@@ -76,7 +76,7 @@ def test_a_job_with_more_priority_goes_first_and_the_training_ends_as_if_alone(c
     assert losses(training.run) == losses(undisturbed)
     assert (training.run / "wandb_run_id").read_text() == id
     training.check_whole()
-    assert f"goes on from step-{int(training.stops()[0]):08d}; requeued" in training.output.read_text()
+    assert f"will resume from step-{int(training.stops()[0]):08d}; requeued" in training.output.read_text()
     assert f"finished: {RUN}" in training.output.read_text()
 
 

@@ -222,8 +222,8 @@ def test_every_top_level_key_of_deepspeeds_constants_is_known():
         ({"fp16": {"enabled": True}}, {}, "fp16 on a CPU"),
         ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, {}, "fp16 on a CPU"),
         ({}, {"precision": "fp16"}, "fp16 on a CPU"),
-        ({"bf16": {"enabled": True}}, {}, "bf16.enabled turns BatchNorm's weights"),
-        ({"fp16": {"enabled": True}}, {"device": "cuda"}, "fp16.enabled turns BatchNorm's weights"),
+        ({"bf16": {"enabled": True}}, {}, "bf16.enabled converts BatchNorm's weights"),
+        ({"fp16": {"enabled": True}}, {"device": "cuda"}, "fp16.enabled converts BatchNorm's weights"),
         (
             {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}},
             {},

@@ -11,6 +11,7 @@ from helpers.launching import QUIET, losses, records, run_to_end
 
 from cromic_ds.engine.profile import Profiler, ProfileSettings
 from cromic_ds.errors import UserError
+from cromic_ds.run_folder import RunFolder
 
 STEPS, ACCUMULATION = 4, 2
 
@@ -99,7 +100,7 @@ def test_the_trace_has_the_steps_asked_for(runs, rank):
 
 
 def test_a_run_that_stops_early_leaves_the_steps_it_has(tmp_path):
-    profiler = Profiler(ProfileSettings(trace="2-9"), tmp_path, engine=None, rank=3, world_size=4)
+    profiler = Profiler(ProfileSettings(trace="2-9"), RunFolder(tmp_path), engine=None, rank=3, world_size=4)
     for step in (1, 4):  # resumed inside the range
         profiler.begin(step)
         profiler.end(step)
@@ -111,7 +112,7 @@ def test_a_run_that_stops_early_leaves_the_steps_it_has(tmp_path):
 
 
 def test_a_finished_run_started_again_keeps_what_was_measured(tmp_path):
-    Profiler(ProfileSettings(comms=True, trace="2-9"), tmp_path, engine=None, rank=0, world_size=1).finish()
+    Profiler(ProfileSettings(comms=True, trace="2-9"), RunFolder(tmp_path), engine=None, rank=0, world_size=1).finish()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -129,13 +130,14 @@ def test_a_finished_run_started_again_keeps_what_was_measured(tmp_path):
 )
 def test_steps_that_cannot_be_measured_are_refused(settings, message):
     with pytest.raises(UserError) as error:
-        ProfileSettings(**settings).check(20)
+        ProfileSettings(**settings).check()
+        ProfileSettings(**settings).check_steps(20)
     assert message in str(error.value)
 
 
 def test_one_step_or_a_range():
-    assert [ProfileSettings(trace=t).traced for t in ("10-12", "10", 10, " 3 - 4 ", "")] == [
-        *((10, 12), (10, 10), (10, 10), (3, 4), (0, 0))
+    assert [ProfileSettings(trace=t).traced for t in ("10-12", "10", 10, " 3 - 4 ", None)] == [
+        *((10, 12), (10, 10), (10, 10), (3, 4), None)
     ]
 
 

@@ -1,13 +1,12 @@
 """A cluster on one machine: a head with Slurm's controller, and nodes that jobs and ssh reach over a network of their own.
 
-Every daemon is the real one (slurmctld, slurmd, munged, sshd). The head has its own network, mounts, host name, processes
-and shared memory; each node has a network, mounts and a host name below it. Nothing of the machine's is changed, and
-nothing can be left over: all of it ends with the head's first process, and that ends with the process that made it, however
-that one ended.
+Every daemon is real (slurmctld, slurmd, munged, sshd). The head has its own network, mounts, host name, processes and shared
+memory; each node has a network, mounts and a host name below it. Nothing of the machine is changed and nothing is left over:
+everything ends with the head's first process, which ends with the process that created it, however that one ended.
 
-    python tests/cluster/cluster.py                       a shell on the head; `exit` takes the cluster down
-    python tests/cluster/cluster.py sinfo                 one command on the head, then down
-    python tests/cluster/cluster.py --in PID --node 1 CMD a command in a cluster that runs (it says its PID)
+    python tests/helpers/cluster.py                       a shell on the head; `exit` takes the cluster down
+    python tests/helpers/cluster.py sinfo                 one command on the head; then the cluster goes down
+    python tests/helpers/cluster.py --in PID --node 1 CMD a command in a running cluster, which prints its PID
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from helpers.paths import REPOSITORY
-
+REPOSITORY = Path(__file__).resolve().parents[2]  # not from helpers.paths: this file is also a script
 PROGRAMS = ("slurmctld", "slurmd", "munged", "/usr/sbin/sshd", "pdsh", "unshare", "nsenter", "ip")
 ADDRESS = "10.99.0.{}"
 HEAD = 100  # last part of the head's address; node i has i
@@ -42,7 +40,7 @@ SlurmctldLogFile={home}/log/slurmctld
 SlurmdLogFile={home}/log/slurmd-%n
 # Processes are followed by their parents: cgroups belong to the machine.
 ProctrackType=proctrack/linuxproc
-# The nodes have as many CPUs as they say, whatever the machine has.
+# The nodes have as many CPUs as configured, even if the machine has fewer.
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
@@ -50,7 +48,7 @@ SelectTypeParameters=CR_Core
 SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-# A job that can never run is refused; else it would wait for ever.
+# A job that can never run is refused; otherwise it would wait forever.
 EnforcePartLimits=ALL
 SlurmdTimeout=10
 ReturnToService=2
@@ -113,33 +111,33 @@ slurmd -N {name}
 
 
 class Process(NamedTuple):
-    """One that runs in the cluster."""
+    """A process that runs in the cluster."""
 
-    pid: int  # as `os.kill` takes it, outside of the cluster
-    name: int  # what it is called inside
+    pid: int  # outside of the cluster, for `os.kill`
+    name: int  # its number inside
     host: str
     command: list[str]
     environment: dict[str, str]  # that it was started with
 
 
 class Cluster:
-    """Up between `with Cluster() as cluster:` and the end of the block. Node 0 is the head."""
+    """A cluster that is up within `with Cluster() as cluster:`. Node 0 is the head."""
 
     def __init__(self, nodes: int = 2, cpus: int = 4, gpus: int = 2):
-        """cpus, gpus: of each node; the GPUs are counted and assigned by Slurm, but do not exist."""
+        """`cpus` and `gpus` are those of each node; Slurm counts and assigns the GPUs, but they do not exist."""
         self.nodes, self.cpus, self.gpus = nodes, cpus, gpus
         self.pid = 0  # of the head's first process, as seen from outside
         self._outer: list[subprocess.Popen] = []  # ours that hold the namespaces open
 
     @classmethod
     def running(cls, pid: int) -> Cluster:
-        """A cluster that another process has up."""
+        """Return a cluster that another process has created."""
         cluster = cls()
         cluster.pid = pid
         return cluster
 
     def __enter__(self) -> Cluster:
-        # The shell waits for its input to end, which it does when this process is gone; its end is everything's.
+        # The shell waits for the end of its input, which comes when this process is gone. Its end ends everything.
         spaces = ["--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
         first = "mount -t tmpfs none /run; mount -t tmpfs none /dev/shm; echo $$; read end"
         self.pid, _ = self._hold(["unshare", *spaces, "bash", "-c", first])
@@ -166,7 +164,7 @@ class Cluster:
             process.wait()
 
     def _hold(self, command: list[str]) -> tuple[int, str]:
-        """Start what holds namespaces; returns the PID of its only child from outside, and, as that says it, from inside."""
+        """Start a command that keeps namespaces open; return the PID of its only child from outside and from inside."""
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._outer.append(process)
         if not (inner := process.stdout.readline().strip()):
@@ -245,7 +243,7 @@ class Cluster:
         return done.stdout.strip()
 
     def processes(self, folder: Path) -> list[Process]:
-        """Those that were started in a folder, on whatever host: a job's, and what is left of it."""
+        """Return the processes on any host that were started in a folder."""
         pids = {i: (self._home / f"node{i}.pid").read_text() for i in range(1, self.nodes + 1)}
         hosts = {Path(f"/proc/{pid}/ns/uts").readlink(): f"node{i}" for i, pid in pids.items()}
         found = []
@@ -270,16 +268,16 @@ class Cluster:
         )
 
     def cut(self, node: int) -> None:
-        """Take a node off the network: from now on its packets, and those to it, are lost."""
+        """Take a node off the network: packets from it and to it are lost."""
         self.output("ip", "link", "set", f"node{node}", "down")
 
     def mend(self, node: int) -> None:
-        """Put it back."""
+        """Put a node back on the network."""
         self.output("ip", "link", "set", f"node{node}", "up")
 
     @contextlib.contextmanager
     def hidden(self, folder: Path, node: int):
-        """Within the block a folder is empty on one node."""
+        """Make a folder empty on one node within the block."""
         self.output("mount", "-t", "tmpfs", "none", folder, node=node)
         try:
             yield
@@ -288,7 +286,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def without_ssh(self, node: int):
-        """Within the block a node refuses connections by ssh."""
+        """Let a node refuse ssh connections within the block."""
         pid = (self._home / f"sshd-node{node}.pid").read_text().strip()
         self.output("kill", pid)
         try:
@@ -346,7 +344,7 @@ class Cluster:
 
 
 def missing() -> str:
-    """Why no cluster can come up here; empty where it can."""
+    """Return why no cluster can be started here; empty if it can."""
     if os.geteuid() != 0:
         return "the test cluster needs root"
     absent = [

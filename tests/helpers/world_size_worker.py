@@ -92,10 +92,14 @@ def spoilt(*arguments, **more):
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-make_model, load_checkpoint, begin_checkpoint = setup.make_model, checkpoint.load, saving.Checkpoints.begin
+make_model, load_checkpoint, begin_checkpoint = (
+    setup.make_model,
+    checkpoint.load_checkpoint,
+    saving.CheckpointWriter.begin,
+)
 if __name__ == "__main__":
     if os.environ.get("SPOIL"):
         setup.make_model = spoilt
-    checkpoint.load, saving.Checkpoints.begin = load, save
+    checkpoint.load_checkpoint, saving.CheckpointWriter.begin = load, save
     pretrain.run_training = functools.partial(run.run_training, objective=note)
     script("pretrain.py", "cromic_ds.training.pretrain", "PretrainSettings", "pretrain")

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.launching import environment, free_port
+from helpers.launching import environment
 from helpers.paths import HELPERS, REPOSITORY
 
 from cromic_ds.engine import process_group
 from cromic_ds.errors import UserError
 from cromic_ds.ranks import collectives, launcher, rendezvous
-from cromic_ds.ranks.launcher import Ranks, first_host, processes_per_host, ranks_from
+from cromic_ds.ranks.launcher import Ranks, first_host, free_port, name_ranks, processes_per_host, ranks_from
 
 SRUN = {
     **{"SLURM_PROCID": "9", "SLURM_STEP_NUM_TASKS": "16", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456"},
@@ -118,6 +118,15 @@ def test_half_of_a_launchers_variables_is_an_error(environment, message):
 )
 def test_first_host_of_a_compressed_list(nodelist, host):
     assert first_host(nodelist) == host
+
+
+def test_ranks_as_text():
+    assert [name_ranks(ranks) for ranks in ([7], [5, 0, 2, 1], [3, 1])] == ["rank 7", "ranks 0-2, 5", "ranks 1, 3"]
+
+
+def test_the_launchers_environment_is_read_without_torch():
+    code = "import sys, cromic_ds.ranks.launcher, cromic_ds.ranks.processes; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 
 
 def test_the_device(monkeypatch):

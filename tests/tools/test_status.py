@@ -229,11 +229,11 @@ def test_reading_imports_neither_torch_nor_deepspeed(tmp_path):
 
 
 def test_a_living_rank_is_heard_of_in_time():
-    from cromic_ds.ranks import guard_process
+    from cromic_ds.ranks import watcher
 
-    assert guard_process.BEAT + 2 * guard_process.TICK < status.SILENCE
+    assert watcher.BEAT + 2 * watcher.TICK < status.SILENCE
     source = Path(status.__file__).read_text()
-    assert f"\nBEAT = {guard_process.BEAT + 2} " in source  # half a second in these tests
+    assert f"\nBEAT = {watcher.BEAT + 2} " in source  # half a second in these tests
 
 
 @pytest.mark.parametrize(

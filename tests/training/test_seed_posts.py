@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.launching import QUIET, environment, free_port, records
+from helpers.launching import QUIET, environment, records
 from helpers.paths import REPOSITORY
+
+from cromic_ds.ranks.launcher import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

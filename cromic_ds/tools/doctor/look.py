@@ -294,13 +294,13 @@ def check_out(out: Path) -> Check:
         return Check("run folder", str(out), "does not exist yet")
 
     def about() -> str:
-        from cromic_ds.checkpoints.reader import step_names
+        from cromic_ds.run_folder import RunFolder
 
         if not any(out.iterdir()):
             return "empty"
         if not (out / "config.yaml").exists():
             raise UserError(f"--out {out} is not empty and holds no run (no config.yaml): name another folder")
-        steps = step_names(out / "checkpoints")
+        steps = RunFolder(out).step_names()
         if not steps:
             return "a run without a checkpoint: the same command starts from its beginning"
         newest = out / "checkpoints" / steps[-1]

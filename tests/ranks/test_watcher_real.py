@@ -45,9 +45,7 @@ def guards_of(job: Job) -> list[int]:
             command = (folder / "cmdline").read_bytes().decode().split("\0")
         except OSError:
             continue
-        if any("guard_process.py" in part for part in command) and any(
-            f'"pid": {pid},' in " ".join(command) for pid in pids
-        ):
+        if any("watcher.py" in part for part in command) and any(f'"pid": {pid},' in " ".join(command) for pid in pids):
             found.append(int(folder.name))
     return found
 
@@ -60,7 +58,9 @@ def test_a_killed_rank_ends_the_run_and_is_named_and_the_next_start_goes_on(stor
     codes = ended(job)
     assert codes[1] == -signal.SIGKILL
     assert codes[0] not in (0, None)
-    assert f"rank 1 on host {HOST} (pid {job.processes[1].pid}) died without a word after step" in job.output()
+    assert (
+        f"rank 1 on host {HOST} (pid {job.processes[1].pid}) died without reporting an error after step" in job.output()
+    )
     assert state(out, 1)["state"] == "killed"
     assert not (out / "finished.json").exists()
     run_to_end(tmp_path / "again", arguments(store, out, *steps), ranks=2)

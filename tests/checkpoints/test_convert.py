@@ -7,7 +7,7 @@ from collections import namedtuple
 
 import pytest
 
-from cromic_ds.checkpoints.universal import bytes_needed, check_disk
+from cromic_ds.checkpoints.convert import bytes_to_convert, check_space
 from cromic_ds.engine.universal import Layout
 from cromic_ds.errors import UserError
 
@@ -25,14 +25,14 @@ def test_the_disk_must_hold_every_state_and_its_pieces(tmp_path, monkeypatch):
     for rank in range(2):
         (tmp_path / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").write_bytes(bytes(3_000_000))
     (tmp_path / "buffers.safetensors").write_bytes(bytes(1000))
-    needed = bytes_needed(tmp_path, Layout(2, 3), n_tensors=10)
+    needed = bytes_to_convert(tmp_path, Layout(2, 3), n_tensors=10)
     assert needed == 6_000_000 + 10 * 4 * 3 * 4096
     Usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, needed))
-    check_disk(tmp_path, needed, "start the run with 2 ranks")
+    check_space(tmp_path, needed, "start the run with 2 ranks")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 2_000_000))
     with pytest.raises(UserError) as error:
-        check_disk(tmp_path, needed, "start the run with 2 ranks")
+        check_space(tmp_path, needed, "start the run with 2 ranks")
     assert str(error.value) == (
         f"converting {tmp_path} for another number of ranks or ZeRO stage takes 7 MB beside it for a while, "
         "and 2 MB are free: free 5 MB, or start the run with 2 ranks"

@@ -1,10 +1,7 @@
-"""A checkpoint for another number of ranks or another ZeRO stage, through DeepSpeed's universal format: a file per tensor.
+"""Loading a checkpoint on another number of ranks or at another ZeRO stage.
 
-DeepSpeed cuts the old ranks' shards into one file per weight and Adam moment, and reads those into any number of ranks. What
-its loader leaves out is done here: other stages than the one that wrote the checkpoint, stage 0 on either side, frozen
-weights, the parameter groups' settings (at stage 3 it gives all groups the first one's) and the type of Adam's step.
-
-The files lie beside the checkpoint while it is loaded, and belong to that one start: a later one begins anew.
+It is converted to DeepSpeed's universal format (engine/universal.py) beside the checkpoint, loaded, and removed. A later
+start of the run converts it again.
 """
 
 from __future__ import annotations
@@ -18,33 +15,36 @@ from pathlib import Path
 import torch.distributed as dist
 
 from cromic_ds.engine.engine import Engine
+from cromic_ds.engine.memory import megabytes
 from cromic_ds.engine.universal import (
     MOMENTS,
     ConversionFailed,
     Layout,
-    convert,
+    load_universal,
     model_file,
     optimizer_file,
-    read,
     restore_frozen,
+    write_universal,
 )
 from cromic_ds.errors import UserError
 from cromic_ds.ranks.collectives import barrier, from_main
+from cromic_ds.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
-
-
 DISK_BLOCK = 4096  # bytes that a small file or a folder takes at least
 
 
-def load(engine: Engine, checkpoint: Path, written: Layout, progress: Callable[[], None] = lambda: None) -> None:
-    """Restore weights and optimizer from a checkpoint of another layout, on all ranks together.
+def load_converted(
+    engine: Engine, checkpoint: Path, written: Layout, progress: Callable[[], None] = lambda: None
+) -> None:
+    """Restore weights and optimizer from a checkpoint of another layout. Collective.
 
     Args:
-        progress: called on every rank as the conversion goes on.
+        written: the layout of the checkpoint.
+        progress: called on every rank during the conversion.
 
     Raises:
-        UserError: too little disk, state on NVMe, or a conversion that failed; nothing is left of it then.
+        UserError: too little disk, optimizer state on NVMe, or a conversion that failed. No files of it are left.
     """
     now = Layout(dist.get_world_size(), engine.stage)
     way_out = f"start the run with {written}"
@@ -53,39 +53,34 @@ def load(engine: Engine, checkpoint: Path, written: Layout, progress: Callable[[
             f"{checkpoint} was written by {written} and this run has {now}: with the optimizer on NVMe that cannot change; "
             f"{way_out}, or change the number of ranks with the optimizer elsewhere"
         )
-    n_bytes = bytes_needed(checkpoint, written, len(list(engine.model.parameters())))
-    check_disk(checkpoint, n_bytes, way_out)
+    n_bytes = bytes_to_convert(checkpoint, written, len(list(engine.model.parameters())))
+    check_space(checkpoint, n_bytes, way_out)
     log.info("%s was written by %s, this run has %s: converting (%s)", checkpoint, written, now, megabytes(n_bytes))
     start = time.monotonic()
-    folder = checkpoint.with_name(
-        f".writing-universal-{checkpoint.name}"
-    )  # the next save removes what a kill left of it
+    folder = RunFolder(checkpoint.parents[1]).temporary(f"universal-{checkpoint.name}")
     try:
-        remove(folder)
+        remove_together(folder)
         try:
-            convert(engine, checkpoint, written, folder, progress)
+            write_universal(engine, checkpoint, written, folder, progress)
         except ConversionFailed as error:
             raise UserError(f"{checkpoint} could not be converted for {now} ({error}): {way_out}") from None
-        read(engine, folder)
+        load_universal(engine, folder)
         restore_frozen(engine, checkpoint, written)
     finally:
-        remove(folder)
+        remove_together(folder)
     log.info("converted and loaded in %.1f s", time.monotonic() - start)
 
 
-# ---- disk
-
-
-def bytes_needed(checkpoint: Path, written: Layout, n_tensors: int) -> int:
-    """Most bytes on disk while converting: every state once, cut up, and a file for each piece."""
+def bytes_to_convert(checkpoint: Path, written: Layout, n_tensors: int) -> int:
+    """Upper bound on the bytes on disk during a conversion: every state once, and a file for each of its pieces."""
     names = [optimizer_file(rank) for rank in range(written.world_size)] if written.stage else [model_file(0)]
     states = sum((checkpoint / name).stat().st_size for name in names)
     pieces = n_tensors * (len(MOMENTS) + 2) * (written.world_size + 1)
     return states + DISK_BLOCK * pieces
 
 
-def check_disk(checkpoint: Path, n_bytes: int, way_out: str) -> None:
-    """Raises UserError, on every rank, where the checkpoint's disk has too little space."""
+def check_space(checkpoint: Path, n_bytes: int, way_out: str) -> None:
+    """Raise UserError, on every rank, if the checkpoint's disk has too little space."""
     free = from_main(shutil.disk_usage(checkpoint).free)
     if free < n_bytes:
         raise UserError(
@@ -94,19 +89,9 @@ def check_disk(checkpoint: Path, n_bytes: int, way_out: str) -> None:
         )
 
 
-def megabytes(n_bytes: int) -> str:
-    return f"{-(-n_bytes // 10**6):,} MB"
-
-
-def remove(folder: Path) -> None:
-    """On all ranks together, when none reads it any more."""
+def remove_together(folder: Path) -> None:
+    """Remove a folder once no rank reads it any more. Collective."""
     barrier()
     if dist.get_rank() == 0:
         shutil.rmtree(folder, ignore_errors=True)
     barrier()
-
-
-# ---- to the universal format
-
-
-# ---- from the universal format
