@@ -35,7 +35,7 @@ from cromic_ds.prepare.store_writer import StoreWriter
 from cromic_ds.tasks import TASKS
 from cromic_ds.tasks.results import describe_data, result_json, write_result
 from cromic_ds.world import language
-from cromic_ds.world.draw import draw_jpeg
+from cromic_ds.world.pictures import draw_jpeg
 from cromic_ds.world.scenes import nth_scene
 
 FOLDER = Path(__file__).resolve().parents[1] / ".cache" / "evaluate"
@@ -48,7 +48,7 @@ def write_store(out: Path, task: str, images: int) -> None:
     with StoreWriter(out, tokenizer, task=task) as store:
         for i in range(images):
             scene, rng = nth_scene(i, 0), np.random.default_rng(example_seed(0, 0, i))
-            captions = [language.joined(words) for words in language.captions(scene, rng, CAPTIONS[task])]
+            captions = [language.without_spaces(words) for words in language.write_captions(scene, rng, CAPTIONS[task])]
             tokens = encode(tokenizer, captions, 72)
             record = Record(f"{i}", comments=captions, comment_tokens=tokens, extras={"image_id": f"{i}"})
             record.image_id = record.id

@@ -143,7 +143,7 @@ class Job:
     def decoding(self) -> DecodingSettings:
         """How texts are generated, the task's length filled in."""
         values = {f.name: getattr(self.settings, f.name) for f in fields(DecodingSettings)}
-        values["max_new_tokens"] = values["max_new_tokens"] or self.task.max_new_tokens
+        values["max_new_tokens"] = values["max_new_tokens"] or self.task.max_comment_tokens
         return DecodingSettings(**values)
 
     def batches(self, limit: int = 0, done: int = 0) -> Iterator[Batch]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from cromic_ds.errors import UserError
-from cromic_ds.metrics.items import ORDERS
+from cromic_ds.metrics.items import BLEU_ORDERS
 from cromic_ds.metrics.segment import segment
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 METEOR_SECONDS_TO_START = 120  # loading its 60 MB paraphrase table takes about 10 s on a free core
 METEOR_SECONDS_PER_ITEM = 0.1
@@ -22,7 +22,7 @@ METEOR_SECONDS_PER_ITEM = 0.1
 
 @dataclass
 class CaptionScores:
-    """pycocoevalcap's numbers for a corpus, and those of each item that they are made of."""
+    """pycocoevalcap's scores of a corpus, and the numbers of each item from which they are computed."""
 
     scores: dict[str, float]
     bleu: np.ndarray  # (items, BLEU_COLUMNS)
@@ -33,14 +33,14 @@ class CaptionScores:
 def caption_scores(
     predictions: dict[str, str], references: dict[str, list[str]], tokenization: str = "char", meteor: bool = True
 ) -> dict[str, float]:
-    """Corpus-level scores of one prediction per id against that id's references.
+    """Return corpus-level scores of one prediction per id against that id's references.
 
-    Keys: `bleu_1` … `bleu_4`, `rouge_l`, `cider`, and `meteor` where asked for and a working Java is found (its English
-    settings, so on Chinese only literal matches count). An empty prediction counts as one that matches nothing; blank
-    references are passed over. CIDEr weighs n-grams by the number of images they occur in, so that a corpus of one
-    image always has CIDEr 0. (pycocoevalcap's CIDEr is CIDEr-D-like: clipped counts and a length penalty.)
+    Keys: `bleu_1` … `bleu_4`, `rouge_l`, `cider`, and with `meteor`, if a working Java is found, `meteor` (with its English
+    settings, so on Chinese only literal matches count). An empty prediction matches nothing; references without tokens are
+    ignored. CIDEr weights n-grams by the number of images they occur in, so that a corpus of one image always has CIDEr 0.
+    (pycocoevalcap's CIDEr is like CIDEr-D: clipped counts and a length penalty.)
 
-    Raises UserError where the ids differ, nothing is to be scored, or an id has no reference text.
+    Raises UserError if the ids differ, there is nothing to score, or an id has no reference text.
     """
     _check_same_ids(predictions, references)
     targets = [segment_all(references[i], tokenization) for i in predictions]
@@ -53,14 +53,14 @@ def caption_scores(
 
 
 def segment_all(texts: list[str], tokenization: str) -> list[str]:
-    """The texts cut into tokens, those without tokens left out."""
+    """Return the texts split into tokens, without those that have none."""
     return [segmented for text in texts if (segmented := segment(text, tokenization))]
 
 
 def score_segmented(predictions: list[str], references: list[list[str]], meteor: bool) -> CaptionScores:
-    """Scores of texts whose tokens are joined by blanks: a prediction and at least one reference per item.
+    """Score texts whose tokens are joined by spaces: a prediction and at least one reference per item.
 
-    Raises UserError where there is no item.
+    Raises UserError if there is no item.
     """
     if not predictions:
         raise UserError("nothing to score: there are no predictions; check the split and the limit of examples")
@@ -69,7 +69,7 @@ def score_segmented(predictions: list[str], references: list[list[str]], meteor:
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    scorer = BleuScorer(n=ORDERS)
+    scorer = BleuScorer(n=BLEU_ORDERS)
     for item in zip(predictions, references):
         scorer += item
     bleu, _ = scorer.compute_score(option="closest")
@@ -86,12 +86,12 @@ def score_segmented(predictions: list[str], references: list[list[str]], meteor:
 
 
 def _closest(lengths: list[int], length: int) -> int:
-    """The length nearest to `length`, the shorter of two equally near: pycocoevalcap's "closest", which it does not keep."""
+    """Return the length nearest to `length`, the shorter one of two: pycocoevalcap's "closest", which it does not keep."""
     return min((abs(other - length), other) for other in lengths)[1]
 
 
-def _check_same_ids(predictions: dict, references: dict) -> None:
-    """Raises UserError, naming an id, unless both sides have the same ids."""
+def _check_same_ids(predictions: dict[str, str], references: dict[str, list[str]]) -> None:
+    """Raise UserError, naming an id, unless both sides have the same ids."""
     for have, lack, other in ((references, predictions, "prediction"), (predictions, references, "reference")):
         missing = [i for i in have if i not in lack]
         if missing:
@@ -102,25 +102,26 @@ def _check_same_ids(predictions: dict, references: dict) -> None:
 
 
 def _meteor(targets: dict[int, list[str]], hypotheses: dict[int, list[str]]) -> float | None:
-    """METEOR of the corpus, or None (and a line in the log) where its Java program is missing, fails or hangs."""
+    """Return METEOR of the corpus, or None if its Java program is missing, fails or hangs; the last two are logged."""
     if shutil.which("java") is None:
         return None
     from pycocoevalcap.meteor.meteor import Meteor
 
     scorer = Meteor()
-    # It reads the program's answers without a time limit: killing the program turns a hang into an end of file.
+    # pycocoevalcap reads the program's output without a time limit. Killing the program turns a hang into an end of file.
     limit = METEOR_SECONDS_TO_START + METEOR_SECONDS_PER_ITEM * len(targets)
     watchdog = threading.Timer(limit, scorer.meteor_p.kill)
     watchdog.daemon = True
     watchdog.start()
     try:
         return float(scorer.compute_score(targets, hypotheses)[0])
-    except (OSError, ValueError) as error:  # a closed pipe; an empty answer that is no number
-        logger.warning("METEOR is left out: its Java program failed (%s)", error)
-        with contextlib.suppress(OSError):
-            scorer.meteor_p.stdin.close()  # with what could not be written, which its __del__ would trip over
+    except (OSError, ValueError) as error:  # a closed pipe; an empty line instead of a number
+        log.warning("METEOR is left out: its Java program failed (%s)", error)
+        if stdin := scorer.meteor_p.stdin:
+            with contextlib.suppress(OSError):
+                stdin.close()  # drops what could not be written; its __del__ would fail on that
         return None
     finally:
         watchdog.cancel()
-        if scorer.lock.locked():  # left locked by an error, on which its __del__ would wait for ever
+        if scorer.lock.locked():  # an error left it locked; its __del__ would wait forever
             scorer.lock.release()

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 
 def exact_match(prediction: str, references: Iterable[str]) -> bool:
-    """Whether the prediction is one of the references, both normalized; never true of a prediction without letters.
+    """Whether the normalized prediction equals one of the normalized references; false for one without letters and digits.
 
-    Normalized are compatibility forms (NFKC: full-width letters and digits), case, and everything that is neither a
-    letter nor a digit, which goes: punctuation, blanks, emoji. FM-IQA has no official rule; this one is ours.
+    Normalization applies NFKC (full-width letters and digits) and case folding, and removes everything that is neither a letter
+    nor a digit: punctuation, whitespace, emoji. FM-IQA has no official rule; this one is ours.
     """
     normalized = _normalized(prediction)
     return bool(normalized) and any(normalized == _normalized(reference) for reference in references)

@@ -1,22 +1,22 @@
-"""Grounded accuracy: does a text state what only the picture shows?"""
+"""Grounded accuracy: how many texts state what only the picture shows."""
 
 from __future__ import annotations
 
 import functools
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from cromic_ds.metrics.items import Items, group
 
 
-def states_answer(text: str, extras: dict) -> bool | None:
-    """Whether `text` names the record's answer and nothing that would be wrong; None where the record has no answer.
+def states_answer(text: str, extras: dict[str, Any]) -> bool | None:
+    """Whether `text` names the record's answer and nothing wrong; None if the record has no answer.
 
-    The extras' `answer` is a word ("红色"), or a list of words of which all must be named. `alternatives` lists the words
-    that would be wrong there (answers among them do no harm). Where one word lies within another ("左" in "左上"), the
-    longest counts.
+    `answer` in the extras is a word ("红色"), or a list of words that must all be named. `alternatives` lists the words that
+    would be wrong in its place; the answer may be among them. Of two words that overlap ("左", "左上") the longer one counts.
     """
     answers = _words(extras.get("answer"))
     if not answers:
@@ -24,8 +24,8 @@ def states_answer(text: str, extras: dict) -> bool | None:
     return set(_finder(answers | _words(extras.get("alternatives"))).findall(text)) == answers
 
 
-def add_grounded(items: Items, predictions: Sequence[str], extras: Sequence[dict]) -> None:
-    """Add the mean `grounded` and its parts by the extras' `kind` of question, where any record has an answer."""
+def add_grounded(items: Items, predictions: Sequence[str], extras: Sequence[dict[str, Any]]) -> None:
+    """Add the mean `grounded` and its parts by `kind` of question in the extras, if any record has an answer."""
     stated = [states_answer(text, extra) for text, extra in zip(predictions, extras)]
     if all(s is None for s in stated):
         return
@@ -35,7 +35,7 @@ def add_grounded(items: Items, predictions: Sequence[str], extras: Sequence[dict
 
 
 def _words(value: object) -> frozenset[str]:
-    """The words of a field that may be absent, one word, or a list. Extras are free: anything else is no word."""
+    """Return the words of a field that may be absent, one word or a list. Other values are ignored."""
     words = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
     return frozenset(word for word in words if isinstance(word, str) and word)
 

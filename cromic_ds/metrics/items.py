@@ -1,20 +1,21 @@
-"""What each record adds to the scores of its corpus, kept so that they can be computed again for other weights."""
+"""What each record contributes to the scores of its corpus. Kept, so that scores can be recomputed for resamples."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-ORDERS = 4  # BLEU-1 to BLEU-4
-BLEU_COLUMNS = 2 + ORDERS  # tokens, tokens of the reference of closest length, clipped matches of 1- to 4-grams
+BLEU_ORDERS = 4  # BLEU-1 to BLEU-4
+BLEU_COLUMNS = 2 + BLEU_ORDERS  # tokens, tokens of the reference of closest length, clipped matches of 1- to 4-grams
 
 
 @dataclass
 class Group:
-    """The parts of a mean: item i belongs to the score `names[codes[i]]`, to none where the code is -1."""
+    """The parts of a mean: item i contributes to the score `names[codes[i]]`, or to none if the code is -1."""
 
-    of: str  # the mean
+    of: str  # name of the mean
     names: list[str]
     codes: np.ndarray  # (items,) int
 
@@ -24,12 +25,12 @@ class Items:
     """Statistics of the scored records, in the order of the data."""
 
     ids: list[str]
-    images: list[str]  # the image of each record: the records of one image are resampled together
-    means: dict[str, np.ndarray] = field(default_factory=dict)  # score → (items,); nan: the item has no part in it
+    images: list[str]  # image of each record; the records of one image are resampled together
+    means: dict[str, np.ndarray] = field(default_factory=dict)  # score → (items,); nan: the item does not contribute
     groups: list[Group] = field(default_factory=list)
     bleu: np.ndarray | None = None  # (items, BLEU_COLUMNS), a row of nan for an item without a reference
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         columns = [*self.means.values(), *(g.codes for g in self.groups)]
         if len(self.images) != len(self.ids) or any(column.shape != (len(self.ids),) for column in columns):
             raise ValueError("columns of different length")
@@ -40,15 +41,16 @@ class Items:
                 raise ValueError(f"the parts of {g.of!r} do not fit")
 
     def parts(self, mean: str) -> list[Group]:
+        """Return the groups of a mean's parts."""
         return [g for g in self.groups if g.of == mean]
 
     def names(self) -> list[str]:
-        """Every mean, each followed by its parts."""
+        """Return the names of all means, each followed by those of its parts."""
         return [name for mean in self.means for name in (mean, *(n for g in self.parts(mean) for n in g.names))]
 
-    def to_json(self) -> dict:
-        """Plain lists, null for nan."""
-        made: dict = {"ids": self.ids, "images": self.images}
+    def to_json(self) -> dict[str, Any]:
+        """Return plain lists, with null for nan."""
+        made: dict[str, Any] = {"ids": self.ids, "images": self.images}
         made["means"] = {name: _listed(values) for name, values in self.means.items()}
         made["groups"] = [{"of": g.of, "names": g.names, "codes": g.codes.tolist()} for g in self.groups]
         if self.bleu is not None:
@@ -56,8 +58,8 @@ class Items:
         return made
 
     @classmethod
-    def from_json(cls, made: dict) -> Items:
-        """Raises ValueError, TypeError or KeyError where `made` is not what `to_json` makes."""
+    def from_json(cls, made: dict[str, Any]) -> Items:
+        """Return the items that `to_json` was called on. Raises ValueError, TypeError or KeyError for other values."""
         bleu = made.get("bleu")
         if bleu is not None:
             nothing = [np.nan] * BLEU_COLUMNS
@@ -72,9 +74,9 @@ class Items:
 
 
 def group(prefix: str, labels: list[str | None], of: str = "") -> Group:
-    """The parts of the mean `of` (without it, `prefix`) by label, named `<prefix>_<label>`, in alphabetical order."""
+    """Return the parts of the mean `of` (default: `prefix`) by label, named `<prefix>_<label>`, in alphabetical order."""
     known = sorted({label for label in labels if label})
-    code = {label: k for k, label in enumerate(known)}
+    code: dict[str | None, int] = {label: k for k, label in enumerate(known)}
     codes = np.array([code.get(label, -1) for label in labels], int)
     return Group(of or prefix, [f"{prefix}_{label}" for label in known], codes)
 

@@ -1,24 +1,24 @@
-"""What scoring a corpus takes and gives, whatever the task."""
+"""Input and result of scoring a corpus, the same for all tasks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from cromic_ds.metrics.bootstrap import intervals
 from cromic_ds.metrics.items import Items
 
 
-class Record(Protocol):
-    """What scoring reads of a record: its references, and extras with its image and what belongs to its task."""
+class ScoredRecord(Protocol):
+    """What scoring reads of a record: its references, and extras with its image and what its task adds."""
 
     id: str
     comments: list[str]
-    extras: dict
+    extras: dict[str, Any]
 
 
-def image_of(record: Record) -> str:
-    """The image that a record shares with others; the record's own id where none is named."""
+def image_of(record: ScoredRecord) -> str:
+    """Return the id of the record's image, which other records may share; the record's own id if it names no image."""
     return str(record.extras.get("image_id", record.id))
 
 
@@ -27,14 +27,14 @@ class Measured:
     """Scores of one prediction per record."""
 
     scores: dict[str, float]
-    counts: dict[str, int]  # items: records scored; images: those the intervals resample; and whatever else was counted
+    counts: dict[str, int]  # `items`: scored records; `images`: images that are resampled; and others
     tokenization: str
-    notes: list[str]  # sentences that a reader of the numbers must know
-    items: dict  # statistics of each record as JSON takes them (metrics/items.py)
+    notes: list[str]  # what a reader of the numbers must know
+    items: dict[str, Any]  # `Items.to_json()`
     intervals: dict[str, list[float]] = field(default_factory=dict)  # score → 95% [low, high], bootstrap over images
 
-    def flat(self) -> dict[str, float | int | str | list[str]]:
-        """Scores, `n_items`, `tokenization` and `notes` in one dict, as the training log takes them."""
+    def flat(self) -> dict[str, Any]:
+        """Return scores, `n_items`, `tokenization` and `notes` in one dict, for the training log."""
         return {
             **self.scores,
             "n_items": self.counts["items"],
@@ -46,7 +46,7 @@ class Measured:
 def measured(
     scores: dict[str, float], items: Items, scored: int, tokenization: str, notes: list[str], resamples: int, seed: int
 ) -> Measured:
-    """Counts and intervals added to the scores. scored: how many of the items were scored against a reference."""
+    """Add counts and intervals to the scores. scored: how many of the items were scored against a reference."""
     images = len(set(items.images))
     if resamples and images == 1:
         notes = [*notes, "there are no intervals over a single image"]

@@ -6,7 +6,7 @@ import math
 
 
 def perplexity(nll_sum: float, n_tokens: int) -> float:
-    """exp(Σ token NLL in nats / tokens), both summed over the whole corpus; inf on overflow, nan for 0 tokens."""
+    """Return exp(Σ token NLL in nats / tokens), both summed over the whole corpus; inf on overflow, nan for 0 tokens."""
     if n_tokens == 0:
         return math.nan
     try:

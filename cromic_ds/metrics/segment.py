@@ -1,10 +1,11 @@
-"""Cutting text into tokens for scoring: the three tokenizations that published numbers use."""
+"""Splits text into tokens for scoring, with the three tokenizations that published numbers use."""
 
 from __future__ import annotations
 
 import functools
 import re
 import warnings
+from typing import Any
 
 from cromic_ds.errors import UserError, nearest
 
@@ -12,18 +13,18 @@ TOKENIZATIONS = ("char", "jieba", "bert")
 
 _IDEOGRAPH = "\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _CHAR_TOKEN = re.compile(rf"[{_IDEOGRAPH}]|[^\W_{_IDEOGRAPH}]+|\S")
-# Zero-width blanks, direction marks and emoji variation selectors: common in posts, seen by nobody, equal to nothing.
+# Zero-width spaces, direction marks and emoji variation selectors: common in posts, but invisible.
 _INVISIBLE = re.compile("[\u200b-\u200f\u202a-\u202e\u2060\ufe0e\ufe0f\ufeff]")
 
 
 def segment(text: str, tokenization: str) -> str:
-    """The tokens of `text` joined by one blank; an empty string for a text without tokens.
+    """Return the tokens of `text` joined by spaces; an empty string for a text without tokens.
 
-    char:  each Chinese character alone, contiguous letters or digits one token, each other sign alone (as MUGE scores).
-    jieba: words by jieba's precise mode after dropping "。" (as AIC-ICC scores).
-    bert:  BERT's basic tokenization: as `char`, and lower-cased with accents stripped (contiguous emoji stay together).
+    char:  each Chinese character is a token, and so are contiguous letters or digits and each other sign (MUGE's score).
+    jieba: words by jieba's precise mode after "。" is removed (AIC-ICC's score).
+    bert:  BERT's basic tokenization: as `char`, lower-cased and without accents (contiguous emoji are one token).
 
-    Raises UserError for another tokenization.
+    Raises UserError for any other tokenization.
     """
     if tokenization not in TOKENIZATIONS:
         raise UserError(
@@ -40,16 +41,16 @@ def segment(text: str, tokenization: str) -> str:
 
 
 @functools.cache
-def _jieba():
+def _jieba() -> Any:
     with warnings.catch_warnings():  # its source has invalid escapes and asks for pkg_resources
         warnings.simplefilter("ignore")
         import jieba
-    jieba.setLogLevel("WARNING")  # else it tells on stderr how long its dictionary took
+    jieba.setLogLevel("WARNING")  # otherwise it reports on stderr how long loading its dictionary took
     return jieba.Tokenizer()
 
 
 @functools.cache
-def _bert():
+def _bert() -> tuple[Any, Any]:
     from tokenizers.normalizers import BertNormalizer
     from tokenizers.pre_tokenizers import BertPreTokenizer
 

@@ -13,38 +13,38 @@ from cromic_ds.metrics.diversity import distinct_n, entropy_n
 from cromic_ds.metrics.exact import exact_match
 from cromic_ds.metrics.grounded import add_grounded
 from cromic_ds.metrics.items import BLEU_COLUMNS, Items
-from cromic_ds.metrics.measured import Measured, Record, image_of, measured
+from cromic_ds.metrics.measured import Measured, ScoredRecord, image_of, measured
 from cromic_ds.metrics.segment import segment
 
 
 def measure_texts(
     predictions: Sequence[str],
-    records: Sequence[Record],
+    records: Sequence[ScoredRecord],
     tokenization: str,
     meteor: bool,
     resamples: int = 1000,
     seed: int = 0,
     exact: bool = False,
 ) -> Measured:
-    """Scores of one text per record over the whole corpus; the records' comments are the references.
+    """Score one text per record over the whole corpus. The records' comments are the references.
 
-    Scores: `bleu_1` … `bleu_4`, `rouge_l`, `cider`, on request `exact_match` and (where Java is) `meteor`; `grounded` and
-    its parts where records have an answer; `distinct_1`, `distinct_2`, `entropy_4` (nats). Records are told apart by
-    position: ids may repeat. Records without any reference text are left out of the scores against references and counted
-    in a note. METEOR and diversity have no intervals: they are no sums over records.
+    Scores: `bleu_1` … `bleu_4`, `rouge_l`, `cider`; with `exact`, `exact_match`; with `meteor`, if Java is found, `meteor`;
+    `grounded` and its parts if records have an answer; `distinct_1`, `distinct_2`, `entropy_4` (nats). Records are identified
+    by position, so ids may repeat. Records without any reference text are left out of the scores against references and counted
+    in a note. METEOR and diversity have no intervals because they are not computed from sums over records.
 
-    Raises UserError where nothing can be scored.
+    Raises UserError if nothing can be scored.
     """
     hypotheses = [segment(text, tokenization) for text in predictions]
     targets = [segment_all(record.comments, tokenization) for record in records]
     scored = np.array([bool(texts) for texts in targets], bool)
     if len(predictions) and not scored.any():
         raise UserError(f"nothing to score: none of the {len(predictions)} records has a reference text")
-    rows = np.flatnonzero(scored)
+    rows = np.flatnonzero(scored).tolist()
     captions = score_segmented([hypotheses[k] for k in rows], [targets[k] for k in rows], meteor)
 
     def spread(values: np.ndarray, *shape: int) -> np.ndarray:
-        """Values of the scored records among all, nan for the others."""
+        """Return values for all records from those of the scored ones, nan for the others."""
         out = np.full((len(records), *shape), np.nan)
         out[rows] = values
         return out
@@ -57,7 +57,7 @@ def measure_texts(
     items = Items(ids, images, means, bleu=spread(captions.bleu, BLEU_COLUMNS))
     add_grounded(items, predictions, [record.extras for record in records])
 
-    # BLEU from both: the same numbers but for rounding in the last place, of which pycocoevalcap's are kept.
+    # Both have BLEU. The numbers differ by rounding only; pycocoevalcap's are kept.
     scores = scores_of(items) | captions.scores
     scores |= {"distinct_1": distinct_n(hypotheses, 1), "distinct_2": distinct_n(hypotheses, 2)}
     scores["entropy_4"] = entropy_n(hypotheses, 4)

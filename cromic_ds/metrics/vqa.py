@@ -11,49 +11,49 @@ from cromic_ds.errors import UserError
 from cromic_ds.metrics.bootstrap import scores_of
 from cromic_ds.metrics.grounded import add_grounded
 from cromic_ds.metrics.items import Items, group
-from cromic_ds.metrics.measured import Measured, Record, image_of, measured
+from cromic_ds.metrics.measured import Measured, ScoredRecord, image_of, measured
 from cromic_ds.metrics.vqa_answers import clean_answer, normalize_answer
 
-WHOLE_ANSWERS = "vqa"  # stands where other results name their tokenization: answers are compared whole, as normalized
+WHOLE_ANSWERS = "vqa"  # takes the place of a tokenization in results: whole answers are compared, after normalization
 
-_normalize = functools.lru_cache(maxsize=1 << 16)(normalize_answer)  # a few thousand answers make up most of the data
+_normalize = functools.lru_cache(maxsize=1 << 16)(normalize_answer)  # a few thousand answers are most of the data
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Accuracy, 0 to 1, of one prediction: the mean of min(1, matches / 3) over the leave-one-out subsets of the answers.
+    """Return the accuracy of one prediction, 0 to 1: the mean of min(1, matches / 3) over the leave-one-out subsets of answers.
 
-    With ten answers that is 0.3, 0.6, 0.9 and 1 for one, two, three and more matches. (The official tool prints it per
-    question as a percentage rounded to two places, and sums the unrounded ones.) Its quirks, see cromic_ds/answers.py:
+    With ten answers that is 0.3, 0.6, 0.9 and 1 for one, two, three and more matches. (The official tool prints it per question
+    as a percentage rounded to two places, and sums the unrounded values.) Quirks of the official tool, see vqa_answers.py:
 
-    - Line ends and tabs within become blanks, and blanks around go, always; case and all else stay.
-    - Where that leaves all answers the same, nothing more is normalized: "Yes" misses ten times "yes", "two" ten times
-      "2", "yes." ten times "yes". Only where two answers differ are they and the prediction normalized fully.
-    - Full normalization may leave nothing of an answer ("the"), which then matches an empty prediction.
+    - Line ends and tabs are always replaced by spaces and surrounding whitespace is removed. Case and everything else are kept.
+    - If all answers are then the same, nothing more is normalized: "Yes" does not match ten times "yes", nor "two" ten times
+      "2", nor "yes." ten times "yes". Only if two answers differ are the answers and the prediction normalized fully.
+    - Full normalization may leave an empty answer ("the"), which then matches an empty prediction.
     """
     given = [clean_answer(answer) for answer in answers]
     said = clean_answer(prediction)
     if len(set(given)) > 1:
         given, said = [_normalize(answer) for answer in given], _normalize(said)
     people, matches = len(given), given.count(said)
-    # Left out is one of those who agree with the prediction, or one of the others. In thirds, so that it is exact.
+    # The answer that is left out either matches the prediction or does not. Counted in thirds, so that the result is exact.
     thirds = matches * min(3, matches - 1) + (people - matches) * min(3, matches)
     return thirds / (3 * people)
 
 
 def measure_answers(
     predictions: Sequence[str],
-    records: Sequence[Record],
+    records: Sequence[ScoredRecord],
     resamples: int = 1000,
     seed: int = 0,
     by_question_type: bool = True,
 ) -> Measured:
-    """Accuracy of one answer per record against the ten in its extras' `answers`.
+    """Score one answer per record by its accuracy against the ten in `answers` of the record's extras.
 
-    Scores: `accuracy`, `accuracy_<answer type>` (`accuracy_yes_no`, `accuracy_number`, `accuracy_other`), on request
-    `accuracy_question_<question type>`, 0 to 1 each; `grounded` and its parts where records have an `answer` to state.
-    Records without answers are left out and counted in a note.
+    Scores: `accuracy`, `accuracy_<answer type>` (`accuracy_yes_no`, `accuracy_number`, `accuracy_other`), with
+    `by_question_type` also `accuracy_question_<question type>`, 0 to 1 each; `grounded` and its parts if records have an
+    `answer` in their extras. Records without `answers` are left out and counted in a note.
 
-    Raises UserError where nothing can be scored.
+    Raises UserError if nothing can be scored.
     """
     if not len(predictions):
         raise UserError("nothing to score: there are no predictions; check the split and the limit of examples")
@@ -79,5 +79,5 @@ def measure_answers(
 
 
 def _label(name: object) -> str | None:
-    """A type's name as the end of a score's: "yes/no" → "yes_no"; None where a question has no type."""
+    """Return a type as the end of a score's name ("yes/no" → "yes_no"), or None if a question has no type."""
     return "_".join(str(name).replace("/", " ").split()) if name else None

@@ -1,7 +1,6 @@
-"""Answers to VQA v2.0 as its official evaluation sees them: the normalization of their text, their soft scores, and the
-fingerprint of an answer vocabulary.
+"""Normalization and soft scores of answers to VQA v2.0, as in its official evaluation.
 
-A leaf like `errors` and `batch`: the data's answer vocabulary and the metric must read an answer alike.
+The answer vocabulary (`prepare/answer_vocabulary.py`) and the metric (`vqa.py`) both use it, so that they read answers alike.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ when's where'd where's where've who'd who'd've who'll who's who've why'll why're
 wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
 
-# Each contraction under its spellings without one of its apostrophes, and one that loses its own.
+# From each contraction's spellings without one of its apostrophes to the contraction; the last one loses its apostrophe.
 CONTRACTIONS = {
     contracted[:at] + contracted[at + 1 :]: contracted
     for contracted in _CONTRACTED.split()
@@ -40,47 +39,49 @@ _MOST_PERIODS = 32
 
 
 def clean_answer(text: str) -> str:
-    """All that the official tool does to answers on which all ten people agree: line ends and tabs become blanks, and
-    blanks around go."""
+    """Replace line ends and tabs by spaces and remove surrounding whitespace.
+
+    This is all that the official tool does to answers on which all ten people agree.
+    """
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def normalize_answer(text: str) -> str:
-    """An answer as the official evaluation compares it, with the quirks that its scores depend on.
+    """Return an answer as the official evaluation compares it, with the quirks on which its scores depend.
 
     Source: `processPunctuation` and `processDigitArticle` of `vqaEval.py` in the VQA v2.0 evaluation tools.
 
-    - It is for questions on which the ten people differ. Where all ten gave the same answer, the tool normalizes
-      neither theirs nor the prediction: "two" does not match "2" there. See `clean_answer`.
-    - A punctuation mark becomes a blank, but is dropped without one where it has a blank beside it anywhere in the
-      text. Whether it has is looked up in the text as it came, not as the marks before it have left it.
-    - One comma between digits anywhere makes every mark of the text be dropped without a blank: "1,000-2,000" becomes
-      "10002000". Full stops, colons, apostrophes and signs such as & and % are not among the marks.
-    - A full stop goes unless a digit follows ("10.30" and ".5" stay, "5." becomes "5"). The tool's expression means to
-      ask for a digit before it as well, but misspells that lookbehind as a lookahead which always holds.
-    - At most 32 full stops go, because a flag, whose value is 32, is passed where the number of replacements belongs.
-    - Number words up to "ten" become digits, and so does "none": "0". The articles "a", "an", "the" go, wherever they
-      stand, and an answer of nothing else becomes empty.
-    - Contractions get one missing apostrophe: "couldnt've" and "couldn'tve", but not "couldntve". Some are not known
-      ("hell", "id", "lets", "shes", "were", "whyd"), those with a capital I never match because the text is in lower
-      case by then, and "somebody'd" loses its apostrophe.
-    - Blanks of any kind and number become one blank.
-    - Case goes here, and only here: where all ten agree, "Yes" does not match "yes".
+    - It applies to questions on which the ten people differ. If all ten gave the same answer, the tool normalizes neither
+      theirs nor the prediction, so "two" does not match "2" there. See `clean_answer`.
+    - A punctuation mark is replaced by a space, but it is removed without a space if the mark has a space beside it anywhere in
+      the text. This is looked up in the original text, not in the text that earlier replacements have left.
+    - If there is a comma between digits anywhere, every mark of the text is removed without a space: "1,000-2,000" becomes
+      "10002000". Periods, colons, apostrophes and signs such as & and % are not among the marks.
+    - A period is removed unless a digit follows ("10.30" and ".5" stay, "5." becomes "5"). The tool's expression was meant to
+      require a digit before it as well, but that lookbehind is misspelled as a lookahead which always holds.
+    - At most 32 periods are removed, because a flag, whose value is 32, is passed as the number of replacements.
+    - Number words up to "ten" become digits, and "none" becomes "0". The articles "a", "an", "the" are removed everywhere, and
+      an answer that consists of articles becomes empty.
+    - Contractions get one missing apostrophe: "couldnt've" and "couldn'tve", but not "couldntve". Some are not in its list
+      ("hell", "id", "lets", "shes", "were", "whyd"), those with a capital I never match because the text is in lower case at
+      that point, and "somebody'd" loses its apostrophe.
+    - Whitespace of any kind and length becomes one space.
+    - The text is converted to lower case here, and only here: if all ten people agree, "Yes" does not match "yes".
     """
     text = clean_answer(text)
     number = _COMMA_IN_NUMBER.search(text) is not None
     out = text
     for mark in PUNCTUATION:
-        beside_blank = f"{mark} " in text or f" {mark}" in text
-        out = out.replace(mark, "" if beside_blank or number else " ")
+        beside_space = f"{mark} " in text or f" {mark}" in text
+        out = out.replace(mark, "" if beside_space or number else " ")
     out = _PERIOD.sub("", out, count=_MOST_PERIODS)
     words = (DIGITS.get(word, word) for word in out.lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 def soft_scores(counts: Mapping[str, int]) -> dict[str, float]:
-    """The score of each answer from how many of the ten people gave it: 1 → 0.3, 2 → 0.6, 3 → 0.9, 4 and more → 1.
+    """Return each answer's score from the number of people, of ten, who gave it: 1 → 0.3, 2 → 0.6, 3 → 0.9, 4 and more → 1.
 
-    It is the official accuracy of giving that answer.
+    The score is the official accuracy of that answer.
     """
     return {answer: min(10, 3 * count) / 10 for answer, count in counts.items() if count}

@@ -11,12 +11,12 @@ from cromic_ds.data.store import ANSWERS_FILE
 from cromic_ds.errors import UserError
 from cromic_ds.files import read_json, write_atomically
 from cromic_ds.metrics.vqa_answers import normalize_answer
-from cromic_ds.tasks.reader import Reader, json_items
+from cromic_ds.tasks.reader import OfficialReader, json_items
 
 _ANSWERS_CHECKED = 1000
 
 
-def vocabulary(reader: Reader, given: str, min_count: int, work: Path) -> list[str]:
+def vocabulary(reader: OfficialReader, given: str, min_count: int, work: Path) -> list[str]:
     """Return the `given` vocabulary, or that of the annotations if none is given. It is kept in `work` for a resume."""
     file = work / ANSWERS_FILE
     if not file.exists():

@@ -28,7 +28,8 @@ from cromic_ds.prepare.settings import PrepareSettings
 from cromic_ds.prepare.shards import ShardJob, ShardMaker, rejects_file, run_jobs
 from cromic_ds.prepare.store_writer import ShardInfo, partial_folder, refuse_existing, write_meta
 from cromic_ds.progress import ProgressBar
-from cromic_ds.tasks.reader import Reader
+from cromic_ds.tasks import TASKS
+from cromic_ds.tasks.reader import OfficialReader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -75,7 +76,9 @@ def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
             load_tokenizer(own) if own and not trained else _trained_tokenizer(settings, corpus, counts.records, work)
         )
     tokenizer.save_pretrained(partial / "tokenizer")
-    max_comment_tokens = settings.max_comment_tokens or corpus.max_comment_tokens
+    task = TASKS[settings.task or "comments"]
+    max_post_tokens = settings.max_post_tokens or task.max_post_tokens
+    max_comment_tokens = settings.max_comment_tokens or task.max_comment_tokens
     maker = ShardMaker(
         corpus=corpus,
         extras=extras,
@@ -83,7 +86,7 @@ def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
         vocab_size=len(tokenizer),
         short_side=settings.short_side,
         jpeg_quality=settings.jpeg_quality,
-        max_post_tokens=settings.max_post_tokens,
+        max_post_tokens=max_post_tokens,
         max_comment_tokens=max_comment_tokens,
         out=partial,
         work=work,
@@ -104,7 +107,7 @@ def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
         **about,
         image_short_side=settings.short_side,
         jpeg_quality=settings.jpeg_quality,
-        max_post_tokens=settings.max_post_tokens,
+        max_post_tokens=max_post_tokens,
         max_comment_tokens=max_comment_tokens,
         lines=counts.lines,
         rejects=_merge_rejects(corpus, jobs, partial, work),
@@ -112,10 +115,10 @@ def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
 
 
 def _open_corpus(
-    settings: PrepareSettings, tokenizer: PreTrainedTokenizerFast | None, reader: Reader | None, work: Path
+    settings: PrepareSettings, tokenizer: PreTrainedTokenizerFast | None, reader: OfficialReader | None, work: Path
 ) -> Corpus:
     if reader:
-        return OfficialCorpus(reader, settings.answers, settings.min_answer_count, work)
+        return OfficialCorpus(TASKS[settings.task], reader, settings.answers, settings.min_answer_count, work)
     if settings.text:
         return TextCorpus(settings.text, open_source(settings.images, work))
     corpus = PublishedCorpus(settings.published)

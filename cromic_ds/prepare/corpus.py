@@ -13,7 +13,6 @@ from typing import IO, Any, NamedTuple, Protocol
 import numpy as np
 
 from cromic_ds.data.dataset import UnreadableRecord
-from cromic_ds.data.limits import COMMENT_TOKENS
 from cromic_ds.data.published_layout import PublishedDataset, holds_published, published_names
 from cromic_ds.data.record import NO_ANSWERS
 from cromic_ds.data.sources import ImageSource
@@ -54,7 +53,6 @@ class Corpus(Protocol):
     size: int  # in the unit of `progress`
     unit: str  # bytes, posts or records
     answers: list[str] | None  # the vocabulary of classified answers
-    max_comment_tokens: int  # unless the settings say otherwise
     shares_images: bool  # several posts may have one image; if so, they follow each other
 
     @property
@@ -92,7 +90,6 @@ class TextCorpus:
 
     unit = "bytes"
     answers: list[str] | None = None
-    max_comment_tokens = COMMENT_TOKENS
     shares_images = False
     tokenizer_path: Path | None = None
 
@@ -145,7 +142,6 @@ class PublishedCorpus:
 
     unit = "posts"
     answers: list[str] | None = None
-    max_comment_tokens = COMMENT_TOKENS
     shares_images = False
 
     def __init__(self, folder: str):

@@ -5,23 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from cromic_ds.errors import UserError, nearest
-from cromic_ds.tasks.aic_icc import AicIcc
-from cromic_ds.tasks.flickr30k_cn import Flickr30kCn
-from cromic_ds.tasks.fmiqa import FmIqa
-from cromic_ds.tasks.muge import Muge
-from cromic_ds.tasks.reader import Reader
-from cromic_ds.tasks.vqa2 import Vqa2
+from cromic_ds.tasks import TASKS
+from cromic_ds.tasks.reader import OfficialReader
 
-READERS: dict[str, type[Reader]] = {
-    "fmiqa": FmIqa,
-    "vqa2": Vqa2,
-    "aic_icc": AicIcc,
-    "flickr30k_cn": Flickr30kCn,
-    "muge": Muge,
-}
+READERS: dict[str, type[OfficialReader]] = {name: task.reader for name, task in TASKS.items() if task.reader}
 
 
-def open_reader(task: str, root: str, wanted: list[str], answers: str) -> Reader:
+def open_reader(task: str, root: str, wanted: list[str], answers: str) -> OfficialReader:
     """Return the reader of a task's files, with the wanted splits; if none is named, with all splits whose files are there.
 
     Raises UserError, which lists all missing files, those of the answer vocabulary included unless `answers` gives one.
@@ -47,7 +37,7 @@ def open_reader(task: str, root: str, wanted: list[str], answers: str) -> Reader
     return reader
 
 
-def _in_words(reader: Reader, paths: list[Path]) -> str:
+def _in_words(reader: OfficialReader, paths: list[Path]) -> str:
     names = [str(path.relative_to(reader.root)) + ("" if path.suffix else "/") for path in dict.fromkeys(paths)]
     return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
 

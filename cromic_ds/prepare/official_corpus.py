@@ -15,7 +15,8 @@ from cromic_ds.files import read_json, write_json
 from cromic_ds.metrics.vqa_answers import normalize_answer, soft_scores
 from cromic_ds.prepare.answer_vocabulary import vocabulary
 from cromic_ds.prepare.corpus import Post, Scanned
-from cromic_ds.tasks.reader import Entry, Reader
+from cromic_ds.tasks import Task
+from cromic_ds.tasks.reader import OfficialEntry, OfficialReader
 
 RECORDS_FILE = "records.db"
 FILES_FILE = "official_files.json"  # [name, split] of each, in the order of their numbers
@@ -35,9 +36,9 @@ class OfficialCorpus:
     shares_images = True
     tokenizer_path: Path | None = None
 
-    def __init__(self, reader: Reader, answers: str, min_answer_count: int, work: Path):
-        self.splits, self.max_comment_tokens = reader.splits, reader.max_comment_tokens
-        self.answers = vocabulary(reader, answers, min_answer_count, work) if reader.classified else None
+    def __init__(self, task: Task, reader: OfficialReader, answers: str, min_answer_count: int, work: Path):
+        self.splits = reader.splits
+        self.answers = vocabulary(reader, answers, min_answer_count, work) if task.kind == "classify" else None
         self._labels = {answer: label for label, answer in enumerate(self.answers or ())}
         self._records = DiskTable(work / RECORDS_FILE)
         if not self._records.file.exists():
@@ -81,7 +82,7 @@ class OfficialCorpus:
         return np.array(labels, np.int32), np.array(values, np.float32)
 
 
-def collect_records(reader: Reader, work: Path) -> None:
+def collect_records(reader: OfficialReader, work: Path) -> None:
     """Write all entries of the reader's splits to RECORDS_FILE, which is there only once it is complete."""
     files: dict[str, tuple[int, int]] = {}  # by name: number and split
     rows = 0
@@ -94,7 +95,7 @@ def collect_records(reader: Reader, work: Path) -> None:
         write_json(work / FILES_FILE, [[name, split] for name, (_, split) in files.items()])
 
 
-def _body(entry: Entry) -> str:
+def _body(entry: OfficialEntry) -> str:
     if entry.reason:
         return ""
     fields = ("id", "post", "comments", "image_id", "image", "extras")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cromic_ds.data.limits import POST_TOKENS
 from cromic_ds.errors import UserError, nearest
 from cromic_ds.prepare.official import READERS
+from cromic_ds.tasks import TASKS
 
 
 @dataclass
@@ -47,8 +47,9 @@ class PrepareSettings:
     """Posts per shard, which is the unit of parallel work and of resuming. Posts that share an image stay together."""
     val_fraction: float = 0.01
     """Share of the posts in split val, chosen by a hash of the id. Splits of the input are kept."""
-    max_post_tokens: int = POST_TOKENS
-    """Longest stored post in tokens, [CLS] and [SEP] included; longer ones are cut."""
+    max_post_tokens: int | None = None
+    """Longest stored post or question in tokens, [CLS] and [SEP] included; longer ones are cut. null = 40, unless the task has
+    a limit of its own."""
     max_comment_tokens: int | None = None
     """Longest stored comment, answer or caption in tokens, [CLS] and [SEP] included; longer ones are cut. null = 25, or 72 for
     captions."""
@@ -77,7 +78,7 @@ class PrepareSettings:
             raise UserError(f"root is {self.root!r}, which is no folder: give the one with the official files")
         if not self.task and (self.root or self.split):
             raise UserError("root and split go with task only")
-        if self.answers and not (self.task and READERS[self.task].classified):
+        if self.answers and not (self.task and TASKS[self.task].kind == "classify"):
             raise UserError("answers goes with task vqa2 only")
         bounds = {
             "short_side": (16, 4096),

@@ -155,10 +155,10 @@ def partial_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
-def refuse_existing(out: Path) -> None:
+def refuse_existing(out: Path, option: str = "--out") -> None:
     """Raise UserError if there is something at the place of a new store."""
     if out.exists():
-        raise UserError(f"{out}: already exists; remove it or choose another --out")
+        raise UserError(f"{out}: already exists; remove it or choose another {option}")
 
 
 def write_meta(

@@ -1,4 +1,4 @@
-"""The tasks, by name: each binds a kind of data to its metrics and its files of predictions."""
+"""All tasks by name. `docs/adding_a_task.md` shows how to add one."""
 
 from __future__ import annotations
 

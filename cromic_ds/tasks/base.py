@@ -1,35 +1,50 @@
-"""What every task is to a run: which kind of data it reads, what it is judged by, and how its predictions are filed."""
+"""What a task is: one object with everything that distinguishes it from other tasks."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 from cromic_ds.data.dataset import Dataset, Texts
+from cromic_ds.data.limits import COMMENT_TOKENS, POST_TOKENS
 from cromic_ds.errors import UserError
 from cromic_ds.metrics.measured import Measured
 from cromic_ds.metrics.texts import measure_texts
 from cromic_ds.tasks.predictions import Form
+from cromic_ds.tasks.reader import OfficialReader
+
+CAPTION_TOKENS = 72
+"""Longest caption of the captioning tasks in tokens, [CLS] and [SEP] included."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """A task by its name in settings, stores and results."""
+    """One task: its official files, lengths, scores, prediction files and columns of the results table.
 
-    name: str
-    kind: Literal["comments", "answer", "classify", "caption"]  # answer: generated; classify: among a fixed vocabulary
-    reads_text: bool  # False: the image is all that the model is given
-    tokenization: str  # that of the official score
+    Kinds: `comments` are generated under posts, an `answer` is generated for a question, `classify` chooses the answer from a
+    fixed vocabulary, and a `caption` is generated for an image.
+    """
+
+    name: str  # in settings, stores and results
+    title: str  # in tables for people
+    kind: Literal["comments", "answer", "classify", "caption"]
+    reader: type[OfficialReader] | None  # reads the official files; None where there are none
+    reads_text: bool  # whether the model is given a text besides the image
+    max_post_tokens: int = POST_TOKENS  # longest post or question, [CLS] and [SEP] included
+    max_comment_tokens: int = COMMENT_TOKENS  # longest stored and longest generated comment, answer or caption
+    tokenization: str  # the official score's
     best_metric: str  # the evaluation metric that chooses the best checkpoint
     higher_is_better: bool
-    max_new_tokens: int  # of the longest generated text
     form: Form  # of prediction files
+    table_scores: dict[str, str] = field(default_factory=dict)  # columns of the results table: score → short heading
+    table_note: str = ""  # what a reader of these columns must know
+    table_place: int = 100  # the columns of tasks with a smaller number come first
 
     def choose_tokenization(self, wanted: str) -> str:
-        """`wanted`, or for "task" that of the official score. Raises UserError for a task that has no choice."""
+        """Return `wanted`, or the official score's tokenization for "task". Raises UserError if the task has no choice."""
         return self.tokenization if wanted == "task" else wanted
 
     @abstractmethod
@@ -42,33 +57,33 @@ class Task(ABC):
         resamples: int = 1000,
         seed: int = 0,
     ) -> Measured:
-        """Scores of one prediction per record over the whole corpus, with 95% intervals from `resamples` (0 = without).
+        """Score one prediction per record over the whole corpus, with 95% intervals from `resamples` (0: no intervals).
 
-        Raises UserError where nothing can be scored.
+        Raises UserError if nothing can be scored.
         """
 
-    def score(self, predictions: list[str], texts: list[Texts], tokenization: str, meteor: bool) -> dict:
-        """The same scores without intervals, in one flat dict with `n_items`, `tokenization` and `notes`."""
+    def score(self, predictions: list[str], texts: list[Texts], tokenization: str, meteor: bool) -> dict[str, Any]:
+        """Return the same scores without intervals in one flat dict with `n_items`, `tokenization` and `notes`."""
         return self.measure(predictions, texts, tokenization, meteor, resamples=0).flat()
 
     @abstractmethod
     def has_references(self, texts: Texts) -> bool:
-        """Whether the record can be scored; those of hidden test splits cannot."""
+        """Whether the record can be scored. Records of hidden test splits cannot."""
 
     def write_predictions(self, file: TextIO, pairs: Iterable[tuple[Texts, str]]) -> None:
-        """Exactly what the task's server takes. file: opened as UTF-8."""
+        """Write exactly what the task's server takes. file: opened as UTF-8."""
         self.form.write(file, pairs)
 
     def read_predictions(self, path: Path) -> Iterator[tuple[str, str]]:
-        """(record id, text) of each prediction. Raises UserError with the line or entry of what is malformed."""
+        """Yield (record id, text) of each prediction. Raises UserError with the line or entry of what is malformed."""
         return self.form.read(path)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedText(Task):
-    """Texts scored against the record's comments: captioning, diversity and grounding scores."""
+    """A task whose texts are scored against the record's comments: captioning, diversity and grounding scores."""
 
-    exact_match: bool = False
+    exact_match: bool = False  # also score whether the text equals a reference
 
     def measure(
         self,
@@ -79,28 +94,35 @@ class GeneratedText(Task):
         resamples: int = 1000,
         seed: int = 0,
     ) -> Measured:
-        """See `measure_texts`. METEOR takes 10 s to start."""
+        """Score with `measure_texts`. METEOR takes 10 s to start."""
         return measure_texts(predictions, texts, tokenization, meteor, resamples, seed, self.exact_match)
 
     def has_references(self, texts: Texts) -> bool:
         return any(comment.strip() for comment in texts.comments)
 
 
-def check_task(task: Task, dataset: Dataset, path: str) -> None:
-    """Raises UserError where the data was prepared for another task."""
-    if dataset.task != (None if task.kind == "comments" else task.name):
-        was = f"for task {dataset.task}" if dataset.task else "from posts with comments"
-        raise UserError(f"{path} was prepared {was}, and this is task {task.name}: name a store of that task")
-
-
-def captioning(name: str, tokenization: str, form: Form) -> GeneratedText:
+def captioning(
+    name: str, title: str, reader: type[OfficialReader], tokenization: str, form: Form, table_place: int
+) -> GeneratedText:
+    """Return a captioning task: the model is given the image alone, and CIDEr chooses the best checkpoint."""
     return GeneratedText(
         name=name,
+        title=title,
         kind="caption",
+        reader=reader,
         reads_text=False,
+        max_comment_tokens=CAPTION_TOKENS,
         tokenization=tokenization,
         best_metric="cider",
         higher_is_better=True,
-        max_new_tokens=72,
         form=form,
+        table_scores={"cider": "C", "bleu_4": "B@4", "rouge_l": "R"},
+        table_place=table_place,
     )
+
+
+def check_task(task: Task, dataset: Dataset, path: str) -> None:
+    """Raise UserError if the data was prepared for another task."""
+    if dataset.task != (None if task.kind == "comments" else task.name):
+        was = f"for task {dataset.task}" if dataset.task else "from posts with comments"
+        raise UserError(f"{path} was prepared {was}, and this is task {task.name}: name a store of that task")

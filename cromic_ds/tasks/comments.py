@@ -1,4 +1,4 @@
-"""Comment generation: what pretraining trains, and its scores."""
+"""Comment generation: what pretraining trains, and how its comments are scored."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from cromic_ds.tasks.predictions import Form, record_id
 
 COMMENTS = GeneratedText(
     name="comments",
+    title="Comments",
     kind="comments",
+    reader=None,  # posts are prepared from raw lines or the published layout
     reads_text=True,
     tokenization="char",
     best_metric="perplexity",
     higher_is_better=False,
-    max_new_tokens=25,
     form=Form("id", "comment", record_id, lines=True),
 )

@@ -1,14 +1,14 @@
 """Flickr30k-CN: the images of Flickr30k with five captions each in segmented Chinese.
 
-    flickr30kzhbbosontrain/ImageSets/flickr30kzhbbosontrain.txt            an image id a line
+    flickr30kzhbbosontrain/ImageSets/flickr30kzhbbosontrain.txt            one image id per line
     flickr30kzhbbosontrain/TextData/seg.flickr30kzhbbosontrain.caption.txt
                                                `<image id>#zhb#<number> word word  word`, translated by machine
     flickr30kzhbbosonval/                      the same
     flickr30kzhmbosontest/                     `<image id>#zhm#<number> word:n ，:wd word:v`, translated by people
     flickr30k-images/<image id>.jpg
 
-Captions are put together again: the tags of the words go, two blanks, where a mark has been taken out, become a comma, and
-the words are joined without blanks. Some releases have "Jan" before "boson" in the folders' names.
+The captions are joined again: tags of words are dropped, two spaces, which mean that a punctuation mark was removed, become a
+comma, and the words are joined without spaces. Some releases have "Jan" before "boson" in the names of the folders.
 """
 
 from __future__ import annotations
@@ -16,40 +16,46 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from cromic_ds.data.disk_table import disk_groups
 from cromic_ds.data.reject_reasons import BAD_UTF8, DUPLICATE
 from cromic_ds.files import read_lines
 from cromic_ds.tasks.base import captioning
 from cromic_ds.tasks.predictions import Form, image_id
-from cromic_ds.tasks.reader import BadEntry, Entry, FolderReader, caption_entry, captions_of, without_extension
+from cromic_ds.tasks.reader import (
+    BadEntry,
+    FolderReader,
+    OfficialEntry,
+    caption_entry,
+    caption_list,
+    without_extension,
+)
 
-CAPTIONS = 5
-SETS = {"train": "flickr30kzhb{}bosontrain", "val": "flickr30kzhb{}bosonval", "test": "flickr30kzhm{}bosontest"}
+_CAPTIONS_PER_IMAGE = 5
+_SETS = {"train": "flickr30kzhb{}bosontrain", "val": "flickr30kzhb{}bosonval", "test": "flickr30kzhm{}bosontest"}
 
 _CAPTION_LINE = re.compile(r"(?P<image>[^#\s]+)#\w+#(?P<number>\d+)(?:[ \t](?P<words>.*))?")
 _TAG = re.compile(r":[A-Za-z]+$")
 
 
-class Flickr30kCn(FolderReader):
-    """An image is described: no post, its captions are the comments."""
-
-    max_comment_tokens = 72
+class Flickr30kCnReader(FolderReader):
+    """Records without a post; the captions are the comments."""
 
     def needs(self) -> dict[str, list[Path]]:
-        return {split: [self._ids(split), self._captions(split), self.image_folder(split)] for split in SETS}
+        return {split: [self._ids(split), self._captions(split), self.image_folder(split)] for split in _SETS}
 
-    def entries(self, split: str, work: Path) -> Iterator[Entry]:
+    def entries(self, split: str, work: Path) -> Iterator[OfficialEntry]:
         ids, captions_file = self._ids(split), self._captions(split)
         with disk_groups(work / "captions.db") as captions:
             for id, caption in captions.fill(map(_keyed, read_lines(captions_file))):
-                yield Entry(id, reason=DUPLICATE, file=str(captions_file), number=caption["line"])
+                yield OfficialEntry(id, reason=DUPLICATE, file=str(captions_file), number=caption["line"])
             for number, _, line in read_lines(ids):
                 if id := without_extension(line.decode(errors="replace").strip()):
-                    yield _described(id, captions.get(id), file=str(ids), number=number)
+                    yield _captioned(id, captions.get(id), file=str(ids), number=number)
             for id, caption in captions.unused():
                 reason = caption.get("reason", f"image is not in {ids.name}")
-                yield Entry(id, reason=reason, file=str(captions_file), number=caption["line"])
+                yield OfficialEntry(id, reason=reason, file=str(captions_file), number=caption["line"])
 
     def image_folder(self, split: str) -> Path:
         return self.find("flickr30k-images")
@@ -63,18 +69,18 @@ class Flickr30kCn(FolderReader):
         return folder / "TextData" / f"seg.{folder.name}.caption.txt"
 
     def _set(self, split: str) -> Path:
-        usual, other = (self.find(SETS[split].format(name)) for name in ("", "Jan"))
+        usual, other = (self.find(_SETS[split].format(name)) for name in ("", "Jan"))
         return other if other.exists() and not usual.exists() else usual
 
 
 def join_words(words: str) -> str:
-    """A caption as people write it, from its words with blanks between them, with or without tags."""
+    """Return a caption as people write it, from its words separated by spaces, with or without tags."""
     parts = ("".join(_TAG.sub("", word) for word in part.split()) for part in words.split("  "))
     return "，".join(part for part in parts if part)
 
 
-def _keyed(numbered_line: tuple[int, int, bytes]) -> tuple[str, int, dict]:
-    """The image's id and the caption's number, and the caption or the reason why the line has none."""
+def _keyed(numbered_line: tuple[int, int, bytes]) -> tuple[str, int, dict[str, Any]]:
+    """Return the image's id, the caption's number, and the caption or the reason why the line has none."""
     line, _, content = numbered_line
     try:
         match = _CAPTION_LINE.fullmatch(content.decode("utf-8-sig" if line == 1 else "utf-8").rstrip("\r\n"))
@@ -86,14 +92,21 @@ def _keyed(numbered_line: tuple[int, int, bytes]) -> tuple[str, int, dict]:
     return without_extension(match["image"]), int(match["number"]), {"line": line, "caption": caption}
 
 
-def _described(id: str, captions: list[dict], file: str, number: int) -> Entry:
+def _captioned(id: str, captions: list[dict[str, Any]], file: str, number: int) -> OfficialEntry:
     try:
-        entry = caption_entry(id, captions_of([caption["caption"] for caption in captions], CAPTIONS))
+        entry = caption_entry(id, caption_list([caption["caption"] for caption in captions], _CAPTIONS_PER_IMAGE))
     except BadEntry as error:
-        entry = Entry(id, reason=str(error))
+        entry = OfficialEntry(id, reason=str(error))
     entry.file, entry.number = file, number
     return entry
 
 
-# Scored on characters here; publications also use words (--tokenization jieba). There is no server: the form is ours.
-FLICKR30K_CN = captioning("flickr30k_cn", "char", Form("image_id", "caption", image_id, lines=True))
+# Scored on characters here; publications also use words (--tokenization jieba). There is no server, so the form is ours.
+FLICKR30K_CN = captioning(
+    "flickr30k_cn",
+    "Flickr30k-CN",
+    Flickr30kCnReader,
+    "char",
+    Form("image_id", "caption", image_id, lines=True),
+    table_place=2,
+)

@@ -11,21 +11,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cromic_ds.tasks.base import GeneratedText
 from cromic_ds.tasks.predictions import Form, question_id
-from cromic_ds.tasks.reader import Entry, FolderReader, coco_image, id_of, json_items, read_entries, text_of
+from cromic_ds.tasks.reader import (
+    FolderReader,
+    OfficialEntry,
+    coco_image,
+    id_field,
+    json_items,
+    parse_entries,
+    text_field,
+)
 
 
-class FmIqa(FolderReader):
-    """An answer is generated: the question is the post, the answer its one comment."""
+class FmIqaReader(FolderReader):
+    """The question is the post, its answer the only comment."""
 
     def needs(self) -> dict[str, list[Path]]:
         return {split: [self._file, self.image_folder(split)] for split in ("train", "val")}
 
-    def entries(self, split: str, work: Path) -> Iterator[Entry]:
+    def entries(self, split: str, work: Path) -> Iterator[OfficialEntry]:
         parse = partial(_entry, folder=f"{split}2014")
-        yield from read_entries(f"{self._file}#{split}", json_items(self._file, f"{split}.item"), parse)
+        yield from parse_entries(f"{self._file}#{split}", json_items(self._file, f"{split}.item"), parse)
 
     def image_folder(self, split: str) -> Path:
         return self.find(f"{split}2014")
@@ -35,28 +44,33 @@ class FmIqa(FolderReader):
         return self.find("FM-IQA.json")
 
 
-def _entry(item: dict, folder: str) -> Entry:
+def _entry(item: dict[str, Any], folder: str) -> OfficialEntry:
     image_id, image = coco_image(item, folder)
-    return Entry(
-        id=id_of(item, "question_id"),
+    return OfficialEntry(
+        id=id_field(item, "question_id"),
         image_id=image_id,
         image=image,
-        post=text_of(item, "Question"),
-        comments=[text_of(item, "Answer")],
+        post=text_field(item, "Question"),
+        comments=[text_field(item, "Answer")],
         extras={"image_id": image_id},
     )
 
 
-# Its published score, the PassRate, is a human Turing test (`cromic-ds rate`); what is computed here is none. There is no
-# server: predictions are filed as the results of VQA v2.0 are.
+# The published score, the PassRate, is a human Turing test (`cromic-ds rate`), and so is the one in the published table; no
+# automatic score is called that. There is no server: predictions are written in the form of VQA v2.0.
 FMIQA = GeneratedText(
     name="fmiqa",
+    title="FM-IQA",
     kind="answer",
+    reader=FmIqaReader,
     reads_text=True,
     tokenization="char",
     best_metric="cider",
     higher_is_better=True,
-    max_new_tokens=25,
-    form=Form("question_id", "answer", question_id, lines=False),
     exact_match=True,
+    form=Form("question_id", "answer", question_id, lines=False),
+    table_scores={"cider": "C", "bleu_4": "B@4", "exact_match": "EM"},
+    table_note="FM-IQA: automatic scores (EM: answers equal to the reference). The PassRate of the literature is a human "
+    "Turing test and stands beside none of them.",
+    table_place=3,
 )

@@ -1,4 +1,4 @@
-"""Files of predictions, in the forms that evaluation servers take, and the check that they are complete."""
+"""Prediction files in the forms that evaluation servers take, and the check that they are complete."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ from typing import TextIO
 from cromic_ds.data.dataset import Texts
 from cromic_ds.errors import UserError
 
-NAMED = 5  # ids in an error message
+_NAMED = 5  # ids in an error message
 
 
 def record_id(texts: Texts) -> str:
+    """Return the record's own id."""
     return texts.id
 
 
 def image_id(texts: Texts) -> str | int:
-    """As the task's annotations name the image, without an extension."""
+    """Return the image's id as the task's annotations have it, without an extension."""
     return texts.extras.get("image_id", texts.id)
 
 
 def question_id(texts: Texts) -> str | int:
-    """A number where it is one."""
+    """Return the record's id, as a number if it is one."""
     number = texts.id.isascii() and texts.id.isdigit() and str(int(texts.id)) == texts.id
     return int(texts.id) if number else texts.id
 
 
 @dataclass(frozen=True)
 class Form:
-    """Objects with an id and a text, as one JSON list or as JSON lines. UTF-8."""
+    """The form of a prediction file: objects with an id and a text, as one JSON list or as JSON lines, in UTF-8."""
 
     id_key: str
     text_key: str
     id_of: Callable[[Texts], str | int]
     lines: bool  # JSON lines instead of a list
-    ascii: bool = False  # \u escapes for what is not ASCII
+    ascii: bool = False  # escape all other characters as \uXXXX
 
     def write(self, file: TextIO, pairs: Iterable[tuple[Texts, str]]) -> None:
-        """One object per pair, in their order; the list with one object in a line."""
+        """Write one object per pair, each on its own line."""
         entries = (
             json.dumps({self.id_key: self.id_of(texts), self.text_key: text}, ensure_ascii=self.ascii)
             for texts, text in pairs
@@ -54,7 +55,7 @@ class Form:
         file.write("\n]\n")
 
     def read(self, path: Path) -> Iterator[tuple[str, str]]:
-        """(id, text) of each object; further fields are passed over. Raises UserError naming the line or the entry."""
+        """Yield (id, text) of each object; other fields are ignored. Raises UserError naming the line or the entry."""
         for where, entry in self._entries(path):
             if not isinstance(entry, dict) or not {self.id_key, self.text_key} <= entry.keys():
                 raise UserError(f'{where}: expected an object with "{self.id_key}" and "{self.text_key}"')
@@ -85,7 +86,7 @@ class Form:
 
 
 def check_ids(found: Iterable[str], expected: Iterable[str], where: str) -> None:
-    """Raises UserError, with counts and the first few ids, unless each expected id is found exactly once and no other."""
+    """Raise UserError, with counts and the first ids, unless each expected id is found exactly once and no other id is."""
     times = Counter(found)
     wanted = dict.fromkeys(expected)
     wrong = {
@@ -101,7 +102,7 @@ def check_ids(found: Iterable[str], expected: Iterable[str], where: str) -> None
 
 
 def _first(ids: list[str]) -> str:
-    return ", ".join(ids[:NAMED]) + (", …" if len(ids) > NAMED else "")
+    return ", ".join(ids[:_NAMED]) + (", …" if len(ids) > _NAMED else "")
 
 
 def _parsed(content: bytes, where: str) -> object:

@@ -1,4 +1,4 @@
-"""What the readers of official files have in common: where files are looked for, and what becomes of each entry."""
+"""What the readers of official files share: where files are looked for, and how each entry is read or rejected."""
 
 from __future__ import annotations
 
@@ -29,72 +29,71 @@ class BadEntry(ValueError):
 
 
 @dataclass(slots=True)
-class Entry:
-    """One record as official files give it, or with a `reason` what cannot be one."""
+class OfficialEntry:
+    """One record of official files, or an entry that cannot be one and the `reason` for it."""
 
     id: str
     image_id: str = ""
-    image: str = ""  # what the image source knows it by
+    image: str = ""  # the image's name in its source
     post: str = ""
     comments: list[str] = field(default_factory=list)
-    extras: dict = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
     file: str = ""  # as rejects.jsonl names it
     number: int = 0  # of the line, or of the entry in its list, from 1
 
 
-class Reader(ABC):
+class OfficialReader(ABC):
     """The official files of a task below a folder. Picklable."""
-
-    max_comment_tokens = 25
-    """Longest stored answer or caption, unless the settings say otherwise."""
-    classified = False
-    """Whether answers are of a vocabulary."""
 
     def __init__(self, root: Path):
         self.root = root
-        self.splits: list[str] = []  # those that are wanted
+        self.splits: list[str] = []  # the splits to prepare
 
     def inputs(self) -> list[Path]:
-        """The files and folders that are read."""
+        """Return all files and folders that are read."""
         return [*(path for split in self.splits for path in self.needs()[split]), *self.answer_files()]
 
     @abstractmethod
     def needs(self) -> dict[str, list[Path]]:
-        """The files and folders of each split, whether they are there or not."""
+        """Return the files and folders of each split, whether they exist or not."""
 
     def answer_files(self) -> list[Path]:
-        """The annotations that the answer vocabulary comes from; none where answers are not classified."""
+        """Return the annotations that the answer vocabulary is built from; none where answers are not classified."""
         return []
 
     @abstractmethod
-    def entries(self, split: str, work: Path) -> Iterator[Entry]:
-        """All entries of a split in the files' order. `work`: a folder for what does not fit into memory."""
+    def entries(self, split: str, work: Path) -> Iterator[OfficialEntry]:
+        """Yield all entries of a split in the files' order. work: a folder for what does not fit into memory."""
 
     @abstractmethod
-    def images(self, split: str, work: Path) -> ImageSource: ...
+    def images(self, split: str, work: Path) -> ImageSource:
+        """Return the source of the split's images."""
 
     def find(self, name: str) -> Path:
-        """Where `name` is: in the folder, or one level further down, as archives unpack."""
+        """Return where `name` is: in the folder, or one level below it, as archives unpack."""
         path = self.root / name
         if path.exists():
             return path
         return next(iter(sorted(self.root.glob(f"*/{name}"))), path)
 
 
-class FolderReader(Reader):
-    """A reader whose images are files."""
+class FolderReader(OfficialReader):
+    """A reader whose images are files in a folder."""
 
     @abstractmethod
-    def image_folder(self, split: str) -> Path: ...
+    def image_folder(self, split: str) -> Path:
+        """Return the folder of the split's images."""
 
     def images(self, split: str, work: Path) -> ImageSource:
         return FolderSource(self.image_folder(split))
 
 
-def read_entries(file: str, items: Iterable[tuple[int, Any]], parse: Callable[[dict], Entry]) -> Iterator[Entry]:
-    """An entry for each of the numbered `items`. An item that is a BadEntry, or makes `parse` raise one, is listed with
-    its reason."""
+def parse_entries(
+    file: str, items: Iterable[tuple[int, Any]], parse: Callable[[dict[str, Any]], OfficialEntry]
+) -> Iterator[OfficialEntry]:
+    """Yield an entry for each of the numbered `items`. An item that is a BadEntry, or for which `parse` raises one, becomes an
+    entry with the reason."""
     for number, item in items:
         try:
             if isinstance(item, BadEntry):
@@ -103,16 +102,17 @@ def read_entries(file: str, items: Iterable[tuple[int, Any]], parse: Callable[[d
                 raise BadEntry(NOT_AN_OBJECT)
             entry = parse(item)
         except BadEntry as error:
-            entry = Entry(any_id(item), reason=str(error))
+            entry = OfficialEntry(any_id(item), reason=str(error))
         entry.file, entry.number = file, number
         yield entry
 
 
 def json_items(path: Path, prefix: str) -> Iterator[tuple[int, Any]]:
-    """The items of a list in a JSON file with their numbers, one at a time. `prefix`: `item` for a file that is a list,
-    `questions.item` for the list under that key.
+    """Yield the items of a list in a JSON file with their numbers, without reading the whole file.
 
-    Raises UserError for a file that is not JSON, or has no such list.
+    prefix: `item` for a file that is a list, `questions.item` for the list under that key.
+
+    Raises UserError for a file that is not JSON or has no such list.
     """
     number = 0
     with path.open("rb") as file, ProgressBar(path.name, path.stat().st_size, "bytes") as bar:
@@ -132,7 +132,7 @@ def json_items(path: Path, prefix: str) -> Iterator[tuple[int, Any]]:
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """The objects of a file of JSON lines with their line numbers; a BadEntry for a line that is none."""
+    """Yield the values of a file of JSON lines with their line numbers; a BadEntry for a line that is not JSON."""
     with ProgressBar(path.name, path.stat().st_size, "bytes") as bar:
         for number, offset, line in read_lines(path):
             try:
@@ -145,19 +145,20 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
                 bar.update(offset)
 
 
-def text_of(item: dict, key: str) -> str:
-    """The text under `key` without blanks around it."""
+def text_field(item: dict[str, Any], key: str) -> str:
+    """Return the text under `key` without surrounding whitespace."""
     return clean_text(item.get(key), key)
 
 
 def clean_text(value: Any, name: str) -> str:
+    """Return a text without surrounding whitespace. Raises BadEntry for anything but a text, and for an empty one."""
     if not (text := unicode_text(value, name).strip()):
         raise BadEntry(f"empty {name}")
     return text
 
 
 def unicode_text(value: Any, name: str) -> str:
-    """A text as it is. JSON can also hold halves of characters, which no file can."""
+    """Return a text as it is. Raises BadEntry for anything else, and for half a surrogate pair, which JSON can hold."""
     if not isinstance(value, str):
         raise BadEntry(f"no {name}")
     try:
@@ -167,8 +168,8 @@ def unicode_text(value: Any, name: str) -> str:
     return value
 
 
-def id_of(item: dict, key: str) -> str:
-    """The id under `key`, a whole number or a text."""
+def id_field(item: dict[str, Any], key: str) -> str:
+    """Return the id under `key`, a whole number or a text."""
     value = item.get(key)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -178,8 +179,8 @@ def id_of(item: dict, key: str) -> str:
     return id
 
 
-def captions_of(value: Any, count: int) -> list[str]:
-    """The `count` captions of an image, less blank ones."""
+def caption_list(value: Any, count: int) -> list[str]:
+    """Return the captions of an image, of which there must be `count`, without the empty ones."""
     if not isinstance(value, list):
         raise BadEntry("no captions")
     if len(value) != count:
@@ -190,26 +191,27 @@ def captions_of(value: Any, count: int) -> list[str]:
     return captions
 
 
-def caption_entry(name: str, captions: list[str]) -> Entry:
-    """The record of an image with its captions; the image's id is its file's name without extension."""
+def caption_entry(name: str, captions: list[str]) -> OfficialEntry:
+    """Return the record of an image with its captions. The image's id is the name of its file without the extension."""
     id = without_extension(name)
-    return Entry(id, image_id=id, image=id, comments=captions, extras={"image_id": id})
+    return OfficialEntry(id, image_id=id, image=id, comments=captions, extras={"image_id": id})
 
 
 def without_extension(name: str) -> str:
+    """Return the name of an image file without its extension."""
     return next((name.removesuffix(extension) for extension in EXTENSIONS if name.endswith(extension)), name)
 
 
-def coco_image(item: dict, folder: str) -> tuple[str, str]:
-    """(image id, name of its file without extension in a COCO folder such as `train2014`)."""
-    id = id_of(item, "image_id")
+def coco_image(item: dict[str, Any], folder: str) -> tuple[str, str]:
+    """Return (image id, name of its file without extension in a COCO folder such as `train2014`)."""
+    id = id_field(item, "image_id")
     if not (id.isascii() and id.isdigit()):
         raise BadEntry("image_id is not a number of COCO")
     return str(int(id)), f"COCO_{folder}_{int(id):012d}"
 
 
 def any_id(item: Any) -> str:
-    """What an unusable entry is best called by."""
+    """Return an id that helps to find an unusable entry, or an empty string."""
     if isinstance(item, dict):
         for key in ("question_id", "image_id", "id"):
             if isinstance(item.get(key), int | str):

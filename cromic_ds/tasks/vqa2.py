@@ -1,4 +1,4 @@
-"""VQA v2.0: questions about images of COCO with the answers of ten people each.
+"""VQA v2.0: questions about images of COCO, each answered by ten people.
 
     v2_OpenEnded_mscoco_train2014_questions.json     {"questions": [{"image_id", "question", "question_id"}], ...}
                         val2014, test2015, test-dev2015
@@ -7,7 +7,7 @@
                                                      "answers": [{"answer", ...}, ten of them]}], ...}
     train2014/COCO_train2014_000000000009.jpg, val2014/, test2015/
 
-The questions of test-dev2015 are some of those of test2015, and about its images. Nobody has the tests' annotations.
+The questions of test-dev2015 are a part of those of test2015. The annotations of both tests are not public.
 """
 
 from __future__ import annotations
@@ -28,36 +28,34 @@ from cromic_ds.tasks.base import Task
 from cromic_ds.tasks.predictions import Form, question_id
 from cromic_ds.tasks.reader import (
     BadEntry,
-    Entry,
     FolderReader,
+    OfficialEntry,
     any_id,
     coco_image,
-    id_of,
+    id_field,
     json_items,
-    read_entries,
-    text_of,
+    parse_entries,
+    text_field,
     unicode_text,
 )
 
-ANSWERS = 10
-SUBSETS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
+_PEOPLE = 10  # who answered each question
+_SUBSETS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
 
 
-class Vqa2(FolderReader):
-    """An answer is one of a vocabulary. The one that most people gave is the comment; all ten are in the extras."""
-
-    classified = True
+class Vqa2Reader(FolderReader):
+    """The question is the post and the most frequent answer the only comment; all ten answers are in the extras."""
 
     def needs(self) -> dict[str, list[Path]]:
-        return {s: [self._questions(s), *self._annotations(s), self.image_folder(s)] for s in SUBSETS}
+        return {s: [self._questions(s), *self._annotations(s), self.image_folder(s)] for s in _SUBSETS}
 
     def answer_files(self) -> list[Path]:
         return [*self._annotations("train"), *self._annotations("val")]
 
-    def entries(self, split: str, work: Path) -> Iterator[Entry]:
+    def entries(self, split: str, work: Path) -> Iterator[OfficialEntry]:
         file = self._questions(split)
         parse = partial(_question, folder=self.image_folder(split).name)
-        questions = read_entries(str(file), json_items(file, "questions.item"), parse)
+        questions = parse_entries(str(file), json_items(file, "questions.item"), parse)
         if not self._annotations(split):
             yield from questions
             return
@@ -71,24 +69,27 @@ class Vqa2(FolderReader):
                 yield _unused(file, id, annotation, "annotation without question")
 
     def image_folder(self, split: str) -> Path:
-        return self.find(SUBSETS[split].replace("-dev", ""))
+        return self.find(_SUBSETS[split].replace("-dev", ""))
 
     def _questions(self, split: str) -> Path:
-        return self.find(f"v2_OpenEnded_mscoco_{SUBSETS[split]}_questions.json")
+        return self.find(f"v2_OpenEnded_mscoco_{_SUBSETS[split]}_questions.json")
 
     def _annotations(self, split: str) -> list[Path]:
-        """The one file, none for a test."""
-        return [self.find(f"v2_mscoco_{SUBSETS[split]}_annotations.json")] if split in ("train", "val") else []
+        """Return the one file of annotations, none for a test split."""
+        return [self.find(f"v2_mscoco_{_SUBSETS[split]}_annotations.json")] if split in ("train", "val") else []
 
 
-def _question(item: dict, folder: str) -> Entry:
+def _question(item: dict[str, Any], folder: str) -> OfficialEntry:
     image_id, image = coco_image(item, folder)
-    id, question = id_of(item, "question_id"), text_of(item, "question")
-    return Entry(id, image_id=image_id, image=image, post=question, extras={"image_id": image_id})
+    id, question = id_field(item, "question_id"), text_field(item, "question")
+    return OfficialEntry(id, image_id=image_id, image=image, post=question, extras={"image_id": image_id})
 
 
-def _keyed(number: int, item: Any) -> tuple[str, int, dict]:
-    """The question's id, and of its annotation what is needed; it is looked at when its question is known."""
+def _keyed(number: int, item: Any) -> tuple[str, int, dict[str, Any]]:
+    """Return the question's id, a number and the needed fields of the annotation, which are checked later, with the question.
+
+    The number distinguishes annotations without an id; for others it is 0, so that a second annotation is a duplicate.
+    """
     if not (id := any_id(item)):
         return "", number, {"number": number}
     answers = item.get("answers")
@@ -98,34 +99,34 @@ def _keyed(number: int, item: Any) -> tuple[str, int, dict]:
     return id, 0, {"number": number, "answers": answers, **{key: item.get(key) for key in kept}}
 
 
-def _answered(question: Entry, annotations: list[dict]) -> Entry:
-    """The question with its annotation, or with the reason why that cannot be used."""
+def _answered(question: OfficialEntry, annotations: list[dict[str, Any]]) -> OfficialEntry:
+    """Add its annotation to the question, or the reason why that cannot be used."""
     if question.reason:
         return question
     try:
         if not annotations:
             raise BadEntry("no annotation")
         [annotation] = annotations
-        if id_of(annotation, "image_id") != question.image_id:
+        if id_field(annotation, "image_id") != question.image_id:
             raise BadEntry("annotation of another image")
         answers = annotation["answers"]
-        if not isinstance(answers, list) or len(answers) != ANSWERS:
-            raise BadEntry(f"{len(answers) if isinstance(answers, list) else 'no'} answers instead of {ANSWERS}")
-        question.comments = [text_of(annotation, "multiple_choice_answer")]
+        if not isinstance(answers, list) or len(answers) != _PEOPLE:
+            raise BadEntry(f"{len(answers) if isinstance(answers, list) else 'no'} answers instead of {_PEOPLE}")
+        question.comments = [text_field(annotation, "multiple_choice_answer")]
         question.extras["answers"] = [unicode_text(answer, "answer") for answer in answers]
-        question.extras |= {key: text_of(annotation, key) for key in ("answer_type", "question_type")}
+        question.extras |= {key: text_field(annotation, key) for key in ("answer_type", "question_type")}
     except BadEntry as error:
         question.reason = str(error)
     return question
 
 
-def _unused(file: Path, id: str, annotation: dict, reason: str) -> Entry:
-    return Entry(id, reason=reason, file=str(file), number=annotation["number"])
+def _unused(file: Path, id: str, annotation: dict[str, Any], reason: str) -> OfficialEntry:
+    return OfficialEntry(id, reason=reason, file=str(file), number=annotation["number"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifiedAnswers(Task):
-    """Answers scored by the official accuracy, which compares them whole: there is no tokenization to choose."""
+    """A task scored by the accuracy of VQA v2.0, which compares whole answers: there is no tokenization to choose."""
 
     def choose_tokenization(self, wanted: str) -> str:
         if wanted not in ("task", self.tokenization):
@@ -141,13 +142,13 @@ class ClassifiedAnswers(Task):
         resamples: int = 1000,
         seed: int = 0,
     ) -> Measured:
-        """See `measure_answers`; `tokenization` and `meteor` change nothing."""
+        """Score with `measure_answers`; `tokenization` and `meteor` have no effect."""
         return measure_answers(predictions, texts, resamples, seed)
 
     def score(
         self, predictions: list[str], texts: list[Texts], tokenization: str = WHOLE_ANSWERS, meteor: bool = False
-    ) -> dict:
-        """As `Task.score`, without the 65 question types, which would crowd a training log."""
+    ) -> dict[str, Any]:
+        """Return what `Task.score` does, without the scores of 65 question types, which would crowd a training log."""
         return measure_answers(predictions, texts, resamples=0, by_question_type=False).flat()
 
     def has_references(self, texts: Texts) -> bool:
@@ -157,11 +158,15 @@ class ClassifiedAnswers(Task):
 # The server takes a list of {"question_id": number, "answer"}.
 VQA2 = ClassifiedAnswers(
     name="vqa2",
+    title="VQA v2.0",
     kind="classify",
+    reader=Vqa2Reader,
     reads_text=True,
     tokenization=WHOLE_ANSWERS,
     best_metric="accuracy",
     higher_is_better=True,
-    max_new_tokens=25,
     form=Form("question_id", "answer", question_id, lines=False, ascii=True),
+    table_scores={"accuracy": "Acc"},
+    table_note="Acc: the accuracy of the official tool.",
+    table_place=4,
 )

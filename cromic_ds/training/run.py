@@ -309,7 +309,7 @@ def start_run(
 
 def for_task(settings: EvalSettings, task: Task) -> EvalSettings:
     """The settings with the task's own where they leave it the choice."""
-    longest = settings.decoding.max_new_tokens or task.max_new_tokens
+    longest = settings.decoding.max_new_tokens or task.max_comment_tokens
     return replace(
         settings,
         tokenization=task.choose_tokenization(settings.tokenization),

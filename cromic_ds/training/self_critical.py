@@ -95,7 +95,7 @@ class SelfCritical:
         settings.check()
         self.settings = settings
         self.tokenization = task.tokenization
-        self.max_new_tokens = settings.max_new_tokens or task.max_new_tokens
+        self.max_new_tokens = settings.max_new_tokens or task.max_comment_tokens
         self.cider: CiderD | None = None  # from the first step on
 
     def __call__(self, run: Run, batches: list[Batch]) -> tuple[list[Batch], dict[str, float]]:

@@ -1,1 +1,1 @@
-"""The sample world: drawn scenes, and Chinese posts whose question only picture and post together can answer."""
+"""The sample world: drawn scenes, and Chinese posts whose question needs both the picture and the post to be answered."""

@@ -1,10 +1,11 @@
-"""The sample world as AIC-ICC, Flickr30k-CN and MUGE: images and captions of them."""
+"""The sample world as AIC-ICC, Flickr30k-CN and MUGE: images with captions."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from cromic_ds.data.order import order_key, permute
 from cromic_ds.world import language
@@ -26,12 +27,12 @@ AIC_ANNOTATIONS = {
 FLICKR_FOLDERS = {"train": "flickr30kzhbbosontrain", "val": "flickr30kzhbbosonval", "test": "flickr30kzhmbosontest"}
 MUGE_FILES = {"train": "IC_train", "val": "IC_valid", "test": "IC_test"}
 
-FLICKR_IDS = 10**10  # Flickr counts its photographs with up to ten digits
-FLICKR_KEY = 2  # tells the order of these ids from other orders of the same seed
+FLICKR_IDS = 10**10  # ids of Flickr have up to ten digits
+FLICKR_KEY = 2  # different from those of other orders of the same seed
 
-# The tags that BosonNLP gives the words and marks of captions: noun, direction, verb, preposition, …
+# Tags by BosonNLP for the words and punctuation marks of captions: noun, direction, verb, preposition, …
 TAGS = {
-    "n": (*language.COLORS, *language.SHAPES, "图", "图形", "一行"),
+    "n": (*language.COLOR_WORDS, *language.SHAPE_WORDS, "图", "图形", "一行"),
     "f": ("左边", "中间", "右边", "左", "右", "里", "最后"),
     "v": ("到", "画", "排", "成"),
     "vshi": ("是",),
@@ -52,7 +53,7 @@ MARKS = frozenset(word for tag in ("wd", "wn", "wm") for word in TAGS[tag])
 
 
 class AicIccFiles(TaskFiles):
-    """Two annotation files and three folders of images; five captions an image, none in the test."""
+    """Two annotation files and three folders of images; five captions per image, none in the test split."""
 
     number = 3
 
@@ -63,17 +64,19 @@ class AicIccFiles(TaskFiles):
     def add(self, image: WorldImage) -> None:
         id = hash_id(self.seed, self.number, image, 20)
         self.write_image(f"{AIC_FOLDERS[image.split]}/{id}.jpg", image)
-        captions = language.captions(image.scene, self.random(image), AIC_CAPTIONS)
+        captions = language.write_captions(image.scene, self.random(image), AIC_CAPTIONS)
         if image.split in self._annotations:
             url = f"sample://{self.seed}/{image.index:06d}.jpg"
-            captions = [language.joined(caption) for caption in captions]
+            captions = [language.without_spaces(caption) for caption in captions]
             self._annotations[image.split].add({"url": url, "image_id": f"{id}.jpg", "caption": captions})
         self.ground(id, caption_extras(image))
 
 
 class Flickr30kCnFiles(TaskFiles):
-    """Folders of segmented captions, five an image, and one folder with all images. `zhb`, "by machine", is written
-    without marks, commas as two blanks; `zhm`, "by people", with a tag behind every word and mark.
+    """Folders of segmented captions, five per image, and one folder with all images.
+
+    The captions translated by machine, `zhb`, have two spaces in place of each punctuation mark. Those translated by people,
+    `zhm`, have a tag after every word and mark.
     """
 
     number = 4
@@ -90,13 +93,13 @@ class Flickr30kCnFiles(TaskFiles):
         self.write_image(f"flickr30k-images/{id}.jpg", image)
         self._ids[image.split].write(f"{id}\n")
         write, language_tag = (tagged, "zhm") if image.split == "test" else (without_marks, "zhb")
-        for k, caption in enumerate(language.captions(image.scene, self.random(image), FLICKR_CAPTIONS)):
+        for k, caption in enumerate(language.write_captions(image.scene, self.random(image), FLICKR_CAPTIONS)):
             self._captions[image.split].write(f"{id}#{language_tag}#{k} {write(caption)}\n")
         self.ground(id, caption_extras(image))
 
 
 class MugeFiles(TaskFiles):
-    """A TSV of images in URL-safe base64 and a file of captions, ten an image, for each split; the test's has ids only."""
+    """For each split a TSV of images in URL-safe base64 and a file with ten captions per image, in the test split ids only."""
 
     number = 5
 
@@ -108,21 +111,21 @@ class MugeFiles(TaskFiles):
     def add(self, image: WorldImage) -> None:
         id = hash_id(self.seed, self.number, image, 16)
         self._images[image.split].write(f"{id}\t{base64.urlsafe_b64encode(image.jpeg).decode()}\n")
-        item: dict = {"image_id": id}
+        item: dict[str, Any] = {"image_id": id}
         if image.split != "test":
-            captions = language.captions(image.scene, self.random(image), MUGE_CAPTIONS)
-            item["text"] = [language.joined(caption) for caption in captions]
+            captions = language.write_captions(image.scene, self.random(image), MUGE_CAPTIONS)
+            item["text"] = [language.without_spaces(caption) for caption in captions]
         write_line(self._captions[image.split], item)
         self.ground(id, caption_extras(image))
 
 
 def hash_id(seed: int, number: int, image: WorldImage, size: int) -> str:
-    """An id as owners make them of the image's content: `size` bytes in hexadecimal."""
+    """Return an id that looks like a hash of the image: `size` bytes in hexadecimal."""
     return hashlib.blake2b(f"{seed}:{number}:{image.index}".encode(), digest_size=size).hexdigest()
 
 
-def caption_extras(image: WorldImage) -> dict:
-    """How captions are judged: they have to name the three things, and none that is not there."""
+def caption_extras(image: WorldImage) -> dict[str, Any]:
+    """Return what decides whether a caption is right: it must name the three things of the scene and no other."""
     return {
         "kind": "caption",
         "answer": [thing.color + thing.shape for thing in image.scene],
@@ -132,10 +135,10 @@ def caption_extras(image: WorldImage) -> dict:
 
 
 def without_marks(caption: str) -> str:
-    """A segmented caption with each mark taken out, which leaves two blanks."""
+    """Return a segmented caption without its punctuation marks, each of which leaves two spaces."""
     return " ".join("" if word in MARKS else word for word in caption.split())
 
 
 def tagged(caption: str) -> str:
-    """A segmented caption with each word as `word:tag`."""
+    """Return a segmented caption with each word as `word:tag`."""
     return " ".join(f"{word}:{TAG_OF[word]}" for word in caption.split())

@@ -1,4 +1,4 @@
-"""How far one input alone can get in the sample world: what a model must beat to show that it uses both."""
+"""The best scores that one input alone allows in the sample world. A model that beats them uses both inputs."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ from math import sqrt
 
 from cromic_ds.data.dataset import Dataset
 from cromic_ds.errors import UserError
-from cromic_ds.world.scenes import QUESTION_TYPES, Scene, questions, scene_from_json
+from cromic_ds.world.scenes import QUESTION_KINDS, Scene, scene_from_json, scene_questions
 
 
 def ceilings(dataset: Dataset) -> dict[str, float]:
-    """The best grounded accuracy that text alone and image alone allow on the scenes of `dataset`.
+    """Return the best grounded accuracy that the text alone and the image alone allow on the scenes of `dataset`.
 
-    Both follow from the data's scenes and the known probabilities of the questions about each, so a post that happens
-    to be unique gives nothing away. Text alone knows the question and gives the answer that is most frequent over all
-    scenes. Image alone knows the scene and not the question; since a comment is judged by the asked attribute only, it
-    may name one color, one shape and one place at once, and is credited with the most probable value of each.
+    Both are computed from the scenes and the known probabilities of the questions about each, not from the questions that the
+    posts happen to ask. Given the text alone, the best answer is the most frequent one over all scenes. Given the image alone,
+    the question is unknown. Since a comment is judged by the asked attribute only, it may name one color, one shape and one
+    place at once, and is credited with the most probable value of each.
 
-    Keys: `text`, `image`, and each with `_what` and `_where` for the posts of one kind.
-    Raises UserError for a data set that is not of the sample world.
+    Keys: `text`, `image`, and each with `_what` and `_where` for the questions of one kind.
+
+    Raises UserError for data that is not from the sample world.
     """
     scenes = [_scene(dataset, i) for i in range(len(dataset))]
     values = {}
     for name, ceiling in (("text", _text_alone), ("image", _image_alone)):
-        values[name] = ceiling(scenes, tuple(QUESTION_TYPES))
-        values |= {f"{name}_{kind}": ceiling(scenes, (kind,)) for kind in QUESTION_TYPES}
+        values[name] = ceiling(scenes, tuple(QUESTION_KINDS))
+        values |= {f"{name}_{kind}": ceiling(scenes, (kind,)) for kind in QUESTION_KINDS}
     return values
 
 
 def at_most(share: float, posts: int) -> float:
-    """What a model whose true accuracy is `share` measures on this many posts at most, but for one time in a thousand."""
+    """Upper bound on the measured accuracy over this many posts if the true one is `share`; exceeded once in a thousand."""
     return share + 3.1 * sqrt(share * (1 - share) / posts)
 
 
@@ -42,20 +43,20 @@ def _scene(dataset: Dataset, index: int) -> Scene:
 
 
 def _text_alone(scenes: list[Scene], kinds: tuple[str, ...]) -> float:
-    """The share of the most frequent answer to each question."""
+    """Return the accuracy of the most frequent answer to each question."""
     answers: dict[tuple, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for scene in scenes:
-        for question, probability in questions(scene):
+        for question, probability in scene_questions(scene):
             if question.kind in kinds:
                 answers[question.asked, question.named_by, question.name][question.answer] += probability
     return _share_of_most_probable(answers)
 
 
 def _image_alone(scenes: list[Scene], kinds: tuple[str, ...]) -> float:
-    """The share of the questions about each scene that its most probable color, shape and place answer."""
+    """Return the accuracy of each scene's most probable color, shape and place."""
     answers: dict[tuple, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for scene in scenes:
-        for question, probability in questions(scene):
+        for question, probability in scene_questions(scene):
             if question.kind in kinds:
                 answers[scene, question.asked][question.answer] += probability
     return _share_of_most_probable(answers)

@@ -1,6 +1,6 @@
-"""What people write under and about a scene: posts, questions, answers, comments and captions.
+"""The texts about a scene: posts, questions, answers, comments and captions.
 
-A post or question asks for, or hints at, what only the picture shows; a comment or answer states it.
+A post or question asks for, or hints at, something that only the picture shows; a comment or answer states it.
 """
 
 from __future__ import annotations
@@ -12,44 +12,44 @@ from itertools import chain
 
 import numpy as np
 
-from cromic_ds.world.scenes import COLORS, SHAPES, VALUES, Question, Scene
+from cromic_ds.world.scenes import ATTRIBUTE_VALUES, COLOR_WORDS, SHAPE_WORDS, Scene, SceneQuestion
 
 MIN_COMMENTS, MAX_COMMENTS = 3, 6
 
-# {name} becomes the value by which the thing is named
-NAMES = {"shape": "{name}", "color": "{name}那个", "place": "{name}那个"}
+# {name} is replaced by the value that names the thing
+NAME_PHRASES = {"shape": "{name}", "color": "{name}那个", "place": "{name}那个"}
 
-# {x} becomes the thing's name, {a} the answer
-ASKING = {
+# {x} is replaced by the thing's name, {a} by the answer
+QUESTION_PHRASES = {
     "color": ("{x}是什么颜色？", "猜猜{x}的颜色", "谁能说说{x}的颜色"),
     "shape": ("{x}是什么形状？", "猜猜{x}的形状", "谁能说说{x}的形状"),
     "place": ("{x}在哪里？", "猜猜{x}在哪边", "谁看见{x}了？"),
 }
-HINTING = {
+HINT_PHRASES = {
     "color": ("{x}的颜色真好看", "我最爱{x}的颜色"),
     "shape": ("{x}的形状真可爱", "我最爱{x}的形状"),
     "place": ("快帮我找找{x}", "{x}躲起来了"),
 }
-BEFORE_ASKING = ("", "", "考考你，")
-BEFORE_HINTING = ("", "", "刚画的，")
+QUESTION_OPENINGS = ("", "", "考考你，")
+HINT_OPENINGS = ("", "", "刚画的，")
 
-COMMENTS = {
+COMMENT_PHRASES = {
     "color": ("{a}的", "是{a}呀", "{a}，真好看", "{x}是{a}"),
     "shape": ("是{a}", "是个{a}呀", "{a}，真可爱", "{x}是{a}"),
     "place": ("在{a}", "就在{a}呀", "{a}，很好找", "{x}在{a}"),
 }
-# Some people say all there is to say about the thing.
-DESCRIBING = ("{place}的{color}{shape}", "{place}那个{shape}是{color}", "{color}{shape}，在{place}")
+# Some comments describe the thing completely.
+DESCRIPTION_PHRASES = ("{place}的{color}{shape}", "{place}那个{shape}是{color}", "{color}{shape}，在{place}")
 
-ANSWERS = {
+ANSWER_PHRASES = {
     "color": ("{x}是{a}的。", "是{a}的。"),
     "shape": ("{x}是{a}。", "是{a}。"),
     "place": ("{x}在{a}。", "在{a}。"),
 }
 
-# Words and marks stand apart by blanks, as a segmenter leaves them; {l}, {m} and {r} become the left, middle and right
-# thing. Each names all three from left to right.
-CAPTIONS = (
+# Words and punctuation marks are separated by spaces, as a segmenter does it. {l}, {m} and {r} are replaced by the left, middle
+# and right thing. Each phrase names all three from left to right.
+CAPTION_PHRASES = (
     "{l} 、 {m} 和 {r}",
     "左边 是 {l} ， 中间 是 {m} ， 右边 是 {r}",
     "{l} 在 左边 ， {m} 在 中间 ， {r} 在 右边",
@@ -63,64 +63,65 @@ CAPTIONS = (
     "{l} 的 右边 是 {m} 和 {r}",
     "{l} 、 {m} 、 {r} 排 成 一行",
 )
-COMPOUNDS = tuple(color + shape for color in COLORS for shape in SHAPES)  # what a caption says of a thing
+COMPOUNDS = tuple(color + shape for color in COLOR_WORDS for shape in SHAPE_WORDS)  # what a caption says of a thing
 
 
 def _pick(rng: np.random.Generator, phrasings: tuple[str, ...]) -> str:
     return phrasings[rng.integers(len(phrasings))]
 
 
-def _name(question: Question) -> str:
-    return NAMES[question.named_by].format(name=question.name)
+def _name(question: SceneQuestion) -> str:
+    return NAME_PHRASES[question.named_by].format(name=question.name)
 
 
-def ask(question: Question, rng: np.random.Generator) -> str:
-    """The question in at most 12 characters."""
-    return _pick(rng, ASKING[question.asked]).format(x=_name(question))
+def write_question(question: SceneQuestion, rng: np.random.Generator) -> str:
+    """Return the question in at most 12 characters."""
+    return _pick(rng, QUESTION_PHRASES[question.asked]).format(x=_name(question))
 
 
-def answer(question: Question, rng: np.random.Generator) -> str:
-    """A sentence of at most 10 characters that states the answer and no other value of its attribute."""
-    return _pick(rng, ANSWERS[question.asked]).format(x=_name(question), a=question.answer)
+def write_answer(question: SceneQuestion, rng: np.random.Generator) -> str:
+    """Return a sentence of at most 10 characters that states the answer and no other value of its attribute."""
+    return _pick(rng, ANSWER_PHRASES[question.asked]).format(x=_name(question), a=question.answer)
 
 
-def post(question: Question, rng: np.random.Generator) -> str:
-    """A post of at most 16 characters that asks the question, or hints at it."""
+def write_post(question: SceneQuestion, rng: np.random.Generator) -> str:
+    """Return a post of at most 16 characters that asks the question or hints at it."""
     if rng.random() < 0.6:
-        return _pick(rng, BEFORE_ASKING) + ask(question, rng)
-    before, body = _pick(rng, BEFORE_HINTING), _pick(rng, HINTING[question.asked])
+        return _pick(rng, QUESTION_OPENINGS) + write_question(question, rng)
+    before, body = _pick(rng, HINT_OPENINGS), _pick(rng, HINT_PHRASES[question.asked])
     return before + body.format(x=_name(question))
 
 
-def comments(question: Question, rng: np.random.Generator) -> list[str]:
-    """Three to six comments of at most 10 characters; each states the answer and no other value of its attribute."""
+def write_comments(question: SceneQuestion, rng: np.random.Generator) -> list[str]:
+    """Return three to six comments of at most 10 characters; each states the answer and no other value of its attribute."""
     count = rng.integers(MIN_COMMENTS, MAX_COMMENTS + 1)
-    phrasings = rng.choice(COMMENTS[question.asked] + DESCRIBING, size=count, replace=False)
+    phrasings = rng.choice(COMMENT_PHRASES[question.asked] + DESCRIPTION_PHRASES, size=count, replace=False)
     words = asdict(question.thing)
     return [str(phrasing).format(a=question.answer, x=_name(question), **words) for phrasing in phrasings]
 
 
-def captions(things: Scene, rng: np.random.Generator, count: int) -> list[str]:
-    """`count` different captions, their words apart by blanks; `joined` makes text of at most 24 characters of one."""
-    left, middle, right = (f"{thing.color} {thing.shape}" for thing in things)
-    phrasings = rng.choice(CAPTIONS, size=count, replace=False)
+def write_captions(scene: Scene, rng: np.random.Generator, count: int) -> list[str]:
+    """Return `count` different captions, their words separated by spaces; without spaces they have at most 24 characters."""
+    left, middle, right = (f"{thing.color} {thing.shape}" for thing in scene)
+    phrasings = rng.choice(CAPTION_PHRASES, size=count, replace=False)
     return [str(phrasing).format(l=left, m=middle, r=right) for phrasing in phrasings]
 
 
-def joined(words: str) -> str:
-    """Segmented text as people write it."""
+def without_spaces(words: str) -> str:
+    """Return segmented text as people write it."""
     return words.replace(" ", "")
 
 
 def vocabulary_texts() -> Iterator[str]:
-    """Texts with all that can be written here, the same for any number of posts: what the tokenizer is trained on.
+    """Yield texts with everything that can be written here, the same for any number of posts, to train the tokenizer on.
 
-    Latin letters, digits and common punctuation are added, so that what a person types is not lost.
+    Latin letters, digits and common punctuation are added, so that they are not unknown when a person types them.
     """
-    groups = (*ASKING.values(), *HINTING.values(), *COMMENTS.values(), *ANSWERS.values(), CAPTIONS)
-    blank = dict.fromkeys(("a", "x", "name", "place", "color", "shape", "l", "m", "r"), "")
-    for phrasing in (*NAMES.values(), *chain(*groups), *DESCRIBING):
-        yield phrasing.format(**blank)
-    yield from chain(*VALUES.values(), BEFORE_ASKING, BEFORE_HINTING)
+    by_attribute = (QUESTION_PHRASES, HINT_PHRASES, COMMENT_PHRASES, ANSWER_PHRASES)
+    groups = (*chain(*(phrases.values() for phrases in by_attribute)), CAPTION_PHRASES)
+    empty = dict.fromkeys(("a", "x", "name", "place", "color", "shape", "l", "m", "r"), "")
+    for phrasing in (*NAME_PHRASES.values(), *chain(*groups), *DESCRIPTION_PHRASES):
+        yield phrasing.format(**empty)
+    yield from chain(*ATTRIBUTE_VALUES.values(), QUESTION_OPENINGS, HINT_OPENINGS)
     yield "。、：；！…～“”《》,.!?"
     yield from (character + character for character in string.ascii_lowercase + string.digits)

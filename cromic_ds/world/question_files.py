@@ -1,22 +1,23 @@
-"""The sample world as FM-IQA and VQA v2.0, whose images are those of COCO: several questions about each."""
+"""The sample world as FM-IQA and VQA v2.0: several questions about each image, with file names as in COCO."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cromic_ds.data.order import order_key, permute
 from cromic_ds.world import language
 from cromic_ds.world.json_list import JsonLists
-from cromic_ds.world.scenes import VALUES, Question, Scene, question_extras, questions
+from cromic_ds.world.scenes import ATTRIBUTE_VALUES, Scene, SceneQuestion, question_extras, scene_questions
 from cromic_ds.world.task_files import TaskFiles, WorldImage
 
 MIN_QUESTIONS, MAX_QUESTIONS = 2, 3
 
 COCO_IMAGES = 581_929  # the largest image id of COCO
-COCO_KEY = 1  # tells the order of these ids from other orders of the same seed
+COCO_KEY = 1  # different from those of other orders of the same seed
 
 VQA_INFO = {
     "description": "The sample world in the format of VQA v2.0.",
@@ -27,10 +28,10 @@ VQA_INFO = {
     "date_created": "2017-04-26 17:07:13",
 }
 VQA_LICENSE = {"url": "", "name": "MIT License"}
-# By what the questions of VQA v2.0 begin with; those of the world say the same in Chinese.
-QUESTION_TYPES = {"color": "what color is the", "shape": "what is the", "place": "where is the"}
-ANSWERS = 10
-MANY_WRONG = (0.4, 0.3, 0.2, 0.1)  # how often 0, 1, 2, 3 of the ten people are wrong
+# VQA v2.0 calls a type of questions by their first words; the world's questions are Chinese for these.
+VQA_QUESTION_TYPES = {"color": "what color is the", "shape": "what is the", "place": "where is the"}
+VQA_PEOPLE = 10
+WRONG_PEOPLE = (0.4, 0.3, 0.2, 0.1)  # how often 0, 1, 2, 3 of the ten people are wrong
 
 
 class FmIqaFiles(TaskFiles):
@@ -51,33 +52,33 @@ class FmIqaFiles(TaskFiles):
             self._split = split
         id, rng = coco_id(image, self.seed), self.random(image)
         self.write_image(coco_file(f"{split}2014", id), image)
-        for question in draw_questions(image.scene, rng):
+        for question in choose_questions(image.scene, rng):
             self._questions += 1
             self._json.add(
                 {
                     "question_id": self._questions,
                     "image_id": id,
-                    "Question": language.ask(question, rng),
-                    "Answer": language.answer(question, rng),
+                    "Question": language.write_question(question, rng),
+                    "Answer": language.write_answer(question, rng),
                 }
             )
             self.ground(str(self._questions), question_extras(question, image.scene))
 
 
 class Vqa2Files(TaskFiles):
-    """Questions and annotations of VQA v2.0 and its COCO images; nobody but `grounding.jsonl` answers the test's questions.
+    """Questions and annotations of VQA v2.0 and its COCO images. The test's questions are answered in `grounding.jsonl` only.
 
-    As in reality test-dev2015 is a part of test2015: the questions about every other image.
+    As in VQA v2.0, test-dev2015 is a part of test2015: the questions about every other image.
 
-    `ans2label.json`, which the owners do not have either, is an answer vocabulary for `cromic-ds prepare --answers`: a
-    small world does not hold every answer as often as one has to be given to come into a vocabulary of its own.
+    `ans2label.json`, which the owners do not have, is an answer vocabulary for `cromic-ds prepare --answers`: in a small world
+    not every answer occurs often enough to get into a vocabulary built from the annotations.
     """
 
     number = 2
 
     def __init__(self, folder: Path, seed: int):
         super().__init__(folder, seed)
-        answers = [value for attribute in language.ASKING for value in VALUES[attribute]]
+        answers = [value for attribute in language.QUESTION_PHRASES for value in ATTRIBUTE_VALUES[attribute]]
         labels = {answer: label for label, answer in enumerate(answers)}
         (folder / "ans2label.json").write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
         self._questions = {s: self._questions_file(s) for s in ("train2014", "val2014", "test2015", "test-dev2015")}
@@ -93,14 +94,14 @@ class Vqa2Files(TaskFiles):
             self._test_images += 1
             if self._test_images % 2:
                 files.append(self._questions["test-dev2015"])
-        for k, question in enumerate(draw_questions(image.scene, rng)):
+        for k, question in enumerate(choose_questions(image.scene, rng)):
             question_id = id * 1000 + k
-            asked = {"image_id": id, "question": language.ask(question, rng), "question_id": question_id}
+            asked = {"image_id": id, "question": language.write_question(question, rng), "question_id": question_id}
             for file in files:
                 file.add(asked)
             if subset in self._annotations:
                 about = {"image_id": id, "answer_type": "other", "question_id": question_id}
-                self._annotations[subset].add(annotation(question, rng) | about)
+                self._annotations[subset].add(vqa_annotation(question, rng) | about)
             self.ground(str(question_id), question_extras(question, image.scene))
 
     def _questions_file(self, subset: str) -> JsonLists:
@@ -115,32 +116,33 @@ class Vqa2Files(TaskFiles):
 
 
 def coco_id(image: WorldImage, seed: int) -> int:
-    """An image id among those of COCO; different images have different ones."""
-    return 1 + permute(image.index, COCO_IMAGES, order_key(seed, COCO_KEY))
+    """Return an image id in the range of COCO's, different for each image."""
+    return 1 + int(permute(image.index, COCO_IMAGES, order_key(seed, COCO_KEY)))
 
 
 def coco_file(subset: str, id: int) -> str:
+    """Return the path of an image file below the task's folder."""
     return f"{subset}/COCO_{subset}_{id:012d}.jpg"
 
 
-def draw_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Two or three different questions about a scene, as likely as in posts."""
-    all_questions, probabilities = zip(*questions(scene))
+def choose_questions(scene: Scene, rng: np.random.Generator) -> list[SceneQuestion]:
+    """Return two or three different questions about a scene, with the probabilities that they have in posts."""
+    all_questions, probabilities = zip(*scene_questions(scene))
     count = rng.integers(MIN_QUESTIONS, MAX_QUESTIONS + 1)
     return [all_questions[i] for i in rng.choice(len(all_questions), size=count, replace=False, p=probabilities)]
 
 
-def annotation(question: Question, rng: np.random.Generator) -> dict:
-    """What ten people answer. Up to three of them name other values of the attribute, and are less sure."""
-    wrong = rng.choice(len(MANY_WRONG), p=MANY_WRONG)
-    others = [value for value in VALUES[question.asked] if value != question.answer]
-    given = [question.answer] * (ANSWERS - wrong) + [others[i] for i in rng.integers(len(others), size=wrong)]
+def vqa_annotation(question: SceneQuestion, rng: np.random.Generator) -> dict[str, Any]:
+    """Return the answers of ten people. Up to three of them name another value of the attribute and are less confident."""
+    wrong = rng.choice(len(WRONG_PEOPLE), p=WRONG_PEOPLE)
+    others = [value for value in ATTRIBUTE_VALUES[question.asked] if value != question.answer]
+    given = [question.answer] * (VQA_PEOPLE - wrong) + [others[i] for i in rng.integers(len(others), size=wrong)]
     answers = [
         {"answer": answer, "answer_confidence": "yes" if answer == question.answer else "maybe", "answer_id": number}
-        for number, answer in enumerate((given[i] for i in rng.permutation(ANSWERS)), 1)
+        for number, answer in enumerate((given[i] for i in rng.permutation(VQA_PEOPLE)), 1)
     ]
     return {
-        "question_type": QUESTION_TYPES[question.asked],
+        "question_type": VQA_QUESTION_TYPES[question.asked],
         "multiple_choice_answer": question.answer,
         "answers": answers,
     }

@@ -1,7 +1,7 @@
-"""Scenes of three colored shapes, and what can be asked about them.
+"""Scenes of three colored shapes, and the questions that can be asked about them.
 
-The three things of a scene differ in color, in shape and in size, so that "the circle", "the red one", "the biggest"
-and "the left one" each mean exactly one of them.
+The three things of a scene differ in color, shape and size, so that "the circle", "the red one", "the biggest" and "the left
+one" each mean exactly one of them.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import factorial, perm
+from typing import Any
 
 from cromic_ds.data.order import order_key, permute
 
-# No value is part of another one, so that a comment states a value exactly where it contains it.
-COLORS = ("红色", "橙色", "黄色", "绿色", "蓝色", "紫色", "粉色", "黑色")
-SHAPES = ("圆形", "方形", "三角形", "星形")
-PLACES = ("左边", "中间", "右边")
-SIZES = ("最大", "中等", "最小")
-VALUES = {"color": COLORS, "shape": SHAPES, "place": PLACES, "size": SIZES}
+# No value is a part of another one, so a comment states a value if and only if it contains it.
+COLOR_WORDS = ("红色", "橙色", "黄色", "绿色", "蓝色", "紫色", "粉色", "黑色")
+SHAPE_WORDS = ("圆形", "方形", "三角形", "星形")
+PLACE_WORDS = ("左边", "中间", "右边")
+SIZE_WORDS = ("最大", "中等", "最小")
+ATTRIBUTE_VALUES = {"color": COLOR_WORDS, "shape": SHAPE_WORDS, "place": PLACE_WORDS, "size": SIZE_WORDS}
 
-# What is asked, and by what the thing is named. "what" is about the thing itself, "where" needs to know its place.
-QUESTION_TYPES = {
+# (asked attribute, attribute that names the thing). "what" is about the thing itself, "where" involves its place.
+QUESTION_KINDS = {
     "what": (("color", "shape"), ("shape", "color")),
     "where": (("color", "place"), ("shape", "place"), ("place", "color"), ("place", "shape")),
 }
@@ -38,14 +39,14 @@ class Thing:
 
 Scene = tuple[Thing, Thing, Thing]  # from left to right
 
-N_SCENES = perm(len(COLORS), 3) * perm(len(SHAPES), 3) * factorial(3)
-OFFICIAL_SCENES = N_SCENES // 4  # kept for the downstream tasks, so that no world shows them among its posts
+N_SCENES = perm(len(COLOR_WORDS), 3) * perm(len(SHAPE_WORDS), 3) * factorial(3)
+OFFICIAL_SCENES = N_SCENES // 4  # reserved for the downstream tasks; no post shows one of them
 POST_SCENES = N_SCENES - OFFICIAL_SCENES
 
 
 @dataclass(frozen=True)
-class Question:
-    """What the `asked` attribute is of the thing in the scene that its `named_by` attribute singles out."""
+class SceneQuestion:
+    """What is the `asked` attribute of the thing that has this value of the `named_by` attribute?"""
 
     kind: str  # "what" | "where"
     asked: str  # "color" | "shape" | "place"
@@ -54,6 +55,7 @@ class Question:
 
     @property
     def name(self) -> str:
+        """The value by which the question names the thing."""
         return getattr(self.thing, self.named_by)
 
     @property
@@ -62,7 +64,7 @@ class Question:
 
 
 def _arrangement(rank: int, values: tuple[str, ...], count: int) -> tuple[list[str], int]:
-    """The arrangement of `count` different values that `rank` selects, and what is left of `rank`."""
+    """Return the arrangement of `count` different values that `rank` selects, and the remaining rank."""
     left, chosen = list(values), []
     for _ in range(count):
         rank, i = divmod(rank, len(left))
@@ -70,54 +72,57 @@ def _arrangement(rank: int, values: tuple[str, ...], count: int) -> tuple[list[s
     return chosen, rank
 
 
-def scene(index: int) -> Scene:
-    """Scene number `index` of all `N_SCENES`; different numbers give different scenes."""
-    colors, index = _arrangement(index, COLORS, 3)
-    shapes, index = _arrangement(index, SHAPES, 3)
-    sizes, _ = _arrangement(index, SIZES, 3)
-    return tuple(Thing(*attributes) for attributes in zip(PLACES, colors, shapes, sizes))
+def numbered_scene(number: int) -> Scene:
+    """Return the scene with this number, 0 to N_SCENES - 1; different numbers give different scenes."""
+    colors, rank = _arrangement(number, COLOR_WORDS, 3)
+    shapes, rank = _arrangement(rank, SHAPE_WORDS, 3)
+    sizes, _ = _arrangement(rank, SIZE_WORDS, 3)
+    left, middle, right = (Thing(*attributes) for attributes in zip(PLACE_WORDS, colors, shapes, sizes))
+    return left, middle, right
 
 
 def nth_scene(position: int, seed: int) -> Scene:
-    """The scene at `position` of the world `seed`: all scenes in a pseudo-random order, none twice."""
-    return scene(permute(position, N_SCENES, order_key(seed, 0)))
+    """Return the scene at `position` of the world `seed`, which has all scenes in a pseudo-random order."""
+    return numbered_scene(int(permute(position, N_SCENES, order_key(seed, 0))))
 
 
 def official_scene(position: int, seed: int) -> Scene:
-    """The scene at `position` of the downstream tasks: the same order from its other end."""
+    """Return the scene at `position` of the downstream tasks: the world's order from its other end."""
     return nth_scene(N_SCENES - 1 - position, seed)
 
 
 @lru_cache(maxsize=1024)
-def questions(things: Scene) -> tuple[tuple[Question, float], ...]:
-    """Every question that can be asked about a scene, with its probability.
+def scene_questions(scene: Scene) -> tuple[tuple[SceneQuestion, float], ...]:
+    """Return every question that can be asked about a scene, with its probability.
 
-    Half are "what" and half "where"; within a kind its types, and within a type the things, are equally likely.
+    Half of the questions are "what" and half "where". Within a kind its types, and within a type the things, are equally
+    likely.
     """
-    asked_questions = []
-    for kind, types in QUESTION_TYPES.items():
+    questions = []
+    for kind, types in QUESTION_KINDS.items():
         for asked, named_by in types:
-            probability = 1 / (len(QUESTION_TYPES) * len(types) * len(things))
-            for thing in things:
-                asked_questions.append((Question(kind, asked, named_by, thing), probability))
-    return tuple(asked_questions)
+            probability = 1 / (len(QUESTION_KINDS) * len(types) * len(scene))
+            questions += [(SceneQuestion(kind, asked, named_by, thing), probability) for thing in scene]
+    return tuple(questions)
 
 
-def question_extras(question: Question, things: Scene) -> dict:
-    """How answers to the question are judged, and the scene: what is stored with a record."""
+def question_extras(question: SceneQuestion, scene: Scene) -> dict[str, Any]:
+    """Return what is stored with a record: the scene, and what decides whether an answer is right."""
     return {
         "kind": question.kind,
         "attribute": question.asked,
         "answer": question.answer,
-        "alternatives": list(VALUES[question.asked]),
-        "scene": scene_to_json(things),
+        "alternatives": list(ATTRIBUTE_VALUES[question.asked]),
+        "scene": scene_to_json(scene),
     }
 
 
-def scene_to_json(things: Scene) -> list[dict[str, str]]:
-    """What `extras["scene"]` holds: the three things from left to right."""
-    return [asdict(thing) for thing in things]
+def scene_to_json(scene: Scene) -> list[dict[str, str]]:
+    """Return the content of `extras["scene"]`: the three things from left to right."""
+    return [asdict(thing) for thing in scene]
 
 
 def scene_from_json(things: list[dict[str, str]]) -> Scene:
-    return tuple(Thing(**thing) for thing in things)
+    """Return the scene that `scene_to_json` was given."""
+    left, middle, right = (Thing(**thing) for thing in things)
+    return left, middle, right

@@ -24,7 +24,7 @@ CAPTIONS = [
     ["两只黑狗在草地上跑", "黑狗跑", "草地上有两只黑狗"],
     ["女孩在喝水", "一个女孩喝水", "女孩和水"],
 ]
-TASK = SimpleNamespace(tokenization="char", max_new_tokens=12)
+TASK = SimpleNamespace(tokenization="char", max_comment_tokens=12)
 
 
 class Pictures:

@@ -1,4 +1,4 @@
-"""What the long tests share: a backbone pretrained on the sample world's comments, and its official files."""
+"""Fixtures of the long tests: a backbone pretrained on the sample world's comments, and the world's official files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PRETRAINING_STEPS, PICTURES = 2000, 2000
 
 @pytest.fixture(scope="session")
 def posts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store that `make pretrain` trains on."""
+    """Return the store that `make pretrain` trains on."""
     made = REPOSITORY / ".cache" / "sample_world"
     if not (made / "store.json").exists():
         made = tmp_path_factory.mktemp("world") / "store"
@@ -23,7 +23,7 @@ def posts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def backbone(posts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Preset tiny after pretraining, as a run folder."""
+    """Return the run folder of a pretraining of preset tiny."""
     out = tmp_path_factory.mktemp("backbone") / "run"
     command = ["--config", "recipes/sample_cmt.yaml", "--data.path", str(posts), "--out", str(out)]
     command += ["--loop.steps", str(PRETRAINING_STEPS), "--eval.every", "0", "--eval.generate", "100"]
@@ -33,7 +33,7 @@ def backbone(posts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The five tasks' official folders, with scenes that no post has."""
+    """Return the five tasks' official folders, with scenes that no post has."""
     out = tmp_path_factory.mktemp("official") / "files"
     cromic_ds("sample", "--official", out, "--posts", PICTURES, "--val_fraction", 0.1)
     return out

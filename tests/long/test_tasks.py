@@ -13,7 +13,7 @@ from cromic_ds.tasks import TASKS
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]  # the first one waits for the backbone
 STEPS = {"fmiqa": 300, "vqa2": 900, "aic_icc": 300, "flickr30k_cn": 300, "muge": 300}
-# The official score, and by how much the fine-tuned model must beat the untrained one. CIDEr goes up to 10.
+# By how much the fine-tuned model must beat the untrained one in the task's best metric. CIDEr is at most 10.
 MARGINS = {"fmiqa": 1.0, "vqa2": 0.5, "aic_icc": 1.0, "flickr30k_cn": 1.0, "muge": 1.0}
 TEST_SPLIT = {"fmiqa": "val", "vqa2": "test-dev", "aic_icc": "test", "flickr30k_cn": "test", "muge": "test"}
 

@@ -24,7 +24,7 @@ def example(n: int = 60, images: int = 20, seed: int = 0) -> Items:
 
 
 def repeated(items: Items, rows: np.ndarray) -> Items:
-    """The corpus with the items at `rows`, as often as they are there."""
+    """Return the corpus of the items at `rows`, each as often as it occurs there."""
     return Items(
         [items.ids[k] for k in rows],
         [items.images[k] for k in rows],
@@ -52,10 +52,10 @@ def test_means_and_parts():
         {"accuracy": np.array([1, 0.6, np.nan])},
         [group("accuracy", ["other", None, "number"])],
     )
-    assert scores_of(items) == {"accuracy": 0.8, "accuracy_other": 1}  # no number question takes part
+    assert scores_of(items) == {"accuracy": 0.8, "accuracy_other": 1}  # no question of type number contributes
     drawn = resample(items, 400, seed=0)
     assert np.isnan(drawn["accuracy_number"]).all()
-    # One draw of two images in four holds none of x: nothing to average.
+    # One draw of two images in four does not contain x, so there is nothing to average.
     assert np.isnan(drawn["accuracy"]).mean() == pytest.approx(0.25, abs=0.06)
     assert intervals(items, 400, seed=0) == {"accuracy": [0.8, 0.8], "accuracy_other": [1, 1]}
 
@@ -91,7 +91,7 @@ def test_records_of_an_image_are_resampled_together():
     ids = [str(k) for k in range(900)]
     by_image = intervals(Items(ids, [str(k // 9) for k in range(900)], {"m": values}), 1000, seed=0)["m"]
     by_record = intervals(Items(ids, ids, {"m": values}), 1000, seed=0)["m"]
-    # Nine copies of a number say as much as one: the honest interval is three times as wide.
+    # Nine copies of a number are one observation, so the correct interval is three times as wide.
     assert (by_image[1] - by_image[0]) / (by_record[1] - by_record[0]) == pytest.approx(3, rel=0.1)
 
 

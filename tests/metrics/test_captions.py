@@ -15,7 +15,7 @@ from cromic_ds.metrics.items import Items
 
 
 def corpus(n: int, seed: int = 0) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Texts over a small alphabet, so that n-grams repeat within and between records."""
+    """Return texts over a small alphabet, so that n-grams repeat within and between records."""
     draw = random.Random(seed)
 
     def text():
@@ -26,7 +26,7 @@ def corpus(n: int, seed: int = 0) -> tuple[dict[str, str], dict[str, list[str]]]
 
 
 def pycoco(predictions, references):
-    """pycocoevalcap itself on texts cut into characters by hand."""
+    """Return pycocoevalcap's own scores on texts split into characters here."""
     hypotheses = {i: [" ".join(text)] for i, text in predictions.items()}
     targets = {i: [" ".join(text) for text in texts] for i, texts in references.items()}
     bleu, _ = Bleu(4).compute_score(targets, hypotheses, verbose=0)
@@ -80,7 +80,7 @@ def test_words_are_those_of_jieba_without_full_stops():
 
 def test_counts_of_an_item():
     captions = score_segmented(["红 红 色 的"], [["红 色", "红 色 的 圆 在 左"]], meteor=False)
-    # both references are as near: the shorter counts; 红 is clipped to one; 红色, 色的; 红色的
+    # both references are equally near, so the shorter counts; 红 is clipped to one; 红色, 色的; 红色的
     assert captions.bleu.tolist() == [[4, 2, 3, 2, 1, 0]]
 
 

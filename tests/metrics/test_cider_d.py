@@ -19,7 +19,7 @@ WORDS = ["一", "个", "红色", "圆", "形", "在", "上面", "下面", "方�
 
 
 def corpus(images: int, seed: int) -> tuple[list[list[str]], list[str]]:
-    """References of each image and one prediction for it; among the predictions empty ones, single words, exact hits."""
+    """Return each image's references and a prediction for it, some of them empty, a single word or equal to a reference."""
     rng = random.Random(seed)
 
     def text(shortest: int = 1) -> str:
@@ -74,7 +74,7 @@ def test_counting_in_blocks_changes_nothing(monkeypatch):
 
 
 def test_ngrams_are_told_apart_by_their_order():
-    """All n-grams of up to four of twelve words: as many hashes as n-grams."""
+    """There are as many hashes as n-grams."""
     hashes = {
         h for seed in range(200) for counts in map(ngram_counts, corpus(5, seed)[0][0]) for c in counts for h in c
     }

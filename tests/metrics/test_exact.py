@@ -11,8 +11,8 @@ from cromic_ds.metrics.exact import exact_match
         ("ＮＢＡ球员", "nba 球员", True),
         ("１０个", "10个", True),
         ("红", "红色", False),
-        ("3.5", "35", True),  # signs go, the full stop of a number too
-        ("？", "！", False),  # nothing is left to match
+        ("3.5", "35", True),  # signs are removed, the decimal point too
+        ("？", "！", False),  # nothing is left to compare
         ("", "", False),
     ],
 )

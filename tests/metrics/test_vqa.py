@@ -36,10 +36,10 @@ def test_normalized_only_where_people_differ():
     assert vqa_accuracy("Two", ["2"] * 9 + ["3"]) == 1
     assert vqa_accuracy("Two", ["2"] * 10) == 0
     assert vqa_accuracy("yes", ["Yes"] * 10) == 0
-    assert vqa_accuracy(" yes\n", ["yes"] * 9 + ["yes "]) == 1  # blanks around go first, which makes all ten the same
+    assert vqa_accuracy(" yes\n", ["yes"] * 9 + ["yes "]) == 1  # without the space all ten are the same
     assert vqa_accuracy("Yes", ["yes"] * 9 + ["yes "]) == 0
     assert vqa_accuracy("dark\tred", ["dark red"] * 10) == 1
-    assert vqa_accuracy("", ["the"] * 5 + ["red"] * 5) == 1  # an article alone is normalized to nothing
+    assert vqa_accuracy("", ["the"] * 5 + ["red"] * 5) == 1  # an article alone is normalized to an empty answer
 
 
 def answered(id: str, image: int, answers: list[str], answer_type: str, question_type: str, **extras) -> Record:
@@ -71,7 +71,7 @@ def test_overall_and_by_type():
     assert measured.tokenization == "vqa"
     assert measured.notes == ["without people's answers, so not scored: 1 questions"]
     assert measured.items["means"]["accuracy"] == [1, 0.6, 0, None]
-    # The two of type "other" share an image: they come together or not at all.
+    # The two of type "other" share an image, so a resample contains both or neither.
     assert measured.intervals["accuracy_other"] == pytest.approx([0.8, 0.8])
     assert measured.intervals["accuracy"] == pytest.approx([0, 0.8])
     assert json.loads(json.dumps(measured.items)) == measured.items

@@ -12,7 +12,7 @@ from cromic_ds.metrics.vqa_answers import CONTRACTIONS, clean_answer, normalize_
         ("Yes!", "yes"),
         ("red-green", "red green"),
         ("red - green", "red green"),
-        ("re-do red -", "redo red"),  # one blank beside a mark, and it is dropped everywhere
+        ("re-do red -", "redo red"),  # one space beside a mark, so the mark is removed everywhere
         ("1,000", "1000"),
         ("1,000-2,000", "10002000"),
         ("red,green", "red green"),
@@ -20,7 +20,7 @@ from cromic_ds.metrics.vqa_answers import CONTRACTIONS, clean_answer, normalize_
         ("5.", "5"),
         (".5", ".5"),
         ("e.g. a dog", "eg dog"),
-        ("." * 40 + "x", "." * 8 + "x"),  # at most 32 full stops go
+        ("." * 40 + "x", "." * 8 + "x"),  # at most 32 periods are removed
         ("none", "0"),
         ("two the  Ten", "2 10"),
         ("The", ""),

@@ -221,7 +221,7 @@ def world(tmp_path_factory):
 @pytest.mark.parametrize("task", READERS)
 def test_the_sample_world_can_be_prepared_whole(world, tmp_path, task):
     store = tmp_path / "store"
-    more = {"answers": str(world / task / "ans2label.json")} if READERS[task].classified else {}
+    more = {"answers": str(world / task / "ans2label.json")} if task == "vqa2" else {}
     settings = {"extras": str(world / task / "grounding.jsonl"), "short_side": 64, "workers": 1, **more}
     prepare(PrepareSettings(task=task, root=str(world / task), tokenizer="train", out=str(store), **settings))
     meta = read_meta(store)

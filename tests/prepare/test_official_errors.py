@@ -14,7 +14,7 @@ from cromic_ds.prepare import official_corpus
 from cromic_ds.prepare.command import prepare
 from cromic_ds.prepare.settings import PrepareSettings
 from cromic_ds.settings import check_settings
-from cromic_ds.tasks.fmiqa import FmIqa
+from cromic_ds.tasks.fmiqa import FmIqaReader
 
 QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_train2014_questions.json", "v2_mscoco_train2014_annotations.json"
 FIVE, TEN = [f"一个猫{i}" for i in range(5)], [f"一个猫{i}" for i in range(10)]
@@ -265,14 +265,14 @@ def test_too_many_rejects_stop_it_and_it_goes_on_without_reading_again(official,
 def test_interrupted_while_reading(official, records, monkeypatch):
     fmiqa(official, *(asked(n, 1 + n % 3) for n in range(20)))
     whole = official.prepare("fmiqa", out=f"{official.out}2")
-    entries = FmIqa.entries
+    entries = FmIqaReader.entries
 
     def interrupted(*arguments):
         yield from itertools.islice(entries(*arguments), 7)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(FmIqa, "entries", interrupted)
+        patch.setattr(FmIqaReader, "entries", interrupted)
         official.prepare("fmiqa")
     assert not official.out.exists()
     assert read_meta(official.prepare("fmiqa")) == read_meta(whole)

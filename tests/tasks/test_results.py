@@ -24,7 +24,7 @@ def result():
 def test_written_and_read(result, tmp_path):
     write_result(tmp_path / "result.json", result)
     lines = (tmp_path / "result.json").read_text(encoding="utf-8").splitlines()
-    assert lines[-2].startswith('"items": {"ids": ["1", "2"], ')  # on one line, however many they are
+    assert lines[-2].startswith('"items": {"ids": ["1", "2"], ')  # always on one line
     again = read_result(tmp_path / "result.json")
     assert isinstance(again["items"], Items) and again["items"].to_json() == result["items"]
     assert again | {"items": 0} == result | {"items": 0}

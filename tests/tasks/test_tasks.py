@@ -1,15 +1,21 @@
+import re
+
 import pytest
+from helpers.paths import REPOSITORY
 
 from cromic_ds.data.dataset import Texts
 from cromic_ds.errors import UserError
 from cromic_ds.tasks import TASKS
+from cromic_ds.tools.table.columns import SCORES, TASK_NAMES
 
 CAPTIONS = ("aic_icc", "flickr30k_cn", "muge")
 
 
 def test_what_each_task_is():
     assert list(TASKS) == ["comments", "fmiqa", "vqa2", *CAPTIONS]
-    about = {t.name: (t.kind, t.reads_text, t.tokenization, t.best_metric, t.max_new_tokens) for t in TASKS.values()}
+    about = {
+        t.name: (t.kind, t.reads_text, t.tokenization, t.best_metric, t.max_comment_tokens) for t in TASKS.values()
+    }
     assert about == {
         "comments": ("comments", True, "char", "perplexity", 25),
         "fmiqa": ("answer", True, "char", "cider", 25),
@@ -31,7 +37,7 @@ def test_texts_are_scored_against_the_comments(name):
     assert (scores["tokenization"], scores["n_items"]) == (task.tokenization, 2)
     assert ("exact_match" in scores) == (name == "fmiqa")
     assert not any("pass" in key for key in scores)
-    if name == "aic_icc":  # the full stop is no token
+    if name == "aic_icc":  # the period is not a token
         assert scores["rouge_l"] == 0.5
     if task.best_metric != "perplexity":
         assert task.best_metric in measured.intervals
@@ -68,3 +74,20 @@ def test_references():
     assert TASKS["muge"].has_references(Texts("1", "", ["红"], {}))
     assert not TASKS["muge"].has_references(Texts("1", "", [" "], {}))
     assert TASKS["vqa2"].has_references(Texts("1", "", [], {"answers": ["red"]}))
+
+
+def test_the_document_has_every_task_with_its_length():
+    text = (REPOSITORY / "docs" / "tasks.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` (\S.*?) \|.* (\d+) \|$", text, re.M)
+    downstream = [task for task in TASKS.values() if task.reader]
+    assert rows == [(task.name, task.title, str(task.max_comment_tokens)) for task in downstream]
+    assert {task.max_post_tokens for task in downstream} == {40} and "questions have at most 40 tokens" in text
+
+
+def test_the_columns_of_the_results_table():
+    assert list(TASK_NAMES.values()) == ["MUGE", "AIC-ICC", "Flickr30k-CN", "FM-IQA", "VQA v2.0"]
+    assert {name: list(scores) for name, scores in SCORES.items()} == {
+        **{name: ["cider", "bleu_4", "rouge_l"] for name in CAPTIONS},
+        "fmiqa": ["cider", "bleu_4", "exact_match"],
+        "vqa2": ["accuracy"],
+    }

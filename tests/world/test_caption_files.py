@@ -5,7 +5,7 @@ import pytest
 
 from cromic_ds.metrics.grounded import states_answer
 from cromic_ds.world.caption_files import TAG_OF, tagged, without_marks
-from cromic_ds.world.language import CAPTIONS, COMPOUNDS, joined
+from cromic_ds.world.language import CAPTION_PHRASES, COMPOUNDS, without_spaces
 from cromic_ds.world.sample import sample
 from cromic_ds.world.settings import SampleSettings
 
@@ -35,7 +35,7 @@ def grounding(folder):
 
 
 def assert_true(captions, about, count):
-    """Different captions, each naming the three things in order, and no other."""
+    """Assert that the captions differ, and that each names the three things in order and no other."""
     assert len(set(captions)) == len(captions) == count
     for caption in captions:
         assert sorted((c for c in COMPOUNDS if c in caption), key=caption.index) == about["answer"]
@@ -99,12 +99,12 @@ def test_marks_and_tags_of_captions():
     caption = "左边 是 红色 圆形 ， 中间 是 蓝色 方形 、"
     assert without_marks("左边 红色 圆形 ， 右边 蓝色 方形") == "左边 红色 圆形  右边 蓝色 方形"
     assert tagged(caption).startswith("左边:f 是:vshi 红色:n 圆形:n ，:wd 中间:f")
-    for phrasing in CAPTIONS:
+    for phrasing in CAPTION_PHRASES:
         words = phrasing.format(l="红色 圆形", m="蓝色 方形", r="黑色 星形")
         assert all(word in TAG_OF for word in words.split())
-        assert joined(words) == words.replace(" ", "")
+        assert without_spaces(words) == words.replace(" ", "")
         assert without_marks(words).replace("  ", "，").replace(" ", "") == (
-            joined(words).replace("、", "，").replace("：", "，")
+            without_spaces(words).replace("、", "，").replace("：", "，")
         )
 
 

@@ -5,7 +5,7 @@ import pytest
 from cromic_ds.data.dataset import Texts
 from cromic_ds.errors import UserError
 from cromic_ds.world.ceilings import at_most, ceilings
-from cromic_ds.world.scenes import COLORS, SHAPES, nth_scene, scene_to_json
+from cromic_ds.world.scenes import COLOR_WORDS, SHAPE_WORDS, nth_scene, scene_to_json
 
 
 @dataclass
@@ -20,13 +20,13 @@ class Scenes:
 
 
 def test_ceilings_of_a_large_world():
-    """With every scene equally frequent a question's answers are: text alone can only guess a value of the attribute."""
-    color, shape, place = 1 / len(COLORS), 1 / len(SHAPES), 1 / 3
+    """If all scenes are equally frequent, so are the answers to a question: text alone can only guess a value."""
+    color, shape, place = 1 / len(COLOR_WORDS), 1 / len(SHAPE_WORDS), 1 / 3
     values = ceilings(Scenes(2000))
     assert values["text_what"] == pytest.approx((color + shape) / 2, abs=0.02)
     assert values["text_where"] == pytest.approx((color + shape + 2 * place) / 4, abs=0.02)
     assert values["text"] == pytest.approx((values["text_what"] + values["text_where"]) / 2)
-    # of three things, each as likely to be asked about, a comment names one
+    # each of three things is asked about equally often, and a comment names one
     assert [values[f"image{kind}"] for kind in ("", "_what", "_where")] == pytest.approx([1 / 3] * 3)
     assert all(share < 0.5 for share in values.values())
 

@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 
 from cromic_ds.errors import UserError
-from cromic_ds.world.official_files import TASKS, images
-from cromic_ds.world.sample import sample, world
-from cromic_ds.world.scenes import OFFICIAL_SCENES, VALUES, scene_to_json
+from cromic_ds.settings import check_settings
+from cromic_ds.world.official_files import TASK_FILES, official_images
+from cromic_ds.world.posts import sample_posts
+from cromic_ds.world.sample import sample
+from cromic_ds.world.scenes import ATTRIBUTE_VALUES, OFFICIAL_SCENES, scene_to_json
 from cromic_ds.world.settings import SampleSettings
 
 
@@ -40,8 +42,8 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
 
 
 def test_every_task_has_the_same_images_and_its_own_words(official):
-    assert sorted(p.name for p in official.iterdir()) == sorted(TASKS)
-    scenes = {task: [json.dumps(item["scene"]) for item in grounding(official, task)] for task in TASKS}
+    assert sorted(p.name for p in official.iterdir()) == sorted(TASK_FILES)
+    scenes = {task: [json.dumps(item["scene"]) for item in grounding(official, task)] for task in TASK_FILES}
     assert all(len(set(found)) == 50 for found in scenes.values())
     assert len({frozenset(found) for found in scenes.values()}) == 1
     for task in ("aic_icc", "flickr30k_cn", "muge"):
@@ -50,28 +52,30 @@ def test_every_task_has_the_same_images_and_its_own_words(official):
         assert 2 <= min(Counter(scenes[task]).values()) <= max(Counter(scenes[task]).values()) <= 3
         for item in grounding(official, task):
             assert set(item) == {"id", "kind", "attribute", "answer", "alternatives", "scene"}
-            assert item["alternatives"] == list(VALUES[item["attribute"]])
+            assert item["alternatives"] == list(ATTRIBUTE_VALUES[item["attribute"]])
             assert item["answer"] in item["alternatives"]
             assert item["kind"] in ("what", "where")
     fmiqa, vqa2 = (grounding(official, task) for task in ("fmiqa", "vqa2"))
     assert [item["answer"] for item in fmiqa] != [item["answer"] for item in vqa2]
-    jpegs = {task: {path.read_bytes() for path in (official / task).rglob("*.jpg")} for task in TASKS if task != "muge"}
+    jpegs = {
+        task: {path.read_bytes() for path in (official / task).rglob("*.jpg")} for task in TASK_FILES if task != "muge"
+    }
     assert all(len(found) == 50 for found in jpegs.values())
     assert len({frozenset(found) for found in jpegs.values()}) == 1
 
 
 def test_splits_and_posts_share_no_scene():
     settings = SampleSettings(posts=30, seed=4, val_fraction=0.1, image_size=32)
-    drawn = list(images(settings))
+    drawn = list(official_images(settings))
     assert [image.split for image in drawn] == ["train"] * 24 + ["val"] * 3 + ["test"] * 3
     assert [image.index for image in drawn] == list(range(30))
     assert len({image.scene for image in drawn}) == 30
-    posts = [post.extras["scene"] for post in world(settings)]
+    posts = [post.extras["scene"] for post in sample_posts(settings)]
     assert not any(scene_to_json(image.scene) in posts for image in drawn)
 
 
 def test_pictures_have_their_size():
-    [*_, last] = images(SampleSettings(posts=3, val_fraction=0.4, image_size=48))
+    [*_, last] = official_images(SampleSettings(posts=3, val_fraction=0.4, image_size=48))
     pixels = np.asarray(Image.open(io.BytesIO(last.jpeg)))
     assert pixels.shape == (48, 48, 3) and pixels.std() > 10
 
@@ -91,8 +95,7 @@ def test_pictures_have_their_size():
 )
 def test_wrong_settings_are_refused(changes, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        sample(SampleSettings(**({"official": str(tmp_path / "x"), "posts": 20} | changes)))
-    assert list(tmp_path.iterdir()) == []
+        check_settings(SampleSettings(**({"official": str(tmp_path / "x"), "posts": 20} | changes)))
 
 
 def test_existing_folders_are_kept(official):
@@ -103,12 +106,12 @@ def test_existing_folders_are_kept(official):
 
 
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
-    from cromic_ds.world import draw as module
+    from cromic_ds.world import pictures as module
 
     def break_down(scene, rng, size):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(module, "draw", break_down)
+    monkeypatch.setattr(module, "draw_scene", break_down)
     with pytest.raises(RuntimeError, match="no ink"):
         sample(SampleSettings(official=str(tmp_path / "x"), posts=20))
     assert list(tmp_path.iterdir()) == []

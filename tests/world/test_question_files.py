@@ -7,9 +7,9 @@ import pytest
 from cromic_ds.data.dataset import Texts
 from cromic_ds.metrics.vqa_answers import soft_scores
 from cromic_ds.world.ceilings import ceilings
-from cromic_ds.world.question_files import COCO_IMAGES, annotation, coco_id, draw_questions
+from cromic_ds.world.question_files import COCO_IMAGES, choose_questions, coco_id, vqa_annotation
 from cromic_ds.world.sample import sample
-from cromic_ds.world.scenes import OFFICIAL_SCENES, VALUES, official_scene, question_extras, questions
+from cromic_ds.world.scenes import ATTRIBUTE_VALUES, OFFICIAL_SCENES, official_scene, question_extras, scene_questions
 from cromic_ds.world.settings import SampleSettings
 from cromic_ds.world.task_files import WorldImage
 
@@ -24,7 +24,7 @@ def official(tmp_path_factory):
 
 
 def read(path):
-    """The JSON in a file, which is written as `json.dump` writes it."""
+    """Return the content of a JSON file, which must be written as by `json.dump`."""
     text = path.read_text(encoding="utf-8")
     content = json.loads(text)
     assert text == json.dumps(content, ensure_ascii=text.isascii())
@@ -47,10 +47,7 @@ def test_fmiqa(official):
     assert names(folder) == {"FM-IQA.json", "grounding.jsonl", "train2014", "val2014"}
     content, known = read(folder / "FM-IQA.json"), grounding(folder)
     assert list(content) == ["train", "val"]
-    for split, n_images in (
-        ("train", 40),
-        ("val", 10),
-    ):  # the latter are those that other tasks have in val and in test
+    for split, n_images in (("train", 40), ("val", 10)):  # val has what other tasks have in val and test
         items = content[split]
         assert all(list(item) == ["question_id", "image_id", "Question", "Answer"] for item in items)
         files = {f"COCO_{split}2014_{item['image_id']:012d}.jpg" for item in items}
@@ -74,7 +71,7 @@ def test_vqa2_files(official):
     }
     labels = read(folder / "ans2label.json")
     assert list(labels.values()) == list(range(15))
-    assert set(labels) == {*VALUES["color"], *VALUES["shape"], *VALUES["place"]}
+    assert set(labels) == {*ATTRIBUTE_VALUES["color"], *ATTRIBUTE_VALUES["shape"], *ATTRIBUTE_VALUES["place"]}
 
 
 def test_vqa2_questions(official):
@@ -129,8 +126,8 @@ def test_ten_people_mostly_agree():
     wrong = Counter()
     for i in range(1000):
         rng = np.random.default_rng(i)
-        question = draw_questions(official_scene(i, 0), rng)[0]
-        given = Counter(answer["answer"] for answer in annotation(question, rng)["answers"])
+        question = choose_questions(official_scene(i, 0), rng)[0]
+        given = Counter(answer["answer"] for answer in vqa_annotation(question, rng)["answers"])
         assert given.total() == 10
         assert soft_scores(given)[question.answer] == 1
         wrong[10 - given[question.answer]] += 1
@@ -152,7 +149,7 @@ def test_questions_come_as_often_as_in_posts_and_have_the_same_ceilings():
         def __init__(self):
             rng = np.random.default_rng(0)
             scenes = [official_scene(i, 0) for i in range(800)]
-            self.all = [(question, things) for things in scenes for question in draw_questions(things, rng)]
+            self.all = [(question, things) for things in scenes for question in choose_questions(things, rng)]
 
         def __len__(self):
             return len(self.all)
@@ -164,7 +161,7 @@ def test_questions_come_as_often_as_in_posts_and_have_the_same_ceilings():
     assert 2.4 < len(asked) / 800 < 2.6
     types = Counter((question.asked, question.named_by) for question, _ in asked.all)
     expected: Counter = Counter()
-    for question, probability in questions(official_scene(0, 0)):
+    for question, probability in scene_questions(official_scene(0, 0)):
         expected[question.asked, question.named_by] += probability
     for name, probability in expected.items():
         assert types[name] / len(asked) == pytest.approx(probability, abs=0.03)

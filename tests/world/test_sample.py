@@ -8,6 +8,7 @@ from cromic_ds.data.images import training_image
 from cromic_ds.data.open_dataset import open_dataset
 from cromic_ds.data.tokenizer import decode_text, load_tokenizer
 from cromic_ds.errors import UserError
+from cromic_ds.settings import check_settings
 from cromic_ds.world.sample import sample
 from cromic_ds.world.settings import SampleSettings
 
@@ -94,8 +95,7 @@ def test_published_files_are_as_published(tmp_path):
 )
 def test_wrong_settings_are_refused(changes, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        sample(SampleSettings(**({"out": str(tmp_path / "x")} | changes)))
-    assert list(tmp_path.iterdir()) == []
+        check_settings(SampleSettings(**({"out": str(tmp_path / "x")} | changes)))
 
 
 def test_existing_folders_are_kept(store):
@@ -107,12 +107,12 @@ def test_existing_folders_are_kept(store):
 
 @pytest.mark.parametrize("layout", ["store", "raw", "published"])
 def test_a_failure_leaves_nothing(layout, tmp_path, monkeypatch):
-    from cromic_ds.world import draw as module
+    from cromic_ds.world import pictures as module
 
     def break_down(scene, rng, size):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(module, "draw", break_down)
+    monkeypatch.setattr(module, "draw_scene", break_down)
     with pytest.raises(RuntimeError, match="no ink"):
         sample(SampleSettings(out=str(tmp_path / "x"), posts=3, layout=layout))
     assert list(tmp_path.iterdir()) == []

@@ -1,15 +1,7 @@
 """The columns of the published table."""
 
-TASK_NAMES = {
-    "muge": "MUGE",
-    "aic_icc": "AIC-ICC",
-    "flickr30k_cn": "Flickr30k-CN",
-    "fmiqa": "FM-IQA",
-    "vqa2": "VQA v2.0",
-}
-CAPTION_SCORES = {"cider": "C", "bleu_4": "B@4", "rouge_l": "R"}
-SCORES = {  # the published columns; FM-IQA's there is the human PassRate, which no automatic score is
-    **dict.fromkeys(("muge", "aic_icc", "flickr30k_cn"), CAPTION_SCORES),
-    "fmiqa": {"cider": "C", "bleu_4": "B@4", "exact_match": "EM"},
-    "vqa2": {"accuracy": "Acc"},
-}
+from cromic_ds.tasks import TASKS
+
+_TASKS = sorted((task for task in TASKS.values() if task.table_scores), key=lambda task: task.table_place)
+TASK_NAMES = {task.name: task.title for task in _TASKS}
+SCORES = {task.name: task.table_scores for task in _TASKS}  # task → score → short heading

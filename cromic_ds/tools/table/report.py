@@ -7,6 +7,7 @@ import statistics
 from collections import defaultdict
 from typing import Any
 
+from cromic_ds.tasks import TASKS
 from cromic_ds.tools.table.columns import SCORES, TASK_NAMES
 from cromic_ds.tools.table.folder import Folder, State, write_aside
 from cromic_ds.tools.table.progress import count, duration
@@ -169,15 +170,9 @@ def _text(cell: dict, score: str, n_seeds: int) -> str:
 def _notes(result: dict) -> list[str]:
     notes = ["With comments: pretrained on posts' comments, then fine-tuned on the task. Without: fine-tuned alone."]
     tasks = result["tasks"]
-    if set(tasks) - {"vqa2"}:
+    if any("cider" in SCORES[task] for task in tasks):
         notes.append("C: CIDEr, B@4: BLEU-4, R: ROUGE-L, over the whole split and on text.")
-    if "fmiqa" in tasks:
-        notes.append(
-            "FM-IQA: automatic scores (EM: answers equal to the reference). The PassRate of the literature is a human "
-            "Turing test and stands beside none of them."
-        )
-    if "vqa2" in tasks:
-        notes.append("Acc: the accuracy of the official tool.")
+    notes += [TASKS[task].table_note for task in tasks if TASKS[task].table_note]
     if result["interpreted"]:
         names = dict.fromkeys(row["label"] for row in result["rows"] if row["model"] in result["interpreted"])
         notes.append(

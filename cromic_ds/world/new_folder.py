@@ -1,4 +1,4 @@
-"""A folder that gets its name when all is in it, and leaves nothing where that fails."""
+"""A folder that gets its name when its content is complete."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cromic_ds.prepare.store_writer import partial_folder
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """The folder in which `out` grows."""
+    """Yield an empty folder that takes the name `out` when the block ends; if it fails, nothing is left."""
     work = partial_folder(out)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)

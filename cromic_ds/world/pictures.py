@@ -1,4 +1,4 @@
-"""Scenes to pictures."""
+"""Draws scenes as pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from math import cos, pi, sin
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cromic_ds.world.scenes import PLACES, Scene
+from cromic_ds.world.scenes import PLACE_WORDS, Scene
 
 RGB = {
     "红色": (220, 35, 35),
@@ -20,9 +20,9 @@ RGB = {
     "粉色": (250, 150, 195),
     "黑色": (30, 30, 30),
 }
-# All lengths are shares of the picture's side. The central 7/8, which is what a center crop keeps, is cut into three
-# columns of 0.29; a thing of the biggest size is 0.25 wide and strays 0.015 to either side. Small things would need a
-# finer image encoder than preset tiny has: it cuts the crop into 4×4 cells.
+# All lengths are fractions of the picture's side. The central 7/8, which a center crop keeps, is divided into three columns of
+# 0.29. A thing of the biggest size is 0.25 wide and is placed up to 0.015 to either side of its column's center. Smaller things
+# would need a finer image encoder than that of preset tiny, which divides the crop into 4×4 cells.
 COLUMN = 7 / 8 / 3
 RADII = {"最大": 0.125, "中等": 0.115, "最小": 0.105}
 STRAY_X, STRAY_Y, STRAY_RADIUS, STRAY_RGB = 0.015, 0.1, 0.04, 12
@@ -38,7 +38,7 @@ def _star() -> list[tuple[float, float]]:
     return [(x * r, y * r) for k, (x, y) in enumerate(_polygon(10)) for r in [1.1 if k % 2 == 0 else 0.46]]
 
 
-OUTLINES = {  # around (0, 0), with y downwards and a radius of about 1
+OUTLINES = {  # around (0, 0), y downwards, with a radius of about 1
     "圆形": _polygon(64),
     "方形": [(x * 2**0.5 * 0.88, y * 2**0.5 * 0.88) for x, y in _polygon(4, pi / 4)],
     "三角形": [(x * 1.15, y * 1.15 + 0.2) for x, y in _polygon(3)],
@@ -46,13 +46,13 @@ OUTLINES = {  # around (0, 0), with y downwards and a radius of about 1
 }
 
 
-def draw(things: Scene, rng: np.random.Generator, size: int) -> Image.Image:
-    """A `size`×`size` RGB picture of the scene on a light tint; places, sizes and colors vary a little with `rng`."""
+def draw_scene(scene: Scene, rng: np.random.Generator, size: int) -> Image.Image:
+    """Return a `size`×`size` RGB picture of the scene on a light tint; places, sizes and colors vary a little with `rng`."""
     canvas = size * SUPERSAMPLE
     image = Image.new("RGB", (canvas, canvas), tuple(rng.integers(228, 256, 3).tolist()))
     pen = ImageDraw.Draw(image)
-    for thing in things:
-        x = 0.5 + (PLACES.index(thing.place) - 1) * COLUMN + rng.uniform(-STRAY_X, STRAY_X)
+    for thing in scene:
+        x = 0.5 + (PLACE_WORDS.index(thing.place) - 1) * COLUMN + rng.uniform(-STRAY_X, STRAY_X)
         y = 0.5 + rng.uniform(-STRAY_Y, STRAY_Y)
         radius = RADII[thing.size] * (1 + rng.uniform(-STRAY_RADIUS, STRAY_RADIUS))
         color = np.clip(np.array(RGB[thing.color]) + rng.integers(-STRAY_RGB, STRAY_RGB + 1, 3), 0, 255)
@@ -61,8 +61,8 @@ def draw(things: Scene, rng: np.random.Generator, size: int) -> Image.Image:
     return image.reduce(SUPERSAMPLE)
 
 
-def draw_jpeg(things: Scene, rng: np.random.Generator, size: int) -> bytes:
-    """`draw` as a JPEG."""
+def draw_jpeg(scene: Scene, rng: np.random.Generator, size: int) -> bytes:
+    """Return the picture of `draw_scene` as a JPEG."""
     jpeg = io.BytesIO()
-    draw(things, rng, size).save(jpeg, "JPEG", quality=JPEG_QUALITY)
+    draw_scene(scene, rng, size).save(jpeg, "JPEG", quality=JPEG_QUALITY)
     return jpeg.getvalue()

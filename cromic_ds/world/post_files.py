@@ -1,0 +1,99 @@
+"""Writers of the sample world's posts: a store, raw lines with image files, and the published layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+
+from cromic_ds.data.limits import COMMENT_TOKENS, POST_TOKENS
+from cromic_ds.data.record import Record
+from cromic_ds.data.tokenizer import encode, train_tokenizer
+from cromic_ds.prepare.raw_lines import format_line
+from cromic_ds.prepare.store_writer import StoreWriter
+from cromic_ds.world import language
+from cromic_ds.world.new_folder import new_folder
+from cromic_ds.world.pictures import JPEG_QUALITY
+from cromic_ds.world.posts import SamplePost
+from cromic_ds.world.settings import SampleSettings
+
+VOCAB_SIZE = 512  # more than the world's language needs
+
+
+def write_store(out: Path, posts: Iterator[SamplePost], settings: SampleSettings) -> None:
+    """Write a store."""
+    tokenizer = train_tokenizer(language.vocabulary_texts(), VOCAB_SIZE)
+    about: dict[str, Any] = {
+        "image_short_side": settings.image_size,
+        "jpeg_quality": JPEG_QUALITY,
+        "max_post_tokens": POST_TOKENS,
+        "max_comment_tokens": COMMENT_TOKENS,
+        "lines": settings.posts,
+        "rejects": {},
+        "world_seed": settings.seed,
+    }
+    with StoreWriter(out, tokenizer, **about) as store:
+        for post in posts:
+            post_tokens, *comment_tokens = encode(tokenizer, [post.post, *post.comments], POST_TOKENS)
+            record = Record(post.id, post.post, post.comments, post_tokens, comment_tokens, post.extras, post.id)
+            store.add(post.split, record, post.jpeg)
+
+
+def write_raw(out: Path, posts: Iterator[SamplePost], settings: SampleSettings) -> None:
+    """Write `lines.txt`, `images/<id>.jpg` and `extras.jsonl`, as `cromic-ds prepare` reads them."""
+    with new_folder(out) as work:
+        (work / "images").mkdir()
+        with (
+            (work / "lines.txt").open("w", encoding="utf-8", newline="\n") as lines,
+            (work / "extras.jsonl").open("w", encoding="utf-8", newline="\n") as extras,
+        ):
+            for post in posts:
+                lines.write(format_line(post.id, post.post, post.comments) + "\n")
+                about = {"id": post.id, "split": post.split, **post.extras}
+                extras.write(json.dumps(about, ensure_ascii=False) + "\n")
+                (work / "images" / f"{post.id}.jpg").write_bytes(post.jpeg)
+
+
+def write_published(out: Path, posts: Iterator[SamplePost], settings: SampleSettings) -> None:
+    """Write `<split>.pt`, `<split>_image_lmdb` and `vocab.txt`. Ids end with a space, as in the published files."""
+    import torch
+
+    tokenizer = train_tokenizer(language.vocabulary_texts(), VOCAB_SIZE)
+    with new_folder(out) as work:
+        tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        vocabulary = "".join(f"{token}\n" for token, _ in tokens)
+        (work / "vocab.txt").write_text(vocabulary, encoding="utf-8", newline="\n")
+        for split, group in groupby(posts, key=lambda post: post.split):
+            ids: list[str] = []
+            encoded_posts: dict[str, list[int]] = {}
+            encoded_comments: dict[str, list[list[int]]] = {}
+            with _image_environment(work / f"{split}_image_lmdb", settings) as images:
+                for post in group:
+                    id = f"{post.id} "
+                    ids.append(id)
+                    encoded, *comments = encode(tokenizer, [post.post, *post.comments], POST_TOKENS)
+                    encoded_posts[id] = _padded(encoded, POST_TOKENS)
+                    encoded_comments[id] = [_padded(comment, COMMENT_TOKENS) for comment in comments]
+                    images.put(id.encode(), post.jpeg, append=True)
+            content = {"all_did": ids, "did2post": encoded_posts, "did2cmts": encoded_comments}
+            torch.save(content, work / f"{split}.pt")
+
+
+def _padded(tokens: np.ndarray, length: int) -> list[int]:
+    return tokens.tolist() + [0] * (length - len(tokens))
+
+
+@contextmanager
+def _image_environment(folder: Path, settings: SampleSettings) -> Iterator[lmdb.Transaction]:
+    """Yield a transaction on a new environment. Its map allows one byte per pixel, several times the size of the JPEGs."""
+    map_size = (1 << 20) + settings.posts * (settings.image_size**2 + 8192)
+    env = lmdb.open(str(folder), map_size=map_size, lock=False)
+    with env.begin(write=True) as txn:
+        yield txn
+    env.close()
