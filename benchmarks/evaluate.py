@@ -26,9 +26,10 @@ from cromic_ds.data.open_dataset import open_dataset
 from cromic_ds.data.order import example_seed
 from cromic_ds.data.record import Record
 from cromic_ds.data.tokenizer import encode, load_tokenizer, train_tokenizer
-from cromic_ds.inference.evaluate import EvaluateSettings
 from cromic_ds.inference.exports import write_export
-from cromic_ds.inference.job import Job, load
+from cromic_ds.inference.job import InferenceJob
+from cromic_ds.inference.loaded import load
+from cromic_ds.inference.settings import EvaluateSettings
 from cromic_ds.models.cmt.config import CMTConfig
 from cromic_ds.models.registry import build_config, build_model, vocabulary_of
 from cromic_ds.prepare.store_writer import StoreWriter
@@ -82,20 +83,20 @@ def measure(args: argparse.Namespace) -> float:
         max_new_tokens=mean_length(dataset),
         precision=args.precision,
     )
-    job = Job(load(settings.export, settings.precision), dataset, settings)
+    job = InferenceJob(load(settings.export, settings.precision), dataset, settings)
 
     start = time.perf_counter()
-    predictions = [record.text for record in itertools.chain.from_iterable(job.run())]
+    predictions = [record.text for record in itertools.chain.from_iterable(job.answer_records())]
     decoded = time.perf_counter()
     texts = [dataset.texts(i) for i in range(len(dataset))]
     measured = TASKS[task].measure(predictions, texts, TASKS[task].tokenization, meteor=False)
     data = describe_data(settings.data, dataset)
-    result = result_json(TASKS[task], measured, data=data, decoding=asdict(job.decoding), model=job.loaded.identity())
+    result = result_json(TASKS[task], measured, data=data, decoding=asdict(job.decoding), model=job.export.identity())
     write_result(folder / "result.json", result)
     scored = time.perf_counter()
     share = (scored - decoded) / (scored - start)
     print(
-        f"{job.decoding.max_new_tokens} tokens; decoding {decoded - start:.2f} s in {job.loaded.precision}, "
+        f"{job.decoding.max_new_tokens} tokens; decoding {decoded - start:.2f} s in {job.export.precision}, "
         f"scoring {scored - decoded:.2f} s",
         flush=True,
     )

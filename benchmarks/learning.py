@@ -34,7 +34,7 @@ def train(name: str, folder: Path, store: Path, steps: int) -> dict:
     run = folder / name.replace(" ", "_")
     command = [
         *[sys.executable, "launch/local.py", "--config", "recipes/sample_cmt.yaml", "--data.path", str(store)],
-        *["--out", str(run), "--loop.steps", str(steps), "--eval.every", "0", *VARIANTS[name]],
+        *["--out", str(run), "--loop.steps", str(steps), "--eval.every", "null", *VARIANTS[name]],
     ]
     with (folder / f"{run.name}.log").open("w") as log:
         subprocess.run(command, cwd=ROOT, check=True, stdout=log, stderr=log)

@@ -6,18 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoConfig
-from transformers.utils.logging import disable_progress_bar
 
 from cromic_ds.checkpoints.reader import find_checkpoint
 from cromic_ds.data.tokenizer import load_tokenizer
 from cromic_ds.engine.zero import full_state_dict
 from cromic_ds.errors import UserError
 from cromic_ds.files import read_json
-from cromic_ds.inference.exports import read_answers, write_export
+from cromic_ds.inference.exports import read_answer_vocabulary, write_export
 from cromic_ds.models.registry import build_model
 from cromic_ds.run_folder import FACTS, STATE, RunFolder
-
-disable_progress_bar()  # transformers shows a bar for each file that it reads or writes
 
 
 @dataclass
@@ -52,4 +49,4 @@ def export_checkpoint(run: RunFolder, name: str, out: Path) -> Path:
     model = build_model(AutoConfig.from_pretrained(run.model))
     model.load_state_dict(full_state_dict(checkpoint), strict=True)
     facts = {**read_json(run.model / FACTS), "step": read_json(checkpoint / STATE)["step"]}
-    return write_export(model, load_tokenizer(run.model), facts, out, read_answers(run.model))
+    return write_export(model, load_tokenizer(run.model), facts, out, read_answer_vocabulary(run.model))

@@ -1,55 +1,47 @@
-"""Exports: what `from_pretrained` reads, with the tokenizer and what generation needs."""
+"""The files of an export: what `from_pretrained` reads, with the tokenizer and what generation needs."""
 
 from __future__ import annotations
 
-import json
-import logging
 import shutil
 from pathlib import Path
-
-import torch
-from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from cromic_ds.data.tokenizer import load_tokenizer
 from cromic_ds.errors import UserError
-from cromic_ds.inference.decoding import DecodingSettings, generation_config
-from cromic_ds.models.registry import MODELS
+from cromic_ds.files import digest, file_digest, read_json, write_json
+from cromic_ds.inference.decoding import generation_config
+from cromic_ds.inference.settings import DecodingSettings
+from cromic_ds.run_folder import ANSWERS, FACTS, RunFolder
 
-log = logging.getLogger(__name__)
-
-
-MODEL_FOLDER = "model"  # RUN/model: the config and the tokenizer, written at the start of a run
-
-
-ANSWERS = "answers.json"  # the answer vocabulary of a model that classifies
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
-FACTS = "cromic_ds.json"  # what an export knows beside transformers' files
-
-
-def read_answers(folder: Path) -> list[str] | None:
-    """The answer vocabulary of an export, None for a model that generates."""
+def read_answer_vocabulary(folder: Path) -> list[str] | None:
+    """Return the answers that a model chooses from, None for a model that generates."""
     file = folder / ANSWERS
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    return read_json(file) if file.exists() else None
 
 
 def write_export(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    facts: dict,
+    tokenizer: PreTrainedTokenizerFast,
+    facts: dict[str, Any],
     out: Path,
     answers: list[str] | None = None,
 ) -> Path:
-    """Write an export aside, then move it into place."""
+    """Write an export to a temporary folder, then move it to `out`, in place of an export that is there."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     aside = out.with_name(f".{out.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     model.generation_config = generation_config(DecodingSettings(), tokenizer)
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
-    (aside / FACTS).write_text(json.dumps(facts, indent=1))
+    write_json(aside / FACTS, facts, indent=1)
     if answers is not None:
-        (aside / ANSWERS).write_text(json.dumps(answers, ensure_ascii=False), encoding="utf-8")
+        write_json(aside / ANSWERS, answers)
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
@@ -59,30 +51,38 @@ def write_export(
     return out
 
 
-def export_of(path: str | Path) -> Path:
-    """The export that `path` is, or that a run folder holds."""
+def find_export(path: str | Path) -> Path:
+    """Return `path`, or the export in it if it is a run folder."""
     path = Path(path)
-    inner = path / "export"
+    inner = RunFolder(path).export
     return inner if not (path / "config.json").is_file() and (inner / "config.json").is_file() else path
 
 
-def load_export(path: str | Path) -> tuple[PreTrainedModel, object, dict]:
-    """Model (in evaluation mode, on the best device), tokenizer and facts of an export.
+def load_export(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, dict[str, Any]]:
+    """Return model (in evaluation mode, on the best device), tokenizer and facts of an export.
 
     Raises:
         UserError: it is no export, or a damaged one.
     """
+    import torch
+    from safetensors import SafetensorError
     from transformers import AutoModel
+    from transformers.utils.logging import disable_progress_bar
 
+    from cromic_ds.models.registry import MODELS
+
+    disable_progress_bar()  # transformers' own, for each file
     path = Path(path)
     if not (path / "config.json").is_file():
-        hint = f"; it is a run folder: use {path / 'export'}" if (path / "export").is_dir() else ""
-        if (path / "checkpoints").is_dir() and not hint:
+        run, hint = RunFolder(path), ""
+        if run.export.is_dir():
+            hint = f"; it is a run folder: use {run.export}"
+        elif run.checkpoints.is_dir():
             hint = f"; it is a run folder: make one with `cromic-ds export {path} --out FOLDER`"
         raise UserError(f"{path}: no export (no config.json in it){hint}")
     try:
         model, found = AutoModel.from_pretrained(path, output_loading_info=True)
-        facts = json.loads((path / FACTS).read_text()) if (path / FACTS).exists() else {}
+        facts = read_json(path / FACTS) if (path / FACTS).exists() else {}
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as an export ({str(error).strip().splitlines()[0]})") from None
     if not isinstance(model, tuple(kind.model for kind in MODELS.values())):
@@ -91,3 +91,8 @@ def load_export(path: str | Path) -> tuple[PreTrainedModel, object, dict]:
         raise UserError(f"{path}: {len(missing)} weights are missing, such as {missing[0]}; export the run again")
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     return model, load_tokenizer(path), facts
+
+
+def weights_fingerprint(export: Path) -> str:
+    """Return a hash over all weight files."""
+    return digest("".join(file_digest(path)["blake2b"] for path in sorted(export.glob("*.safetensors"))), size=16)

@@ -1,57 +1,33 @@
-"""Evaluation: perplexity over a split and scores of generated texts on its first examples, each counted exactly once."""
+"""Scores of a model on batches of a data set: perplexity by teacher forcing, generated texts and their scores.
+
+Works on one process and on many: each example counts exactly once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Literal
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from cromic_ds.batch import Batch
 from cromic_ds.data.dataset import Dataset, UnreadableRecord
-from cromic_ds.errors import UserError
-from cromic_ds.inference.decoding import DecodingSettings, generate_texts
+from cromic_ds.inference.decoding import generate_texts
+from cromic_ds.inference.settings import DecodingSettings
 from cromic_ds.metrics.perplexity import perplexity
 from cromic_ds.ranks.collectives import gather_objects, sum_over_ranks
 from cromic_ds.tasks import Task
 from cromic_ds.tracking import SampleRow
 
-
-def greedy() -> DecodingSettings:
-    return DecodingSettings(beams=1)
-
-
-@dataclass
-class EvalSettings:
-    """When and on what a run is judged."""
-
-    every: int = 500
-    """Steps between evaluations; 0 = only at the end."""
-    examples: int = 0
-    """Examples of the evaluation split for the perplexity; 0 = all."""
-    generate: int = 200
-    """First examples of the split that texts are generated for and scored; 0 = none."""
-    pictures: int = 8
-    """Generated examples shown with their pictures."""
-    micro_batch: int = 32
-    """Posts per rank in one evaluation batch."""
-    tokenization: Literal["task", "char", "jieba", "bert"] = "task"
-    """How texts are cut into words for BLEU and the like: char, jieba, bert, or task: as the task's official score does."""
-    decoding: DecodingSettings = field(default_factory=greedy)
-    """How texts are generated."""
-
-    def check(self) -> None:
-        """Raise UserError for values that cannot work: the first evaluation may be hours away."""
-        self.decoding.check()
-        if self.micro_batch < 1 or min(self.every, self.examples, self.generate, self.pictures) < 0:
-            raise UserError("eval: micro_batch must be at least 1; every, examples, generate and pictures at least 0")
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 def teacher_forced(loss_sum: Callable[[Batch], float], batches: Iterable[Batch]) -> dict[str, float]:
-    """{"loss", "perplexity", "targets", "posts"}: per target token, over all ranks' batches.
+    """Return `loss`, `perplexity`, `targets` and `posts` over the batches of all ranks.
 
-    Where answers are classified a post is a target, and there is no perplexity.
+    The loss is in nats per target token. If answers are classified, each post is one target and there is no perplexity.
+
+    Args:
+        loss_sum: returns Σ NLL of a batch's targets, in nats.
     """
     classified = False
     total, targets, posts = 0.0, 0, 0
@@ -66,15 +42,17 @@ def teacher_forced(loss_sum: Callable[[Batch], float], batches: Iterable[Batch])
     return values if classified else {**values, "perplexity": perplexity(total, max(targets, 1))}
 
 
-def predict(
+def generate_predictions(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     batches: Iterable[Batch],
     decoding: DecodingSettings,
     answers: list[str] | None = None,
 ) -> dict[int, list[str]]:
-    """Generated texts, or the best of the `answers` where these are given, by the example's index in the data set, from
-    all ranks."""
+    """Return generated texts, or the best of `answers` if these are given, by the example's index in the data set.
+
+    Every rank gets the texts of all ranks.
+    """
     mine: dict[int, list[str]] = {}
     for batch in batches:
         if answers is not None:
@@ -86,16 +64,16 @@ def predict(
     return {index: texts for part in gather_objects(mine) for index, texts in part.items()}
 
 
-def score(
+def score_predictions(
     task: Task, dataset: Dataset, predictions: dict[int, list[str]], tokenization: str, meteor: bool = False
-) -> dict:
-    """The task's scores of the first text of each example."""
+) -> dict[str, float]:
+    """Return the task's scores of the first text of each example."""
     indices = sorted(predictions)
     return task.score([predictions[i][0] for i in indices], [dataset.texts(i) for i in indices], tokenization, meteor)
 
 
 def sample_rows(dataset: Dataset, predictions: dict[int, list[str]], count: int) -> list[SampleRow]:
-    """The first `count` predictions with post, references and picture."""
+    """Return the first `count` predictions with post, references and picture."""
     rows = []
     for index in sorted(predictions)[:count]:
         texts = dataset.texts(index)

@@ -22,7 +22,8 @@ from cromic_ds.engine.ema import Ema
 from cromic_ds.engine.engine import Engine, StepResult
 from cromic_ds.engine.profile import Profiler
 from cromic_ds.errors import UserError
-from cromic_ds.inference.scoring import EvalSettings, predict, sample_rows, score, teacher_forced
+from cromic_ds.inference.scoring import generate_predictions, sample_rows, score_predictions, teacher_forced
+from cromic_ds.inference.settings import EvalSettings
 from cromic_ds.metrics.perplexity import perplexity
 from cromic_ds.ranks.collectives import average_buffers, gather_objects, sum_over_ranks
 from cromic_ds.ranks.launcher import Ranks
@@ -163,8 +164,8 @@ def train(run: Run) -> None:
             return
 
 
-def due(every: int, step: int) -> bool:
-    return every > 0 and step % every == 0
+def due(every: int | None, step: int) -> bool:
+    return bool(every) and step % every == 0
 
 
 def next_batches(run: Run) -> tuple[list[Batch], float]:
@@ -282,10 +283,10 @@ def evaluate(run: Run) -> None:
             with run.engine.full_weights() as model:
                 batches = eval_batches(run.eval_dataset, run.data, limit=settings.generate, **shard)
                 batches = run.guard.each(batches, "generating")
-                predictions = predict(model, run.tokenizer, batches, settings.decoding, run.answers)
+                predictions = generate_predictions(model, run.tokenizer, batches, settings.decoding, run.answers)
     run.guard.at("scoring")
     if predictions and run.ranks.is_main:
-        values |= score(run.task, run.eval_dataset, predictions, settings.tokenization)
+        values |= score_predictions(run.task, run.eval_dataset, predictions, settings.tokenization)
         run.tracker.samples(run.state.step, sample_rows(run.eval_dataset, predictions, settings.pictures))
     values["seconds"] = time.perf_counter() - start
     remember_best(run, values)

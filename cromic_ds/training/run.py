@@ -35,7 +35,8 @@ from cromic_ds.engine.profile import Profiler, ProfileSettings
 from cromic_ds.engine.waiting import waiting_code
 from cromic_ds.errors import UserError
 from cromic_ds.files import write_atomically
-from cromic_ds.inference.scoring import EvalSettings
+from cromic_ds.inference.decoding import decoding_for
+from cromic_ds.inference.settings import EvalSettings
 from cromic_ds.models.common.kernels import KernelChoice, Kernels, install, select
 from cromic_ds.models.common.precision import choose_precision
 from cromic_ds.models.settings import ModelSettings
@@ -309,11 +310,10 @@ def start_run(
 
 def for_task(settings: EvalSettings, task: Task) -> EvalSettings:
     """The settings with the task's own where they leave it the choice."""
-    longest = settings.decoding.max_new_tokens or task.max_comment_tokens
     return replace(
         settings,
         tokenization=task.choose_tokenization(settings.tokenization),
-        decoding=replace(settings.decoding, max_new_tokens=longest),
+        decoding=decoding_for(task, settings.decoding),
     )
 
 

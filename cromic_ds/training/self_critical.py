@@ -27,7 +27,8 @@ from cromic_ds.data.dataset import Dataset, UnreadableRecord
 from cromic_ds.data.order import example_seed
 from cromic_ds.data.tokenizer import decode_text
 from cromic_ds.errors import UserError
-from cromic_ds.inference.decoding import DecodingSettings, generation_config
+from cromic_ds.inference.decoding import generation_config
+from cromic_ds.inference.settings import DecodingSettings
 from cromic_ds.metrics.cider_d import CiderD, DocumentFrequencies
 from cromic_ds.metrics.segment import segment
 from cromic_ds.ranks.collectives import on_main, sum_over_ranks

@@ -17,12 +17,13 @@ from cromic_ds.data.store import answers_fingerprint
 from cromic_ds.data.tokenizer import tokenizer_fingerprint
 from cromic_ds.errors import UserError
 from cromic_ds.files import write_atomically
-from cromic_ds.inference.exports import ANSWERS, FACTS, MODEL_FOLDER, export_of, load_export
+from cromic_ds.inference.exports import find_export, load_export
 from cromic_ds.models.common.config import CommentConfig
 from cromic_ds.models.common.image_encoder import set_batch_norm
 from cromic_ds.models.common.weights import LoadReport, load_matching
 from cromic_ds.models.registry import build_config, build_model, model_kind, vocabulary_of
 from cromic_ds.models.settings import ModelSettings, as_values
+from cromic_ds.run_folder import ANSWERS, FACTS, RunFolder
 
 # Settings that a resumed run may not change: its steps would no longer be those of the run it continues. The data may
 # move: its fingerprint is compared.
@@ -98,7 +99,7 @@ def make_model(
     taken: set[str] = set()
     origin = "random"
     if settings.init_from:
-        source, other, facts = load_export(export_of(settings.init_from))
+        source, other, facts = load_export(find_export(settings.init_from))
         if tokenizer_fingerprint(other) != tokenizer_fingerprint(tokenizer):
             raise UserError(
                 f"model.init_from: {settings.init_from} was trained with another tokenizer than the data's: prepare "
@@ -200,7 +201,7 @@ def write_model_folder(
     answers: list[str] | None,
 ) -> None:
     """What an export needs beside the weights: RUN/model with config, tokenizer, answers and what else it must know."""
-    target = folder / MODEL_FOLDER
+    target = RunFolder(folder).model
     model.config.save_pretrained(target)
     tokenizer.save_pretrained(target)
     facts = {

@@ -175,7 +175,7 @@ def test_sbatch_finetune_and_evaluate(cluster, checkout, local, muge):
 
 def test_sbatch_table_runs_the_cells_as_job_arrays(cluster, checkout):
     training = {
-        **{"ds_config": "zero0", "precision": "fp32", "eval": {"every": 0, "generate": 4}},
+        **{"ds_config": "zero0", "precision": "fp32", "eval": {"every": None, "generate": 4}},
         **{"loop": {"steps": 2, "global_batch": 4}, "tracking": {"wandb": "off"}},
     }
     recipe = {

@@ -20,7 +20,7 @@ def arguments(store: Path, *more: object) -> list[str]:
         **{"data.path": store, "loop.steps": 4, "loop.global_batch": 8, "loop.micro_batch": 2, "loop.save_every": 0},
         # A small rate: Adam's first steps turn the last digits of near-zero gradients into whole steps of single weights.
         **{"model.batch_norm": "frozen", "optim.lr": 1e-5},
-        **{"eval.every": 0, "eval.generate": 4, "eval.micro_batch": 4},
+        **{"eval.every": "null", "eval.generate": 4, "eval.micro_batch": 4},
     }
     pairs = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     return [*pairs, *QUIET, *map(str, more)]

@@ -7,7 +7,8 @@ import torch
 
 from cromic_ds.data.tokenizer import decode_text, encode
 from cromic_ds.errors import UserError
-from cromic_ds.inference.decoding import DecodingSettings, generate_texts, generation_config
+from cromic_ds.inference.decoding import generate_texts, generation_config
+from cromic_ds.inference.settings import DecodingSettings
 
 POSTS = ["左边的图形是什么颜色？", "猜猜看", "圆形"]
 
@@ -29,7 +30,8 @@ def inputs(tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
         ({"max_new_tokens": 0}, "beams, num and max_new_tokens must be at least 1"),
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\]"),
         ({"top_p": 1.5}, r"top_p must be in \(0, 1\]"),
-        ({"top_k": -1}, "top_k at least 0"),
+        ({"top_k": 0}, "top_k is 0: give at least 1, or null for no limit"),
+        ({"no_repeat_ngram_size": 0}, "no_repeat_ngram_size is 0: give at least 1, or null"),
         ({"temperature": 0.0}, "temperature above 0"),
         ({"beams": 2, "num": 3}, "3 texts from 2 beams: use at least 3 beams, or sample"),
         ({"beams": 1, "num": 2}, "2 texts from 1 beams"),

@@ -16,9 +16,12 @@ from cromic_ds.data.store import answers_fingerprint
 from cromic_ds.data.tokenizer import train_tokenizer
 from cromic_ds.errors import UserError
 from cromic_ds.files import file_digest
-from cromic_ds.inference.evaluate import EvaluateSettings, evaluate
-from cromic_ds.inference.exports import write_export
-from cromic_ds.inference.job import Job, load, weights_fingerprint
+from cromic_ds.inference.evaluate import evaluate
+from cromic_ds.inference.exports import weights_fingerprint, write_export
+from cromic_ds.inference.job import InferenceJob
+from cromic_ds.inference.loaded import load
+from cromic_ds.inference.settings import EvaluateSettings
+from cromic_ds.settings import check_settings
 from cromic_ds.tasks.results import read_result
 
 QUICK = {"beams": 1, "max_new_tokens": 4, "precision": "fp32", "meteor": False, "resamples": 20}
@@ -32,7 +35,9 @@ def result(export_folder: Path, store: Path, tmp_path: Path):
     def run(**settings) -> dict:
         out = tmp_path / "results" / "result.json"
         how = {"export": str(export_folder), "data": str(store), "out": str(out), **QUICK, **settings}
-        evaluate(EvaluateSettings(**how))
+        configured = EvaluateSettings(**how)
+        check_settings(configured)
+        evaluate(configured)
         return json.loads(out.read_text(encoding="utf-8"))
 
     return run
@@ -65,8 +70,8 @@ def test_comments(result, store, export_folder, capsys):
     assert 0 <= low <= scores["bleu_1"] <= high <= 1
     assert content["data"] == {"path": str(store), "split": "val", "fingerprint": dataset.fingerprint}
     assert content["decoding"] == {
-        **{"beams": 1, "num": 1, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "max_new_tokens": 4},
-        **{"length_penalty": 1.0, "no_repeat_ngram_size": 0, "seed": 0},
+        **{"beams": 1, "num": 1, "top_k": None, "top_p": 1.0, "temperature": 1.0, "max_new_tokens": 4},
+        **{"length_penalty": 1.0, "no_repeat_ngram_size": None, "seed": 0},
     }
     model = content["model"]
     assert (model["export"], model["precision"]) == (str(export_folder), "fp32")
@@ -123,8 +128,8 @@ def test_sampled_texts_are_repeatable_and_follow_from_the_seed(export_folder, st
         how = EvaluateSettings(
             export=str(export_folder), data=str(store), precision="fp32", top_p=0.99, temperature=3.0, **settings
         )
-        job = Job(load(how.export, how.precision), open_dataset(store, "val"), how)
-        return [record.text for answered in job.run() for record in answered]
+        job = InferenceJob(load(how.export, how.precision), open_dataset(store, "val"), how)
+        return [record.text for answered in job.answer_records() for record in answered]
 
     assert texts(batch=4) == texts(batch=4) != texts(batch=4, seed=1)
 
@@ -219,7 +224,7 @@ def test_an_export_of_an_unknown_task_is_refused(smallest, tokenizer, result, tm
         ({"export": "missing"}, r"missing: no export \(no config.json in it\)"),
         ({"beams": 0}, "beams, num and max_new_tokens must be at least 1"),
         ({"batch": 0}, "--batch 0 must be at least 1"),
-        ({"limit": -1}, "--limit -1"),
+        ({"limit": 0}, "--limit 0 must be at least 1, or null for all"),
         ({"resamples": -1}, "--resamples -1"),
         ({"precision": "fp8"}, "precision is 'fp8'"),
         ({"out": "."}, "is a folder: name a file"),

@@ -12,8 +12,11 @@ import torch
 from PIL import Image
 
 from cromic_ds.errors import UserError
-from cromic_ds.inference.generate import GenerateSettings, generate, lines, many
-from cromic_ds.inference.job import load
+from cromic_ds.inference.exports import write_export
+from cromic_ds.inference.generate import comment_on, generate, read_input, read_jsonl
+from cromic_ds.inference.loaded import load
+from cromic_ds.inference.settings import DecodingSettings, GenerateSettings
+from cromic_ds.settings import check_settings
 
 POST = "左边的图形是什么颜色？"
 QUICK = {"beams": 1, "max_new_tokens": 4, "precision": "fp32"}
@@ -44,7 +47,9 @@ def run(export_folder: Path, capsys):
 
     def start(**settings) -> list[str]:
         capsys.readouterr()
-        generate(GenerateSettings(export=str(export_folder), **{**QUICK, **settings}))
+        configured = GenerateSettings(export=str(export_folder), **{**QUICK, **settings})
+        check_settings(configured)
+        generate(configured)
         return capsys.readouterr().out.splitlines()
 
     return start
@@ -91,7 +96,7 @@ def test_the_seed_decides_the_samples(run, pictures):
             "give --image for one picture or --input for many, not both",
         ),
         ({"post": POST, "beams": 2, "num": 3}, "3 texts from 2 beams"),
-        ({"post": POST, "batch": 0}, "--batch 0: give at least 1"),
+        ({"post": POST, "batch": 0}, "--batch 0 must be at least 1"),
         ({"post": POST, "precision": "fp8"}, "precision is 'fp8'"),
         ({"input": "missing"}, "missing: no such folder or file"),
         ({"input": "empty"}, r"empty: no pictures in it \(.jpg"),
@@ -224,11 +229,11 @@ def test_a_bad_line_stops_it_and_leaves_nothing(run, tmp_path, line, message):
 def test_records_are_read_one_at_a_time(tmp_path):
     source = tmp_path / "posts.jsonl"
     source.write_text('{"post": "一"}\n{"image": "p/x.jpg"}\nnot yet read\n', encoding="utf-8")
-    records = many(source, "")
+    records = read_input(source, "")
     assert [next(records), next(records)] == [{"post": "一"}, {"image": str(tmp_path / "p" / "x.jpg")}]
     with pytest.raises(UserError):
         next(records)
-    assert next(lines(source)) == {"post": "一"}
+    assert next(read_jsonl(source)) == {"post": "一"}
 
 
 # ---- what the model reads
@@ -236,17 +241,10 @@ def test_records_are_read_one_at_a_time(tmp_path):
 
 @pytest.mark.parametrize(("mode", "given"), [("t", {"post": POST}), ("v", {"image": "a.jpg"})])
 def test_a_model_of_one_mode_ignores_the_other_input(smallest, tokenizer, pictures, tmp_path, monkeypatch, mode, given):
-    from cromic_ds.inference.exports import write_export
-    from cromic_ds.inference.generate import answer
-
     monkeypatch.chdir(pictures)
     write_export(smallest(mode=mode), tokenizer, {}, tmp_path / "export")
-    loaded = load(str(tmp_path / "export"), "fp32")
-    settings = GenerateSettings(export="", **QUICK)
-    both, one, none = answer(
-        loaded,
-        [{"image": "a.jpg", "post": POST}, dict(given), {"image": "a.jpg"} if mode == "t" else {"post": POST}],
-        settings,
-    )
+    records = [{"image": "a.jpg", "post": POST}, dict(given), {"image": "a.jpg"} if mode == "t" else {"post": POST}]
+    decoding = DecodingSettings(beams=1, max_new_tokens=4)
+    both, one, none = comment_on(load(tmp_path / "export", "fp32"), records, decoding, batch=32)
     assert both["comments"] == one["comments"]
     assert none["error"] == "neither a picture nor a post that the model reads"

@@ -17,8 +17,10 @@ from cromic_ds.data.open_dataset import open_dataset
 from cromic_ds.data.tokenizer import train_tokenizer
 from cromic_ds.errors import UserError
 from cromic_ds.inference.exports import load_export
-from cromic_ds.inference.import_published import ImportSettings, import_published, read_state_dict
+from cromic_ds.inference.import_published import import_published
+from cromic_ds.inference.settings import ImportSettings
 from cromic_ds.models.cmt.config import PRESETS
+from cromic_ds.models.common.weights import read_state_dict
 
 SMALL = {
     **{"d_model": 32, "n_heads": 4, "ffn": 48, "encoder_layers": 2, "decoder_layers": 2},

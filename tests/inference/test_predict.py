@@ -13,8 +13,12 @@ from cromic_ds.data.record import Record
 from cromic_ds.data.store import answers_fingerprint
 from cromic_ds.errors import UserError
 from cromic_ds.inference.exports import write_export
-from cromic_ds.inference.job import Job, load
-from cromic_ds.inference.predict import Partial, PredictSettings, predict
+from cromic_ds.inference.job import InferenceJob
+from cromic_ds.inference.loaded import load
+from cromic_ds.inference.partial_predictions import PartialPredictions
+from cromic_ds.inference.predict import predict
+from cromic_ds.inference.settings import PredictSettings
+from cromic_ds.settings import check_settings
 
 QUICK = {"beams": 2, "max_new_tokens": 4, "precision": "fp32", "batch": 3}
 SAMPLED = {"top_p": 0.99, "temperature": 3.0}
@@ -34,7 +38,9 @@ def run(talkative: Path, store: Path, tmp_path: Path):
     def start(**settings) -> bytes:
         out = tmp_path / "out" / "predictions.jsonl"
         how = {"export": str(talkative), "data": str(store), "split": "val", "out": str(out)}
-        predict(PredictSettings(**{**how, **QUICK, **settings}))
+        configured = PredictSettings(**{**how, **QUICK, **settings})
+        check_settings(configured)
+        predict(configured)
         assert sorted(p.name for p in out.parent.iterdir()) == [out.name]
         return out.read_bytes()
 
@@ -51,7 +57,7 @@ def killed(run, monkeypatch, partial):
     """killed(2, …): stop a run after two batches."""
 
     def start(batches: int, **settings) -> list[bytes]:
-        append, left = Partial.append, [batches]
+        append, left = PartialPredictions.append, [batches]
         partial.with_name("predictions.jsonl").unlink(missing_ok=True)
 
         def counting(self, answered) -> None:
@@ -61,7 +67,7 @@ def killed(run, monkeypatch, partial):
             append(self, answered)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Partial, "append", counting)
+            patch.setattr(PartialPredictions, "append", counting)
             with pytest.raises(KeyboardInterrupt):
                 run(**settings)
         assert not partial.with_name("predictions.jsonl").exists()
@@ -73,13 +79,13 @@ def killed(run, monkeypatch, partial):
 @pytest.fixture
 def decoded(monkeypatch) -> list[int]:
     """The index of the first record of each batch that is decoded."""
-    first, answer = [], Job._answer
+    first, answer = [], InferenceJob._answer_batch
 
     def counting(self, batch, indices):
         first.append(indices.start)
         return answer(self, batch, indices)
 
-    monkeypatch.setattr(Job, "_answer", counting)
+    monkeypatch.setattr(InferenceJob, "_answer_batch", counting)
     return first
 
 
@@ -89,8 +95,10 @@ def decoded(monkeypatch) -> list[int]:
 def test_posts(run, talkative, store, capsys):
     lines = [json.loads(line) for line in run().decode().splitlines()]
     dataset = open_dataset(store, "val")
-    job = Job(load(str(talkative), "fp32"), dataset, PredictSettings(data=str(store), **{**QUICK, "batch": 10}))
-    texts = [record.text for answered in job.run() for record in answered]
+    job = InferenceJob(
+        load(str(talkative), "fp32"), dataset, PredictSettings(data=str(store), **{**QUICK, "batch": 10})
+    )
+    texts = [record.text for answered in job.answer_records() for record in answered]
     assert lines == [{"id": dataset.texts(i).id, "comment": text} for i, text in enumerate(texts)]
     assert len(set(texts)) > 2
     assert "predictions.jsonl: 10 predictions for comments, split val" in capsys.readouterr().out
@@ -123,7 +131,7 @@ def test_continued_equals_uninterrupted(run, killed, decoded, how, batches, caps
     capsys.readouterr()
     assert run(**how) == whole
     assert decoded == [0, 3, 6, 9][batches:]
-    assert ("going on after" in capsys.readouterr().out) == (batches > 0)
+    assert ("resuming after" in capsys.readouterr().out) == (batches > 0)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +158,7 @@ def test_a_torn_end_is_dropped(run, killed, decoded, partial, keep, first):
 def test_killed_at_the_very_end_nothing_is_decoded_again(run, decoded, monkeypatch):
     whole = run()
     with monkeypatch.context() as patch:
-        patch.setattr("cromic_ds.inference.predict.write", lambda *_: 1 / 0)
+        patch.setattr("cromic_ds.inference.predict.write_predictions", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run()
     decoded.clear()
@@ -161,7 +169,7 @@ def test_killed_at_the_very_end_nothing_is_decoded_again(run, decoded, monkeypat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"beams": 3}, "decoding.beams 2, and now it is 3: use that, or remove the file to start anew"),
+        ({"beams": 3}, "decoding.beams 2, and now it is 3: use that setting, or remove the file to start again"),
         ({"batch": 4}, "batch 3, and now it is 4"),
         ({"max_new_tokens": 5}, "decoding.max_new_tokens 4, and now it is 5"),
         ({"seed": 1}, "seed 0, and now it is 1"),
@@ -171,7 +179,7 @@ def test_killed_at_the_very_end_nothing_is_decoded_again(run, decoded, monkeypat
 def test_other_settings_are_refused(run, killed, partial, change, message):
     killed(1)
     before = partial.read_bytes()
-    with pytest.raises(UserError, match=rf"predictions.jsonl.partial.jsonl was begun with {message}"):
+    with pytest.raises(UserError, match=rf"predictions.jsonl.partial.jsonl was started with {message}"):
         run(**change)
     assert partial.read_bytes() == before
 
@@ -182,7 +190,7 @@ def test_other_weights_are_refused_and_the_same_ones_elsewhere_are_not(run, kill
     killed(1, export=str(one))
     other = smallest()
     other.generator.bias.data += 1
-    with pytest.raises(UserError, match=r"was begun with model.weights \w{32}, and now it is \w{32}"):
+    with pytest.raises(UserError, match=r"was started with model.weights \w{32}, and now it is \w{32}"):
         run(export=str(write_export(other, tokenizer, {}, tmp_path / "other")))
     one.rename(tmp_path / "moved")
     assert run(export=str(tmp_path / "moved")) == whole
@@ -192,7 +200,7 @@ def test_a_damaged_line_is_named(run, killed, partial):
     lines = killed(2)
     for number, damage in ((1, b"[1]\n"), (3, b"\0\0\n"), (3, b"{}\n"), (2, lines[2])):
         partial.write_bytes(b"".join([*lines[: number - 1], damage, *lines[number:]]))
-        with pytest.raises(UserError, match=rf"line {number} is damaged: remove the file to start anew"):
+        with pytest.raises(UserError, match=rf"line {number} is damaged: remove the file to start again"):
             run()
 
 
@@ -225,7 +233,7 @@ def test_a_picture_that_cannot_be_read_gets_an_empty_text(run, killed, task_stor
 
 def test_an_id_that_stands_twice_is_refused_before_decoding(run, task_store, decoded):
     data = task_store("muge", {"test": [record("a", "1"), record("b", "1"), record("a", "1")]})
-    with pytest.raises(UserError, match="id 'a' stands more than once in 'test'; prepare it again"):
+    with pytest.raises(UserError, match="id 'a' occurs more than once in 'test'; prepare it again"):
         run(data=str(data), task="muge", split="test")
     assert decoded == []
 

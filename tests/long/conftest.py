@@ -26,7 +26,7 @@ def backbone(posts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the run folder of a pretraining of preset tiny."""
     out = tmp_path_factory.mktemp("backbone") / "run"
     command = ["--config", "recipes/sample_cmt.yaml", "--data.path", str(posts), "--out", str(out)]
-    command += ["--loop.steps", str(PRETRAINING_STEPS), "--eval.every", "0", "--eval.generate", "100"]
+    command += ["--loop.steps", str(PRETRAINING_STEPS), "--eval.every", "null", "--eval.generate", "100"]
     run_to_end(out.parent, command, ranks=2, timeout=1500)
     return out
 

@@ -23,7 +23,7 @@ def finetuning(task: str, store: Path, out: Path, *more: str) -> list[str]:
         *["--config", f"recipes/finetune_{task}.yaml", "--data.path", str(store), "--out", str(out)],
         *["--precision", "fp32", "--optim.lr", "0.001", "--optim.schedule", "linear", "--loop.global_batch", "32"],
         *["--loop.micro_batch", "16", "--data.comments_per_post", "3", "--tracking.wandb", "off"],
-        *["--eval.every", "0", "--eval.generate", "100", "--eval.micro_batch", "50", *more],
+        *["--eval.every", "null", "--eval.generate", "100", "--eval.micro_batch", "50", *more],
     ]
 
 

@@ -21,7 +21,8 @@ from cromic_ds.data.collate import blank_batch, collate, with_comments
 from cromic_ds.data.dataset import UnreadableRecord
 from cromic_ds.data.tokenizer import decode_text
 from cromic_ds.errors import UserError
-from cromic_ds.inference.decoding import DecodingSettings, generate_texts
+from cromic_ds.inference.decoding import generate_texts
+from cromic_ds.inference.settings import DecodingSettings
 from cromic_ds.metrics.segment import segment
 from cromic_ds.ranks.launcher import Ranks
 from cromic_ds.training.self_critical import FREQUENCIES, SelfCritical, SelfCriticalSettings, against_the_others, closed
