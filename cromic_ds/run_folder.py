@@ -95,6 +95,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def wandb_run_id(self) -> Path:
+        """Contains the id of the run in W&B, which a resumed run keeps."""
+        return self.path / "wandb_run_id"
+
+    @property
     def wandb(self) -> Path:
         return self.path / "wandb"
 

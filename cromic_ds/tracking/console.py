@@ -1,17 +1,20 @@
-"""What a person sees of a run's progress: a bar on a terminal, one dense line every so many steps elsewhere."""
+"""A run's progress for people: a bar on a terminal; elsewhere a dense line every `log_every` steps."""
 
 from __future__ import annotations
 
 import datetime
 import logging
+import os
 import sys
+import time
+from collections.abc import Iterable
 
 from cromic_ds.tracking.log import FILE_ONLY
-from cromic_ds.tracking.tracker import Tracker
+from cromic_ds.tracking.tracker import Tracker, Values
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-# The names that the training loop gives its numbers, and how a line shows them; others are in metrics.jsonl alone.
+# The names that the training loop gives its numbers, and how a line shows them; others are only in metrics.jsonl.
 DENSE = {
     "loss": "loss {:.4f}",  # nats per target token
     "perplexity": "ppl {:.2f}",
@@ -26,47 +29,39 @@ DENSE = {
     "skipped_steps": "skipped steps {:.0f}",
     "skipped_records": "skipped records {:.0f}",
 }
-ONLY_WHERE_NOT_ZERO = {"skipped_steps", "skipped_records"}
-ON_BAR = ("loss", "perplexity", "lr", "posts_per_second", "data_wait", *sorted(ONLY_WHERE_NOT_ZERO))
+ONLY_IF_NOT_ZERO = {"skipped_steps", "skipped_records"}
+ON_BAR = ("loss", "perplexity", "lr", "posts_per_second", "data_wait", *sorted(ONLY_IF_NOT_ZERO))
 
 
 class ConsoleTracker(Tracker):
-    """Progress through the run's log (stderr and log.txt); as a bar, the lines of kind "train" go to log.txt alone.
+    """Progress through the run's log (stderr and log.txt). Beside a bar, lines of kind "train" go only to log.txt.
 
-    mode: "bar", "lines", "off" (log.txt alone), or "auto": the bar where stderr is a terminal, else lines.
+    mode: "bar", "lines", "off" (only log.txt), or "auto": the bar if stderr is a terminal, lines otherwise.
     """
 
     def __init__(self, mode: str, total_steps: int, log_every: int, resume_step: int | None = None):
         if mode == "auto":
-            mode = "bar" if sys.stderr.isatty() else "lines"
+            mode = "bar" if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown") else "lines"
         self._mode = mode
         self._total_steps = total_steps
         self._log_every = log_every
         self._last_printed: int | None = None
-        self._bar = None
-        if mode == "bar":
-            from tqdm import tqdm
+        self._bar = TrainingBar(total_steps, resume_step or 0) if mode == "bar" else None
 
-            # smoothing 0.05: its pace is a running mean, as evaluations and checkpoints make single steps long.
-            self._bar = tqdm(
-                total=total_steps, initial=resume_step or 0, unit="step", dynamic_ncols=True, smoothing=0.05
-            )
-
-    def log(self, step: int, values: dict[str, float | int | str], kind: str) -> None:
+    def log(self, step: int, values: Values, kind: str) -> None:
         if kind != "train":
             shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
-            logger.info("%s after step %d/%d  %s", kind, step, self._total_steps, shown, extra=self._route("off"))
+            log.info("%s after step %d/%d  %s", kind, step, self._total_steps, shown, extra=self._route("off"))
             return
+        numbers = _dense(values, DENSE)
+        left = _time_left(values)
         if self._bar is not None:
-            self._bar.set_postfix_str("  ".join(_dense(values, ON_BAR)), refresh=False)
-            self._bar.update(step - self._bar.n)
-        # The first line comes at once: whoever starts a run wants to see that it moves.
+            self._bar.update(step, "  ".join([*_dense(values, ON_BAR), *left]))
+        # The first line is printed at once, so that whoever starts a run sees that it moves.
         if step % self._log_every == 0 or step == self._total_steps or self._last_printed is None:
             self._last_printed = step
-            parts = [f"step {step}/{self._total_steps}", *_dense(values, DENSE)]
-            if "seconds_left" in values:
-                parts.append(f"left {datetime.timedelta(seconds=round(values['seconds_left']))}")
-            logger.info("  ".join(parts), extra=self._route("bar", "off"))
+            line = "  ".join([f"step {step}/{self._total_steps}", *numbers, *left])
+            log.info("%s", line, extra=self._route("bar", "off"))
 
     def finish(self) -> None:
         if self._bar is not None:
@@ -76,12 +71,53 @@ class ConsoleTracker(Tracker):
         return {FILE_ONLY: self._mode in quiet_modes}
 
 
-def _dense(values: dict, names) -> list[str]:
+class TrainingBar:
+    """A live line at the bottom of the terminal. What is written to `sys.stderr` meanwhile appears above it."""
+
+    REFRESH_SECONDS = 0.1
+
+    def __init__(self, total_steps: int, step: int):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
+
+        console = Console(stderr=True, force_terminal=True, force_interactive=True)
+        self._progress = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+            console=console,
+            auto_refresh=False,
+            redirect_stdout=False,  # standard output may be a file
+        )
+        self._task = self._progress.add_task("", total=total_steps, completed=step)
+        self._drawn = time.monotonic()
+        self._progress.start()
+        console.show_cursor(True)  # a killed process could not bring a hidden one back
+
+    def update(self, step: int, text: str) -> None:
+        self._progress.update(self._task, completed=step, description=text)
+        now = time.monotonic()
+        if now - self._drawn >= self.REFRESH_SECONDS:
+            self._drawn = now
+            self._progress.refresh()
+
+    def close(self) -> None:
+        """Draw the bar for the last time; more calls do nothing."""
+        self._progress.stop()
+
+
+def _dense(values: Values, names: Iterable[str]) -> list[str]:
     return [
         DENSE[name].format(values[name])
         for name in names
-        if values.get(name) is not None and not (name in ONLY_WHERE_NOT_ZERO and not values[name])
+        if values.get(name) is not None and not (name in ONLY_IF_NOT_ZERO and not values[name])
     ]
+
+
+def _time_left(values: Values) -> list[str]:
+    seconds = values.get("seconds_left")
+    return [] if seconds is None else [f"left {datetime.timedelta(seconds=round(float(seconds)))}"]
 
 
 def _short(value: float | int | str) -> str:

@@ -8,39 +8,40 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from cromic_ds.tracking.tracker import Tracker
-
-FILE_NAME = "metrics.jsonl"
+from cromic_ds.files import replacing
+from cromic_ds.run_folder import RunFolder
+from cromic_ds.tracking.tracker import Tracker, Values
 
 
 class JsonlTracker(Tracker):
-    """One JSON object a line: `{"step", "kind", "time" (unix seconds), …values}`, floats at full precision.
+    """One JSON object per line: `{"step", "kind", "time" (Unix seconds), …values}`, floats in full precision.
 
-    JSON has no NaN or infinity: such a value is written as null and its key listed under "nonfinite".
-    Every line is handed to the operating system in one write, so that a killed process tears at most the last one.
+    JSON has no NaN or infinity: such a value is written as null, and its key is listed under "nonfinite".
+    Every line is passed to the operating system in one write, so that a killed process tears at most the last one.
 
-    A run resumed at step s writes the steps after s again: records beyond s are dropped (the file is rewritten aside
-    and renamed), and what it already has of step s is not written twice. It then reads as an uninterrupted run's.
+    A run resumed at step s writes the steps after s again. So records of later steps are dropped (the file is replaced), and
+    records of step s itself that are in the file are not written twice. The file then reads as that of an uninterrupted run.
     """
 
     def __init__(self, run_folder: Path, resume_step: int | None = None):
-        path = run_folder / FILE_NAME
+        path = RunFolder(run_folder).metrics
         run_folder.mkdir(parents=True, exist_ok=True)
         self._recorded = _drop_after(path, resume_step or 0)
         self._resume_step = resume_step or 0
         self._file = path.open("ab", buffering=0)
 
-    def log(self, step: int, values: dict[str, float | int | str], kind: str) -> None:
+    def log(self, step: int, values: Values, kind: str) -> None:
         if step == self._resume_step and kind in self._recorded:
             return
-        values = {name: plain(value) for name, value in values.items()}
-        nonfinite = [name for name, v in values.items() if isinstance(v, float) and not math.isfinite(v)]
-        record = {"step": step, "kind": kind, "time": round(time.time(), 3), **values, **dict.fromkeys(nonfinite)}
+        plain = {name: plain_value(value) for name, value in values.items()}
+        nonfinite = [name for name, value in plain.items() if isinstance(value, float) and not math.isfinite(value)]
+        record = {"step": step, "kind": kind, "time": round(time.time(), 3), **plain, **dict.fromkeys(nonfinite)}
         if nonfinite:
             record["nonfinite"] = nonfinite
         line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
-        while line:  # on a disk that gets full the first write takes a part, and the next one raises
+        while line:  # on a disk that is getting full, the first write takes a part and the next one raises
             line = line[self._file.write(line) :]
 
     def finish(self) -> None:
@@ -49,61 +50,59 @@ class JsonlTracker(Tracker):
             self._file.close()
 
 
-def read_metrics(run_folder: Path, kind: str | None = None) -> Iterator[dict]:
-    """The run's records in order, all or of one kind; a line that a kill or crash tore is passed over."""
-    with (run_folder / FILE_NAME).open("rb") as file:
+def read_metrics(run_folder: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the run's records in order, all or those of one kind; lines that a crash tore are skipped."""
+    with RunFolder(run_folder).metrics.open("rb") as file:
         for line in file:
             record = _parse(line)
             if record is not None and kind in (None, record["kind"]):
                 yield record
 
 
-def newest_metrics(run_folder: Path, n_bytes: int = 1 << 16) -> list[dict]:
-    """The records in the last `n_bytes` of the file, in order; none where there is no file."""
+def newest_metrics(run_folder: Path, n_bytes: int = 1 << 16) -> list[dict[str, Any]]:
+    """Return the records in the last `n_bytes` of the file, in order; none if there is no file."""
     try:
-        with (run_folder / FILE_NAME).open("rb") as file:
+        with RunFolder(run_folder).metrics.open("rb") as file:
             start = max(0, file.seek(0, os.SEEK_END) - n_bytes)
             file.seek(start)
             lines = file.readlines()
     except FileNotFoundError:
         return []
-    return [record for line in lines if (record := _parse(line)) is not None]  # the first one may be a half
+    return [record for line in lines if (record := _parse(line)) is not None]  # the first line may be incomplete
 
 
-def plain(value: object) -> float | int | str | None:
-    """A number of numpy or torch (a 0-d tensor) as Python's own; everything else as it is."""
+def plain_value(value: Any) -> float | int | str | None:
+    """Return a number of numpy or torch (a 0-d tensor) as one of Python; everything else unchanged."""
     return value.item() if hasattr(value, "item") else value
 
 
-def _parse(line: bytes) -> dict | None:
+def _parse(line: bytes) -> dict[str, Any] | None:
     if not line.endswith(b"\n"):
         return None
     try:
         record = json.loads(line)
-    except ValueError:  # also of bytes that are no UTF-8
+    except ValueError:  # includes bytes that are not UTF-8
         return None
     return record if isinstance(record, dict) and {"step", "kind"} <= record.keys() else None
 
 
 def _drop_after(path: Path, step: int) -> set[str]:
-    """Takes records beyond `step` and torn lines out of the file; returns the kinds recorded at `step` itself."""
+    """Remove records of later steps and torn lines from the file; return the kinds recorded at `step` itself."""
     if not path.exists():
         return set()
-    recorded, dropped = set(), 0
-    aside = path.with_name(path.name + ".tmp")
-    with path.open("rb") as old, aside.open("wb") as new:
-        for line in old:
-            record = _parse(line)
-            if record is None or record["step"] > step:
-                dropped += 1
-                continue
-            new.write(line)
-            if record["step"] == step:
-                recorded.add(record["kind"])
-        new.flush()
-        os.fsync(new.fileno())
-    if dropped:
-        aside.replace(path)
-    else:
-        aside.unlink()
+
+    def kept(line: bytes) -> bool:
+        record = _parse(line)
+        if record is None or record["step"] > step:
+            return False
+        if record["step"] == step:
+            recorded.add(record["kind"])
+        return True
+
+    recorded: set[str] = set()
+    with path.open("rb") as file:
+        complete = all([kept(line) for line in file])
+    if not complete:
+        with path.open("rb") as old, replacing(path, "wb") as new:
+            new.writelines(line for line in old if kept(line))
     return recorded

@@ -1,111 +1,123 @@
-"""The run's log: rank 0 to stderr and RUN/log.txt, the other ranks' warnings to a file each."""
+"""The run's log: rank 0 to stderr and RUN/log.txt, warnings of each other rank to a file of its own."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 
-FILE_ONLY = "cromic_file_only"  # attribute of a log record that the terminal does not show (a progress bar is there)
+from cromic_ds.run_folder import RunFolder
+
+FILE_ONLY = "cromic_file_only"  # attribute of log records that the terminal does not show, because a bar is there
 _OURS = ("cromic_ds", "__main__")
-_SELF_PRINTING = ("DeepSpeed", "transformers")  # print by handlers of their own and pass nothing on to the root logger
+_SELF_PRINTING = ("DeepSpeed", "transformers")  # have handlers of their own and pass nothing on to the root logger
+_NOISY = (*_SELF_PRINTING, "torch")  # log details at INFO that only their developers need
 _step: int | None = None
-_NOISY = (*_SELF_PRINTING, "torch")  # tell their inner workings at INFO
+_installed: list[tuple[logging.Logger, logging.Handler]] = []
 
 
 def setup_logging(run_folder: Path | None, rank: int = 0, world_size: int = 1, hostname: str = "") -> None:
-    """Sets up the standard `logging` of this process; calling it again replaces what the call before set up.
+    """Set up the standard `logging` of this process, in place of an earlier set-up.
 
-    Rank 0: our messages from INFO, everybody's from WARNING, to stderr and, appended, to RUN/log.txt.
-    Other ranks: WARNING and above to RUN/logs/rank-00001.txt, which is made with its first line.
-    Every line has time, level, rank, host and, in training, the steps done. Python's warnings go the same way. Without a run
-    folder: stderr alone.
+    Rank 0 writes our messages from INFO and everybody's from WARNING to stderr and appends them to RUN/log.txt. The other ranks
+    write WARNING and above to RUN/logs/rank-00001.txt, which is created with its first line. Every line has time, level, rank,
+    host and, in training, the number of finished steps. Python's warnings are logged as well. Without a run folder, rank 0
+    writes only to stderr and the other ranks write nothing.
     """
     at_step(None)
+    remove_handlers()
     root = logging.getLogger()
-    for owner in (root, *map(logging.getLogger, _SELF_PRINTING)):
-        _remove_ours(owner)
     who = f"rank {rank}/{world_size}" + (f" {hostname}" if hostname else "")
-    formatter = logging.Formatter(f"%(asctime)s %(levelname)s [{who}%(at)s] %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
-
     handlers: list[logging.Handler] = []
     if rank == 0:
         handlers.append(_StderrHandler())
     if run_folder is not None:
-        path = run_folder / ("log.txt" if rank == 0 else f"logs/rank-{rank:05d}.txt")
-        handlers.append(_RunFileHandler(path))
+        folder = RunFolder(run_folder)
+        in_folder = _RunFileHandler(folder.log if rank == 0 else folder.rank_log(rank))
+        handlers.append(in_folder)
+        for name in _SELF_PRINTING:
+            _install(logging.getLogger(name), in_folder)
     if not handlers:
-        handlers.append(logging.NullHandler())  # without any, Python's last resort would print every rank's warnings
+        handlers.append(logging.NullHandler())  # without any handler, Python would print every rank's warnings
     for handler in handlers:
-        handler.setFormatter(formatter)
+        handler.setFormatter(_StepFormatter(who))
         handler.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-        handler.addFilter(_ours_or_warning)
-        handler.addFilter(_add_step)
-        handler.cromic_ds = True
-        root.addHandler(handler)
-        if isinstance(handler, _RunFileHandler):
-            for name in _SELF_PRINTING:
-                logging.getLogger(name).addHandler(handler)
+        handler.addFilter(_is_ours_or_warning)
+        _install(root, handler)
 
-    logging.getLogger("cromic_ds").setLevel(logging.INFO)
-    logging.getLogger("__main__").setLevel(logging.INFO)
+    for name in _OURS:
+        logging.getLogger(name).setLevel(logging.INFO)
     for name in _NOISY:
         noisy = logging.getLogger(name)
         noisy.setLevel(logging.WARNING)
-        noisy.addFilter(_warning)  # holds where the library sets its level itself on a later import, as DeepSpeed does
+        noisy.addFilter(_is_warning)  # stays if the library sets its level on a later import, as DeepSpeed does
     logging.captureWarnings(True)
 
 
 def at_step(step: int | None) -> None:
-    """Lines from now on say that so many steps are done."""
+    """Set the number of finished steps that log lines show from now on; None shows none."""
     global _step
     _step = step
 
 
-def _add_step(record: logging.LogRecord) -> bool:
-    record.at = "" if _step is None else f" step {_step}"
-    return True
-
-
-def _remove_ours(owner: logging.Logger) -> None:
-    for handler in [h for h in owner.handlers if getattr(h, "cromic_ds", False)]:
+def remove_handlers() -> None:
+    """Remove what `setup_logging` installed."""
+    for owner, handler in _installed:
         owner.removeHandler(handler)
         handler.close()
+    _installed.clear()
 
 
-def _warning(record: logging.LogRecord) -> bool:
+def _install(owner: logging.Logger, handler: logging.Handler) -> None:
+    owner.addHandler(handler)
+    _installed.append((owner, handler))
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING
 
 
-def _ours_or_warning(record: logging.LogRecord) -> bool:
-    return _warning(record) or record.name.split(".")[0] in _OURS
+def _is_ours_or_warning(record: logging.LogRecord) -> bool:
+    return _is_warning(record) or record.name.split(".")[0] in _OURS
+
+
+class _StepFormatter(logging.Formatter):
+    def __init__(self, who: str):
+        super().__init__(datefmt="%Y-%m-%d %H:%M:%S")
+        self._who = who
+
+    def usesTime(self) -> bool:
+        return True
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        at = "" if _step is None else f" step {_step}"
+        return f"{record.asctime} {record.levelname} [{self._who}{at}] {record.message}"
 
 
 class _StderrHandler(logging.Handler):
-    """Writes to whatever `sys.stderr` is at that moment, above a progress bar where there is one."""
+    """Writes to what `sys.stderr` is at that moment: a progress bar replaces it to print lines above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, FILE_ONLY, False):
             return
-        from tqdm import tqdm
-
         try:
-            tqdm.write(self.format(record), file=sys.stderr)
+            print(self.format(record), file=sys.stderr, flush=True)
         except Exception:  # logging's rule: a message that cannot be written must not stop the program
             self.handleError(record)
 
 
 class _RunFileHandler(logging.FileHandler):
-    """Appends to a file that comes into being, folder included, with its first line."""
+    """Appends to a file that is created, with its folder, when the first line is written."""
 
     def __init__(self, path: Path):
         self._path = path
         super().__init__(path, mode="a", encoding="utf-8", delay=True)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):  # of a full disk the run itself will tell
+        if not isinstance(sys.exc_info()[1], OSError):  # the run itself reports a full disk
             super().handleError(record)
 
-    def _open(self):
+    def _open(self) -> TextIOWrapper:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         return super()._open()

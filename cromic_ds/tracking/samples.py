@@ -7,7 +7,10 @@ import json
 import re
 import zlib
 from pathlib import Path
+from typing import Any
 
+from cromic_ds.files import write_atomically
+from cromic_ds.run_folder import RunFolder, step_name
 from cromic_ds.tracking.tracker import SampleRow, Tracker
 
 
@@ -15,19 +18,20 @@ class SamplesFolder(Tracker):
     """Writes `step-00000100.jsonl`, `step-00000100.md` and, once for each example, `images/<id>.jpg`.
 
     A line of the JSONL is a SampleRow, with `image` (a path relative to the folder, or null) in place of the bytes.
-    Each file is written aside and renamed; a step that comes again after a resume replaces its files.
+    If a step is evaluated again after a resume, its files are replaced.
     """
 
     def __init__(self, run_folder: Path):
-        self._folder = run_folder / "samples"
+        self._folder = RunFolder(run_folder).samples
 
     def samples(self, step: int, rows: list[SampleRow]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         images = [self._image(row) for row in rows]
         lines = [json.dumps(_record(row, image), ensure_ascii=False) + "\n" for row, image in zip(rows, images)]
         sections = [_section(row, image) for row, image in zip(rows, images)]
-        _write(self._folder / f"step-{step:08d}.jsonl", "".join(lines).encode())
-        _write(self._folder / f"step-{step:08d}.md", "\n".join([f"# Samples after step {step}\n", *sections]).encode())
+        markdown = "\n".join([f"# Samples after step {step}\n", *sections])
+        write_atomically(self._folder / f"{step_name(step)}.jsonl", "".join(lines), durable=False)
+        write_atomically(self._folder / f"{step_name(step)}.md", markdown, durable=False)
 
     def _image(self, row: SampleRow) -> str | None:
         if row.jpeg is None:
@@ -36,11 +40,11 @@ class SamplesFolder(Tracker):
         path = self._folder / name
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            _write(path, row.jpeg)
+            write_atomically(path, row.jpeg, durable=False)
         return name
 
 
-def _record(row: SampleRow, image: str | None) -> dict:
+def _record(row: SampleRow, image: str | None) -> dict[str, Any]:
     record = {f.name: getattr(row, f.name) for f in dataclasses.fields(row) if f.name != "jpeg"}
     return record | {"image": image}
 
@@ -59,17 +63,11 @@ def _section(row: SampleRow, image: str | None) -> str:
 
 
 def _escape(text: str) -> str:
-    """User text as plain text in one line of Markdown."""
+    """Return user text as plain text in one line of Markdown."""
     return re.sub(r"([\\`*_\[\]<>#|!~])", r"\\\1", " ".join(text.split()))
 
 
 def _file_name(example_id: str) -> str:
-    """The id where it can be a file's name, else its harmless part and a checksum that keeps it unique."""
+    """Return the id if it can be a file name, else its harmless characters and a checksum that keeps it unique."""
     clean = re.sub(r"[^\w-]", "_", example_id)[:80]
     return clean if clean == example_id else f"{clean}-{zlib.crc32(example_id.encode()):08x}"
-
-
-def _write(path: Path, content: bytes) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_bytes(content)
-    aside.replace(path)

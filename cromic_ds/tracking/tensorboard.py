@@ -6,12 +6,13 @@ import io
 from pathlib import Path
 
 from cromic_ds.errors import UserError
-from cromic_ds.tracking.jsonl import plain
-from cromic_ds.tracking.tracker import SampleRow, Tracker
+from cromic_ds.run_folder import RunFolder
+from cromic_ds.tracking.jsonl import plain_value
+from cromic_ds.tracking.tracker import SampleRow, Tracker, Values
 
 
 class TensorBoardTracker(Tracker):
-    """Scalars as `<kind>/<name>`, samples as pictures and text. On a resume at step s it hides what lies beyond s."""
+    """Scalars as `<kind>/<name>`, samples as pictures and text. A resume at step s hides what was logged after s."""
 
     def __init__(self, run_folder: Path, resume_step: int | None = None):
         try:
@@ -20,14 +21,14 @@ class TensorBoardTracker(Tracker):
             raise UserError(
                 f"tracking.tensorboard needs the package tensorboard ({error}): install it or set it to false"
             ) from error
-        # purge_step itself is hidden as well, hence + 1.
-        self._writer = SummaryWriter(str(run_folder / "tensorboard"), purge_step=(resume_step or 0) + 1)
+        # TensorBoard hides purge_step itself as well, hence + 1.
+        self._writer = SummaryWriter(str(RunFolder(run_folder).tensorboard), purge_step=(resume_step or 0) + 1)
 
-    def log(self, step: int, values: dict[str, float | int | str], kind: str) -> None:
+    def log(self, step: int, values: Values, kind: str) -> None:
         for name, value in values.items():
-            value = plain(value)
-            if isinstance(value, (int, float)):
-                self._writer.add_scalar(f"{kind}/{name}", value, step)
+            number = plain_value(value)
+            if isinstance(number, (int, float)):
+                self._writer.add_scalar(f"{kind}/{name}", number, step)
 
     def samples(self, step: int, rows: list[SampleRow]) -> None:
         import numpy as np

@@ -1,4 +1,4 @@
-"""What the training loop sees of tracking: one small interface, and its fan-out to the real trackers."""
+"""The interface that the training loop uses, and the tracker that passes everything on to the real ones."""
 
 from __future__ import annotations
 
@@ -6,34 +6,35 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+Values: TypeAlias = dict[str, float | int | str]
+"""Numbers and short texts by name. Numbers may also be those of numpy or torch."""
 
 
 @dataclass(slots=True)
 class SampleRow:
-    """One example of an evaluation, as people look at it."""
+    """One example of an evaluation, for people to look at."""
 
     id: str
     post: str
     references: list[str]
     generated: list[str]
     jpeg: bytes | None = None
-    extras: dict = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)
 
 
 class Tracker:
-    """Where a run's numbers and samples go; this one drops them (every rank but 0 has it)."""
+    """Where a run's numbers and samples go. This base class drops them; ranks other than 0 use it."""
 
-    def log(self, step: int, values: dict[str, float | int | str], kind: str) -> None:
-        """Records `values` after `step` finished steps; `kind` is "train", "eval" or another short name."""
+    def log(self, step: int, values: Values, kind: str) -> None:
+        """Record `values` after `step` finished steps; `kind` is "train", "eval" or another short name."""
 
     def samples(self, step: int, rows: list[SampleRow]) -> None:
-        """Records what the model generated for a fixed set of examples after `step` finished steps."""
+        """Record what the model generated for a fixed set of examples after `step` finished steps."""
 
     def finish(self) -> None:
-        """Writes out what is pending; more calls do nothing."""
-
-
-NullTracker = Tracker
+        """Write what is pending; more calls do nothing."""
 
 
 class MultiTracker(Tracker):
@@ -43,7 +44,7 @@ class MultiTracker(Tracker):
         self._trackers = trackers
         self._clock = clock
 
-    def log(self, step: int, values: dict[str, float | int | str], kind: str) -> None:
+    def log(self, step: int, values: Values, kind: str) -> None:
         if kind == "train" and (seconds_left := self._clock.after(step)) is not None:
             values = {**values, "seconds_left": round(seconds_left, 1)}
         for tracker in self._trackers:
@@ -60,7 +61,7 @@ class MultiTracker(Tracker):
 
 
 class TimeLeft:
-    """Wall-clock seconds left in the run, evaluations and checkpoints included, from a running mean of the pace."""
+    """Wall-clock seconds left in the run, including evaluations and checkpoints, from a running mean of the pace."""
 
     MOMENTUM = 0.95
 
@@ -70,7 +71,7 @@ class TimeLeft:
         self._seconds_per_step: float | None = None
 
     def after(self, step: int) -> float | None:
-        """Seconds left after `step`; None on the first call, whose step holds warm-up costs and has no start time."""
+        """Return the seconds left after `step`; None on the first call, whose step includes warm-up and has no start time."""
         now = time.monotonic()
         if self._last is not None and step > self._last[0]:
             pace = (now - self._last[1]) / (step - self._last[0])

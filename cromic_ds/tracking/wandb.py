@@ -1,4 +1,4 @@
-"""Weights & Biases, kept at arm's length: whatever it does, the run neither stops nor waits."""
+"""Weights & Biases, isolated from the run: its errors and delays neither stop the run nor slow it down."""
 
 from __future__ import annotations
 
@@ -13,83 +13,65 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from cromic_ds.tracking.jsonl import plain
-from cromic_ds.tracking.tracker import SampleRow, Tracker
+from cromic_ds.files import write_atomically
+from cromic_ds.run_folder import RunFolder
+from cromic_ds.tracking.jsonl import plain_value
+from cromic_ds.tracking.tracker import SampleRow, Tracker, Values
 
-logger = logging.getLogger(__name__)
-
-RUN_ID_FILE = "wandb_run_id"
-_STOP = object()
+log = logging.getLogger(__name__)
+DEFAULT_PROJECT = "cromic-ds"
 
 
 class WandbTracker(Tracker):
-    """Hands everything to one background thread, the only one that talks to W&B.
+    """Passes everything to one background thread, the only one that talks to W&B.
 
-    The training loop puts a record into a queue and goes on: starting, logging, uploading and failing all happen in
-    that thread. The first failure is logged, once; while the queue is full, records are dropped. metrics.jsonl has all.
+    The training loop puts a record into a queue and continues: starting, logging, uploading and failing all happen in that
+    thread. The first failure is logged, once. While the queue is full, records are dropped; metrics.jsonl has all of them.
 
-    mode: "online", "offline", or "auto": online where a login is found (a key in the environment or in netrc), else
-    offline; the environment's WANDB_MODE takes the place of "auto". Where online does not work, the run is recorded
-    offline. Files lie in RUN/wandb (`wandb sync RUN/wandb/offline-run-*` uploads offline ones); a resumed run keeps the
-    run id of RUN/wandb_run_id. Charts are drawn over our own `step`: W&B's cannot go back to a checkpoint's.
+    mode: "online", "offline", or "auto": online if a login is found (a key in the environment or in netrc), offline
+    otherwise; WANDB_MODE in the environment replaces "auto". If online does not work, the run is recorded offline. Files are in
+    RUN/wandb (`wandb sync RUN/wandb/offline-run-*` uploads offline ones), and a resumed run keeps the id in RUN/wandb_run_id.
+    Charts have our own `step` as x-axis, because W&B's cannot go back to that of a checkpoint. Project (by default
+    "cromic-ds"), name (by default the run folder's), entity, group and tags come from W&B's own environment variables.
     """
 
     INIT_SECONDS = 60
     FINISH_SECONDS = 20  # a launcher may kill its processes 30 s after SIGTERM; `wandb sync` uploads the rest
     QUEUE_RECORDS = 10_000
 
-    def __init__(
-        self,
-        mode: str,
-        run_folder: Path,
-        config: dict,
-        *,
-        project: str,
-        entity: str = "",
-        name: str = "",
-        group: str = "",
-        tags: list[str] | tuple[str, ...] = (),
-    ):
+    def __init__(self, mode: str, run_folder: Path, config: dict[str, Any]):
         self._mode = mode
-        self._folder = run_folder
-        self._init = {
-            "project": project,
-            "entity": entity or None,
-            "name": name or run_folder.resolve().name,
-            "group": group or None,
-            "tags": list(tags) or None,
-            "config": config,
-            "dir": str(run_folder),
-            "resume": "allow",
-        }
-        self._run = None
+        self._folder = RunFolder(run_folder)
+        self._config = config
+        self._run: Any = None  # of `wandb.init`, once it is there
         self._warned = False
         self._finished = False
-        self._queue: queue.Queue = queue.Queue(self.QUEUE_RECORDS)
+        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(self.QUEUE_RECORDS)  # None: stop
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
-    def log(self, step: int, values: dict[str, float | int | str], kind: str) -> None:
-        record = {"step": step, **{f"{kind}/{name}": plain(value) for name, value in values.items()}}
+    def log(self, step: int, values: Values, kind: str) -> None:
+        record = {"step": step, **{f"{kind}/{name}": plain_value(value) for name, value in values.items()}}
         self._put(lambda: self._run.log(record))
 
     def samples(self, step: int, rows: list[SampleRow]) -> None:
         self._put(lambda: self._run.log({"step": step, "samples": _table(rows)}))
 
     def finish(self) -> None:
-        """Waits, at most FINISH_SECONDS, until W&B has what is queued; offline it only has to write a file."""
+        """Wait, at most FINISH_SECONDS, until W&B has what is queued; offline it only has to write a file."""
         if self._finished:
             return
         self._finished = True
         deadline = time.monotonic() + self.FINISH_SECONDS
         with contextlib.suppress(queue.Full):
-            self._queue.put(_STOP, timeout=self.FINISH_SECONDS)
+            self._queue.put(None, timeout=self.FINISH_SECONDS)
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             self._warn(f"did not finish within {self.FINISH_SECONDS} s")
-            _kill_service()  # else the interpreter would wait for it at its exit
+            _kill_service()  # otherwise the interpreter would wait for it at exit
             self._thread.join(5)
 
     def _put(self, job: Callable[[], None]) -> None:
@@ -101,7 +83,7 @@ class WandbTracker(Tracker):
     def _work(self) -> None:
         with self._harmless():
             self._run = self._start()
-        while (job := self._queue.get()) is not _STOP:
+        while (job := self._queue.get()) is not None:
             if self._run is not None:
                 with self._harmless():
                     job()
@@ -111,36 +93,46 @@ class WandbTracker(Tracker):
         with self._harmless():
             _teardown()
 
-    def _start(self):
+    def _start(self) -> Any:
         import wandb
 
-        for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):  # else its logs and the pictures to upload lie at home
-            os.environ.setdefault(name, str((self._folder / "wandb").resolve()))
-        (self._folder / "wandb").mkdir(parents=True, exist_ok=True)
+        folder = self._folder.wandb
+        folder.mkdir(parents=True, exist_ok=True)
+        # By default, W&B writes its logs and the pictures to upload to the home folder.
+        for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+            os.environ.setdefault(name, str(folder.resolve()))
         os.environ.setdefault("WANDB_SILENT", "true")
-        run_id = run_id_of(self._folder)
         mode = resolve_mode(self._mode)
+        run_id = run_id_of(self._folder)
         try:
-            run = self._open(wandb, mode, run_id)
+            run = self._init(wandb, run_id, mode)
         except Exception as error:  # wandb documents no bound on what init raises
             if mode != "online":
                 raise
             self._warn(f"cannot be reached and is recorded offline ({_one_line(error)})")
             mode = "offline"
-            with contextlib.suppress(Exception):  # its service may be the trouble; a new one starts below
-                _teardown()  # else it holds the run id as being in use
-            run = self._open(wandb, mode, run_id)
+            with contextlib.suppress(Exception):  # the service may be the problem; a new one starts below
+                _teardown()  # otherwise the service considers the run id as in use
+            run = self._init(wandb, run_id, mode)
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step")
         where = run.url if mode == "online" else f"files in {run.dir}"
-        logger.info("W&B: %s, run id %s, %s", mode, run_id, where)
+        log.info("W&B: %s, run id %s, %s", mode, run_id, where)
         return run
 
-    def _open(self, wandb, mode: str, run_id: str):
+    def _init(self, wandb: Any, run_id: str, mode: str) -> Any:
         limits = {"init_timeout": self.INIT_SECONDS, "login_timeout": 15, "finish_timeout": self.FINISH_SECONDS * 0.8}
         known = {name: value for name, value in limits.items() if name in wandb.Settings.model_fields}  # by version
-        settings = wandb.Settings(console="off", silent=True, **known)
-        return wandb.init(mode=mode, id=run_id, settings=settings, **self._init)
+        return wandb.init(
+            mode=mode,
+            id=run_id,
+            project=os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT,
+            name=os.environ.get("WANDB_NAME") or self._folder.path.resolve().name,
+            config=self._config,
+            dir=str(self._folder.path),
+            resume="allow",
+            settings=wandb.Settings(console="off", silent=True, **known),
+        )
 
     @contextlib.contextmanager
     def _harmless(self) -> Iterator[None]:
@@ -152,13 +144,13 @@ class WandbTracker(Tracker):
     def _warn(self, what: str) -> None:
         if not self._warned:
             self._warned = True
-            logger.warning("W&B %s; the run goes on, and metrics.jsonl has every number", what)
+            log.warning("W&B %s; the run continues, and metrics.jsonl has every number", what)
 
 
 def resolve_mode(mode: str) -> str:
-    """The mode for `wandb.init`: "auto" decided, and "online" without a login made "offline".
+    """Return the mode for `wandb.init`: "auto" is decided, and "online" without a login becomes "offline".
 
-    Left to itself, W&B would stop there and ask for a key on the terminal.
+    W&B itself would then stop and ask for a key on the terminal.
     """
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE", "auto")
@@ -167,19 +159,17 @@ def resolve_mode(mode: str) -> str:
     if _logged_in():
         return "online"
     if mode == "online":
-        logger.warning("W&B: no login was found (`wandb login`, or WANDB_API_KEY), so the run is recorded offline")
+        log.warning("W&B: no login was found (`wandb login`, or WANDB_API_KEY), so the run is recorded offline")
     return "offline"
 
 
-def run_id_of(run_folder: Path) -> str:
-    """The W&B id of this run folder, made and written down on first use."""
-    path = run_folder / RUN_ID_FILE
+def run_id_of(folder: RunFolder) -> str:
+    """Return the W&B id of this run folder; on first use it is drawn and written to the folder."""
+    path = folder.wandb_run_id
     if path.exists() and (run_id := path.read_text().strip()):
         return run_id
     run_id = uuid.uuid4().hex[:8]
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(run_id + "\n")
-    aside.replace(path)
+    write_atomically(path, run_id + "\n")
     return run_id
 
 
@@ -197,11 +187,11 @@ def _logged_in() -> bool:
     return False
 
 
-def _table(rows: list[SampleRow]):
+def _table(rows: list[SampleRow]) -> Any:
     import wandb
     from PIL import Image
 
-    def picture(jpeg: bytes | None):
+    def picture(jpeg: bytes | None) -> Any:
         return None if jpeg is None else wandb.Image(Image.open(io.BytesIO(jpeg)), file_type="jpg")
 
     table = wandb.Table(columns=["id", "picture", "post", "references", "generated"])
@@ -211,7 +201,7 @@ def _table(rows: list[SampleRow]):
 
 
 def _teardown() -> None:
-    """Ends W&B's service process here, where an error does no harm: at the interpreter's exit it prints a traceback."""
+    """End W&B's service process here, where an error does no harm: at the interpreter's exit it would print a traceback."""
     import wandb
 
     wandb.teardown()

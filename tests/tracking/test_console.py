@@ -1,10 +1,12 @@
 import io
 import logging
+import re
+import sys
 
 import pytest
 
 from cromic_ds.tracking.console import ConsoleTracker
-from cromic_ds.tracking.log import FILE_ONLY
+from cromic_ds.tracking.log import FILE_ONLY, remove_handlers, setup_logging
 
 VALUES = {
     "loss": 2.5,
@@ -63,10 +65,17 @@ def test_auto_is_lines_where_stderr_is_no_terminal(records, monkeypatch):
     assert not getattr(records[0], FILE_ONLY)
 
 
-def test_auto_is_a_bar_on_a_terminal_and_the_lines_go_to_the_file(records, monkeypatch):
+def open_terminal(monkeypatch) -> io.StringIO:
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    return terminal
+
+
+def test_auto_is_a_bar_on_a_terminal_and_the_lines_go_to_the_file(records, monkeypatch):
+    terminal = open_terminal(monkeypatch)
     console = ConsoleTracker("auto", total_steps=20, log_every=5, resume_step=10)
     for step in range(11, 21):
         console.log(step, VALUES, "train")
@@ -79,6 +88,51 @@ def test_auto_is_a_bar_on_a_terminal_and_the_lines_go_to_the_file(records, monke
         ("step 20/20", True),
         ("eval after step 20/20", False),
     ]
+
+
+def test_log_lines_appear_above_the_bar(monkeypatch, tmp_path):
+    """Every line is complete, and the bar is below the last one; the log file has no bar."""
+    terminal = open_terminal(monkeypatch)
+    setup_logging(tmp_path)
+    try:
+        console = ConsoleTracker("auto", total_steps=3, log_every=1)
+        for step in (1, 2, 3):
+            console.log(step, {"loss": 0.5}, "train")
+            logging.getLogger("cromic_ds.test").info("message %d " + "x" * 150, step)
+        print("written by a library", file=sys.stderr)
+        console.finish()
+        console.finish()
+        assert sys.stderr is terminal
+    finally:
+        remove_handlers()
+    *lines, bar, end = shown(terminal.getvalue())
+    assert [line.split("] ")[1] for line in lines[:3]] == [f"message {step} " + "x" * 150 for step in (1, 2, 3)]
+    assert lines[3:] == ["written by a library"]
+    assert bar.startswith("step 3/3") and "loss 0.5000" in bar and end == ""
+    assert "\x1b" not in (tmp_path / "log.txt").read_text()
+
+
+def shown(written: str) -> list[str]:
+    """Return the lines of a terminal after this output: carriage returns, and erasing and moving up by whole lines."""
+    lines, row = [""], 0
+    for part in re.split(r"(\n|\r|\x1b\[[\d;?]*[A-Za-z])", written):
+        if part == "\n":
+            row += 1
+            lines += [""] * (row >= len(lines))
+        elif part.endswith("A") and part.startswith("\x1b"):
+            row -= int(part[2:-1])
+        elif part == "\x1b[2K":
+            lines[row] = ""
+        elif part and part != "\r" and not part.startswith("\x1b"):
+            lines[row] += part
+    return [line.rstrip() for line in lines]
+
+
+def test_a_dumb_terminal_gets_lines(records, monkeypatch):
+    open_terminal(monkeypatch)
+    monkeypatch.setenv("TERM", "dumb")
+    ConsoleTracker("auto", total_steps=2, log_every=1).log(1, {"loss": 1.0}, "train")
+    assert not getattr(records[0], FILE_ONLY)
 
 
 def test_off_keeps_the_terminal_quiet(records):

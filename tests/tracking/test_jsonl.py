@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from cromic_ds.tracking.jsonl import FILE_NAME, JsonlTracker, read_metrics
+from cromic_ds.tracking.jsonl import JsonlTracker, read_metrics
+
+FILE_NAME = "metrics.jsonl"
 
 
 def write_steps(folder, steps, resume_step=None, eval_every=2):

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from cromic_ds.tracking.log import FILE_ONLY, at_step, setup_logging
+from cromic_ds.tracking.log import FILE_ONLY, at_step, remove_handlers, setup_logging
 
 LINE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
 ours = logging.getLogger("cromic_ds.some.module")
@@ -19,11 +19,9 @@ def _put_logging_back():
     noisy = [logging.getLogger(name) for name in ("DeepSpeed", "transformers", "torch")]
     levels = {logger: logger.level for logger in (root, ours_root, *noisy)}
     yield
+    remove_handlers()
     for logger in (root, *noisy):
         logger.filters.clear()
-        for handler in [h for h in logger.handlers if getattr(h, "cromic_ds", False)]:
-            logger.removeHandler(handler)
-            handler.close()
     for logger, level in levels.items():
         logger.setLevel(level)
     logging.captureWarnings(False)

@@ -9,14 +9,15 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from cromic_ds.run_folder import RunFolder
 from cromic_ds.tracking.tracker import SampleRow
 from cromic_ds.tracking.wandb import WandbTracker, resolve_mode, run_id_of
 
 
 @pytest.fixture(autouse=True)
 def _no_login(monkeypatch, tmp_path):
-    """Whatever the machine knows of W&B, a test neither uses it nor leaves files outside its folder."""
-    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE"):
+    """Tests use no W&B login of this machine, and leave no files outside their folders."""
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_PROJECT", "WANDB_NAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
@@ -26,7 +27,7 @@ def _no_login(monkeypatch, tmp_path):
 def open_tracker(folder, mode="auto", **limits):
     folder.mkdir(exist_ok=True)
     kind = type("Limited", (WandbTracker,), limits)
-    return kind(mode, folder, {"seed": 1, "model": {"preset": "tiny"}}, project="tests", tags=["a"])
+    return kind(mode, folder, {"seed": 1, "model": {"preset": "tiny"}})
 
 
 def jpeg() -> bytes:
@@ -132,7 +133,7 @@ def test_a_failing_start_is_logged_once(monkeypatch, tmp_path, caplog):
     tracker.samples(1, [SampleRow("a", "", [], [], jpeg())])
     tracker.finish()
     assert warnings_in(caplog) == [
-        "W&B failed (RuntimeError: the service is gone); the run goes on, and metrics.jsonl has every number"
+        "W&B failed (RuntimeError: the service is gone); the run continues, and metrics.jsonl has every number"
     ]
 
 
@@ -176,7 +177,7 @@ def test_a_hanging_wandb_stalls_nothing(monkeypatch, tmp_path, caplog):
     tracker.finish()
     assert time.monotonic() - started < 8
     assert warnings_in(caplog) == [
-        "W&B is too slow: 10 records are waiting; the run goes on, and metrics.jsonl has every number"
+        "W&B is too slow: 10 records are waiting; the run continues, and metrics.jsonl has every number"
     ]
     assert len(killed) == 1
 
@@ -196,11 +197,21 @@ def test_online_that_cannot_be_reached_is_recorded_offline(monkeypatch, tmp_path
     tracker.log(1, {"loss": 1.0}, "train")
     tracker.finish()
     assert [s["mode"] for s in fake.opened] == ["online", "offline"]
-    assert fake.opened[0]["id"] == fake.opened[1]["id"] == run_id_of(tmp_path)
+    assert fake.opened[0]["id"] == fake.opened[1]["id"] == run_id_of(RunFolder(tmp_path))
     assert fake.opened[1]["resume"] == "allow"
     assert fake.opened[1]["config"]["model"] == {"preset": "tiny"}
     assert len(fake.logged) == 1
     assert "cannot be reached and is recorded offline" in warnings_in(caplog)[0]
+
+
+def test_wandbs_own_variables_name_the_run(monkeypatch, tmp_path):
+    fake = use(monkeypatch, FakeWandb())
+    open_tracker(tmp_path / "first", "offline").finish()
+    monkeypatch.setenv("WANDB_PROJECT", "thesis")
+    monkeypatch.setenv("WANDB_NAME", "baseline")
+    open_tracker(tmp_path / "second", "offline").finish()
+    assert [(s["project"], s["name"]) for s in fake.opened] == [("cromic-ds", "first"), ("thesis", "baseline")]
+    assert not {"entity", "group", "tags"} & fake.opened[1].keys()  # W&B reads them itself
 
 
 def test_modes(monkeypatch, tmp_path, caplog):
@@ -227,7 +238,7 @@ def test_modes(monkeypatch, tmp_path, caplog):
 
 
 def test_the_run_id_is_kept(tmp_path):
-    run_id = run_id_of(tmp_path)
-    assert len(run_id) == 8 and run_id_of(tmp_path) == run_id
-    (tmp_path / "wandb_run_id").write_text("\n")  # a damaged file is written anew
-    assert len(run_id_of(tmp_path)) == 8
+    run_id = run_id_of(RunFolder(tmp_path))
+    assert len(run_id) == 8 and run_id_of(RunFolder(tmp_path)) == run_id
+    (tmp_path / "wandb_run_id").write_text("\n")  # a damaged file is written again
+    assert len(run_id_of(RunFolder(tmp_path))) == 8
