@@ -6,7 +6,7 @@ Works on one process and on many: each example counts exactly once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cromic_ds.batch import Batch
 from cromic_ds.data.dataset import Dataset, UnreadableRecord
@@ -36,10 +36,9 @@ def teacher_forced(loss_sum: Callable[[Batch], float], batches: Iterable[Batch])
         total += float(loss_sum(batch))
         targets += batch.n_targets
         posts += sum(i >= 0 for i in batch.indices)
-    total, targets, posts = sum_over_ranks([total, targets, posts])
-    targets = int(targets)
-    values = {"loss": total / max(targets, 1), "targets": targets, "posts": int(posts)}
-    return values if classified else {**values, "perplexity": perplexity(total, max(targets, 1))}
+    nll, n_targets, n_posts = sum_over_ranks([total, targets, posts])
+    values = {"loss": nll / max(n_targets, 1), "targets": int(n_targets), "posts": int(n_posts)}
+    return values if classified else {**values, "perplexity": perplexity(nll, max(int(n_targets), 1))}
 
 
 def generate_predictions(
@@ -66,7 +65,7 @@ def generate_predictions(
 
 def score_predictions(
     task: Task, dataset: Dataset, predictions: dict[int, list[str]], tokenization: str, meteor: bool = False
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Return the task's scores of the first text of each example."""
     indices = sorted(predictions)
     return task.score([predictions[i][0] for i in indices], [dataset.texts(i) for i in indices], tokenization, meteor)

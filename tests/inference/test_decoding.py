@@ -1,4 +1,4 @@
-"""Settings that cannot work are refused; texts come in the posts' order, without tokens that are no text."""
+"""Settings that cannot work are rejected; texts come in the order of the posts, without special tokens."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import torch
 
 from cromic_ds.data.tokenizer import decode_text, encode
 from cromic_ds.errors import UserError
-from cromic_ds.inference.decoding import generate_texts, generation_config
-from cromic_ds.inference.settings import DecodingSettings
+from cromic_ds.inference.decoding import decoding_for, generate_texts, generation_config
+from cromic_ds.inference.settings import DecodingSettings, GenerateSettings
+from cromic_ds.tasks import TASKS
 
 POSTS = ["左边的图形是什么颜色？", "猜猜看", "圆形"]
 
@@ -49,6 +50,12 @@ def test_settings_that_work(right):
     DecodingSettings(**right).check()
 
 
+def test_the_longest_text_is_the_tasks_unless_it_is_set():
+    assert decoding_for(TASKS["muge"], DecodingSettings(beams=2)) == DecodingSettings(beams=2, max_new_tokens=72)
+    assert decoding_for(TASKS["muge"], DecodingSettings(max_new_tokens=9)).max_new_tokens == 9
+    assert decoding_for(TASKS["comments"], GenerateSettings(top_k=3)) == DecodingSettings(top_k=3, max_new_tokens=25)
+
+
 def test_what_samples():
     assert not DecodingSettings().samples
     assert all(DecodingSettings(**s).samples for s in ({"top_k": 1}, {"top_p": 0.9}, {"temperature": 0.5}))
@@ -62,6 +69,7 @@ def test_the_form_of_transformers(tokenizer):
     sampled = generation_config(DecodingSettings(beams=4, top_p=0.9, top_k=7, temperature=0.5), tokenizer)
     assert (sampled.do_sample, sampled.top_p, sampled.top_k, sampled.temperature) == (True, 0.9, 7, 0.5)
     assert sampled.num_beams in (None, 1)
+    assert generation_config(DecodingSettings(top_p=0.9), tokenizer).top_k == 0  # no limit; None would be 50
     assert set(beam.suppress_tokens) == set(tokenizer.all_special_ids) - {tokenizer.sep_token_id}
 
 

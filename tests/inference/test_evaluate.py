@@ -1,4 +1,4 @@
-"""The result file: the task's scores of decoded texts, and all that makes them repeatable."""
+"""The result file contains the task's scores of decoded texts, and all that makes them repeatable."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ANSWERS = ["红色", "左边", "2"]
 
 @pytest.fixture
 def result(export_folder: Path, store: Path, tmp_path: Path):
-    """result(limit=3, …): the content of the result file."""
+    """Return result(limit=3, …): the content of the result file."""
 
     def run(**settings) -> dict:
         out = tmp_path / "results" / "result.json"
@@ -169,7 +169,7 @@ def test_the_fingerprint_is_of_the_weights(smallest, tokenizer, tmp_path):
     assert weights_fingerprint(a) != weights_fingerprint(b)
 
 
-# ---- what does not fit together
+# ---- model and data that do not fit together
 
 
 def test_data_of_another_tokenizer_is_refused(smallest, store, tmp_path):

@@ -1,4 +1,4 @@
-"""Checkpoints of the published code, which `benchmarks/published.py` is; most tests on one of a thousandth of its size."""
+"""Checkpoints of the published code (`benchmarks/published.py`); most tests use one of a thousandth of its size."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def small(published, tokenizer, monkeypatch) -> nn.Module:
 
 @pytest.fixture
 def import_(tmp_path, store):
-    """import_(content): the export folder of what torch.save wrote."""
+    """Return import_(content): the export folder of what torch.save wrote."""
 
     def run(content, **settings) -> Path:
         torch.save(content, tmp_path / "published.pt")

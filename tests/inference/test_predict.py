@@ -1,4 +1,4 @@
-"""The file for the server: complete, the same however often it was interrupted, and never mixed from two models."""
+"""The file for the server is complete, the same after interruptions, and never mixed from two models."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SAMPLED = {"top_p": 0.99, "temperature": 3.0}
 
 @pytest.fixture(scope="module")
 def talkative(smallest, tokenizer, tmp_path_factory) -> Path:
-    """An export whose texts differ from post to post, untrained as it is."""
+    """An untrained export whose texts differ from post to post."""
     facts = {"max_post_tokens": 40, "max_comment_tokens": 25}
     return write_export(smallest(embedding_std=1.0), tokenizer, facts, tmp_path_factory.mktemp("exports") / "talkative")
 
 
 @pytest.fixture
 def run(talkative: Path, store: Path, tmp_path: Path):
-    """run(batch=4, …): the bytes of the predictions file; without more, for the 10 posts of the sample store's `val`."""
+    """Return run(batch=4, …): the bytes of the predictions file, by default for the 10 posts of the sample store's `val`."""
 
     def start(**settings) -> bytes:
         out = tmp_path / "out" / "predictions.jsonl"
@@ -54,7 +54,7 @@ def partial(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def killed(run, monkeypatch, partial):
-    """killed(2, …): stop a run after two batches."""
+    """Return killed(2, …), which stops a run after two batches and returns the lines of the partial file."""
 
     def start(batches: int, **settings) -> list[bytes]:
         append, left = PartialPredictions.append, [batches]
@@ -119,12 +119,12 @@ def test_chosen_answers(run, smallest, tokenizer, question_store, tmp_path):
     assert all(entry.keys() == {"question_id", "answer"} and entry["answer"] in answers for entry in entries)
 
 
-# ---- stopping and going on
+# ---- stopping and resuming
 
 
 @pytest.mark.parametrize("how", [{}, SAMPLED], ids=["beams", "sampled"])
 @pytest.mark.parametrize("batches", [0, 1, 3])
-def test_continued_equals_uninterrupted(run, killed, decoded, how, batches, capsys):
+def test_resumed_equals_uninterrupted(run, killed, decoded, how, batches, capsys):
     whole = run(**how)
     killed(batches, **how)
     decoded.clear()
@@ -231,7 +231,7 @@ def test_a_picture_that_cannot_be_read_gets_an_empty_text(run, killed, task_stor
     assert message in capsys.readouterr().err
 
 
-def test_an_id_that_stands_twice_is_refused_before_decoding(run, task_store, decoded):
+def test_an_id_that_occurs_twice_is_rejected_before_decoding(run, task_store, decoded):
     data = task_store("muge", {"test": [record("a", "1"), record("b", "1"), record("a", "1")]})
     with pytest.raises(UserError, match="id 'a' occurs more than once in 'test'; prepare it again"):
         run(data=str(data), task="muge", split="test")
