@@ -63,7 +63,7 @@ class PartialPredictions:
             self._file.truncate(0)
             self._write_lines([origin])
             return
-        if difference := next(differences(self._header(first), origin), None):
+        if difference := next(changed_entries(self._header(first), origin), None):
             raise UserError(
                 f"{self.path} was started with {difference}: use that setting, or remove the file to start again"
             )
@@ -109,11 +109,11 @@ class PartialPredictions:
         return UserError(f"{self.path}: line {number} is damaged: remove the file to start again")
 
 
-def differences(before: dict[str, Any], now: dict[str, Any], section: str = "") -> Iterator[str]:
+def changed_entries(before: dict[str, Any], now: dict[str, Any], section: str = "") -> Iterator[str]:
     """Yield what differs between two nested dicts, such as `decoding.beams 5, and now it is 3`."""
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            yield from differences(old, new, f"{section}{key}.")
+            yield from changed_entries(old, new, f"{section}{key}.")
         elif old != new:
             yield f"{section}{key} {old}, and now it is {new}"
