@@ -97,9 +97,9 @@ def _flat(values: Any) -> Iterator[tuple[str, Any]]:
 def _model_of(weights: str) -> str | None:
     """The name of the model in an export or run folder; None where it holds none that is known."""
     from cromic_ds.files import read_json_if_there
-    from cromic_ds.inference.exports import export_of
+    from cromic_ds.inference.exports import find_export
     from cromic_ds.models.registry import MODELS
 
-    config = read_json_if_there(export_of(weights) / "config.json")
+    config = read_json_if_there(find_export(weights) / "config.json")
     names = {kind.config.model_type: name for name, kind in MODELS.items()}
     return names.get(config.get("model_type")) if isinstance(config, dict) else None
