@@ -70,16 +70,8 @@ def finetune(folder: Path, task: str, data: Path, backbone: Path | None, seed: i
             *["--out", out, "--seed", seed, "--precision", "fp32", "--ds_config", "zero0", "--loop.steps", steps],
             *["--loop.global_batch", 32, "--loop.micro_batch", 32, "--data.comments_per_post", 3],
             *["--optim.lr", 0.001, "--optim.schedule", "linear", "--optim.warmup_fraction", 0.03],
-            *[
-                "--eval.every",
-                "null",
-                "--eval.generate",
-                EVALUATED,
-                "--eval.micro_batch",
-                50,
-                "--tracking.wandb",
-                "off",
-            ],
+            *["--eval.every", "null", "--eval.generate", EVALUATED, "--eval.micro_batch", 50],
+            *["--tracking.wandb", "off"],
             *start,
             log=folder / f"{out.name}.log",
         )

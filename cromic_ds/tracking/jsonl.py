@@ -50,7 +50,7 @@ class JsonlTracker(Tracker):
             self._file.close()
 
 
-def read_metrics(run_folder: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
+def read_metrics(run_folder: str | os.PathLike[str], kind: str | None = None) -> Iterator[dict[str, Any]]:
     """Yield the run's records in order, all or those of one kind; lines that a crash tore are skipped."""
     with RunFolder(run_folder).metrics.open("rb") as file:
         for line in file:
@@ -59,7 +59,7 @@ def read_metrics(run_folder: Path, kind: str | None = None) -> Iterator[dict[str
                 yield record
 
 
-def newest_metrics(run_folder: Path, n_bytes: int = 1 << 16) -> list[dict[str, Any]]:
+def newest_metrics(run_folder: str | os.PathLike[str], n_bytes: int = 1 << 16) -> list[dict[str, Any]]:
     """Return the records in the last `n_bytes` of the file, in order; none if there is no file."""
     try:
         with RunFolder(run_folder).metrics.open("rb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from io import TextIOWrapper
 from pathlib import Path
@@ -17,7 +18,9 @@ _step: int | None = None
 _installed: list[tuple[logging.Logger, logging.Handler]] = []
 
 
-def setup_logging(run_folder: Path | None, rank: int = 0, world_size: int = 1, hostname: str = "") -> None:
+def setup_logging(
+    run_folder: str | os.PathLike[str] | None, rank: int = 0, world_size: int = 1, hostname: str = ""
+) -> None:
     """Set up the standard `logging` of this process, in place of an earlier set-up.
 
     Rank 0 writes our messages from INFO and everybody's from WARNING to stderr and appends them to RUN/log.txt. The other ranks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +37,7 @@ class TrackingSettings:
 
 def open_trackers(
     settings: TrackingSettings,
-    run_folder: str | Path,
+    run_folder: str | os.PathLike[str],
     config: dict[str, Any],
     resume_step: int | None,
     total_steps: int,

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 COMMON = {
     "ds_config": "zero0",
     "precision": "fp32",
-    "eval": {"every": 0, "generate": 8},
+    "eval": {"every": None, "generate": 8},
     "tracking": {"wandb": "off", "log_every": 1},
 }
 RECIPE = {
