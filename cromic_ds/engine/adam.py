@@ -1,4 +1,4 @@
-"""Implementations of Adam, and which one a run uses."""
+"""The implementations of Adam, and the choice among them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cromic_ds.errors import UserError
 
 
 def choose_kernel(kernel: str, device: torch.device, offload: bool = False) -> str:
-    """The name in `KERNELS` to use; the order of that table is the order of preference."""
+    """Return the name in `KERNELS` to use; "auto" is the first one of that table that works here."""
     if offload:
         if kernel not in ("auto", "deepspeed_cpu"):
             raise UserError(

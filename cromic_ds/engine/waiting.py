@@ -1,4 +1,4 @@
-"""The code that a rank runs while it waits for its peers. By it, its watcher tells a waiting rank from a stuck one."""
+"""The code that a rank runs while it waits for its peers. Its watcher uses it to distinguish waiting from hanging."""
 
 from __future__ import annotations
 

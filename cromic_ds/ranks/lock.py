@@ -22,7 +22,7 @@ WATCHED = 3 * BEAT  # seconds after which a holder on another host whose lock di
 def acquire(folder: RunFolder, attempt: str, environ: Mapping[str, str] = os.environ) -> None:
     """Take the folder for this process. Call on rank 0.
 
-    A holder on another host is alive if its lock changes. A time in the lock would not tell, because clocks differ.
+    A holder on another host is alive if its lock changes. Times are not compared, because clocks differ.
 
     Raises:
         UserError: another job holds it and is alive.

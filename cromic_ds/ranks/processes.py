@@ -35,7 +35,7 @@ def group_runs(group: int) -> bool:
 def boot_id() -> str:
     """Return what names the host's last start; numbers and start times of different starts do not compare.
 
-    Containers of a host share it. Empty where the kernel does not tell.
+    Containers of a host share it. Empty if it cannot be read.
     """
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

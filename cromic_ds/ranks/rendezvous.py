@@ -11,7 +11,7 @@ from pathlib import Path
 from torch.distributed import DistError, TCPStore
 
 from cromic_ds.errors import UserError
-from cromic_ds.ranks.launcher import Ranks
+from cromic_ds.ranks.launcher import Ranks, name_ranks
 
 JOIN = timedelta(minutes=3)  # between the arrival of the first rank and of the last one
 
@@ -28,7 +28,7 @@ def meet(ranks: Ranks, within: timedelta) -> TCPStore | None:
     if not ranks.master_port or "TORCHELASTIC_RUN_ID" in os.environ:  # a single process, or torchrun has done the same
         return None
     address, port, world_size = ranks.master_addr, ranks.master_port, ranks.world_size
-    host, everyone = socket.gethostname(), [str(rank) for rank in range(world_size)]
+    host = socket.gethostname()
     try:
         store = TCPStore(
             address, port, is_master=ranks.is_main, timeout=within, wait_for_workers=False, multi_tenant=True
@@ -43,20 +43,19 @@ def meet(ranks: Ranks, within: timedelta) -> TCPStore | None:
             "address for the others, and do the hosts let each other's connections in?"
         ) from None
     try:
-        store.wait(everyone, within)
+        store.wait([str(rank) for rank in range(world_size)], within)
         return store
     except DistError:
         pass
     try:
-        absent = [rank for rank in everyone if not store.check([rank])]
+        absent = [rank for rank in range(world_size) if not store.check([str(rank)])]
     except DistError:
         raise UserError(
             f"rank {ranks.rank} on host {host}: rank 0 at {address} ended before all ranks had come"
         ) from None
     raise UserError(
         f"{world_size - len(absent)} of {world_size} ranks came to {address}:{port} within {within.total_seconds():.0f} s; "
-        f"missing: {', '.join(absent[:16])}{', …' * (len(absent) > 16)}. Did their hosts start them, and can they connect to "
-        "that port?"
+        f"missing: {name_ranks(absent)}. Did their hosts start them, and can they connect to that port?"
     )
 
 

@@ -1,4 +1,4 @@
-"""Disk and layouts of a conversion. (Conversions by real ranks: test_world_size_real.py.)"""
+"""Disk space and layouts of a conversion. test_world_size_real.py converts with real ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint as an export. (From ZeRO shards of real runs: test_pretrain_real.py; here the simplest kind, stage 0.)"""
+"""Exporting a checkpoint of stage 0. test_pretrain_real.py exports the ZeRO shards of real runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cromic_ds.training.startup import write_model_folder
 
 
 def save_checkpoint(run: Path, model, step: int) -> Path:
-    """What a run at stage 0 leaves."""
+    """Write a checkpoint as a run at stage 0 does."""
     folder = run / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
     torch.save({"module": dict(model.named_parameters())}, folder / "mp_rank_00_model_states.pt")
@@ -67,7 +67,7 @@ def test_the_chosen_checkpoint_is_exported(run, tmp_path, smallest, tokenizer, c
 
 
 def test_an_export_stands_alone_for_transformers(run, tmp_path, smallest):
-    """Logits and generation settings without any code of training."""
+    """Logits and generation settings need no training code."""
     export(ExportSettings(run=str(run), out=str(tmp_path / "out")))
     model = AutoModel.from_pretrained(tmp_path / "out").eval()
     inputs = {

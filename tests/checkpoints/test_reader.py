@@ -1,4 +1,4 @@
-"""Checkpoints are complete or absent, and every kind of damage is seen. (Saving by real ranks: test_pretrain_real.py.)"""
+"""Every kind of damage to a checkpoint is found. test_pretrain_real.py saves and resumes with real ranks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(tmp_path) -> RunFolder:
 
 
 def make_checkpoint(folder: Path, step: int) -> Path:
-    """Files such as DeepSpeed writes, with their manifest."""
+    """Write files like DeepSpeed's, with their manifest."""
     checkpoint = folder / step_name(step)
     (checkpoint / "sub").mkdir(parents=True)
     (checkpoint / "shard.pt").write_bytes(bytes(range(256)) * 40)

@@ -1,4 +1,4 @@
-"""All that a resume needs survives JSON, to the last bit."""
+"""A `TrainState` survives JSON to the last bit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_fresh_state_survives_json():
     assert TrainState.from_dict(json.loads(json.dumps(TrainState().to_dict()))) == TrainState()
 
 
-def test_a_resumed_skip_counter_goes_on_counting():
+def test_a_resumed_skip_counter_continues_to_count():
     state = TrainState()
     state.records.add(0, 2, [("a", "x")], epoch_size=1000, max_rate=0.01)
     back = TrainState.from_dict(json.loads(json.dumps(state.to_dict())))

@@ -1,4 +1,5 @@
-"""Disks, files, clocks and helpers that fail under a real training: a clear end or none, and never another result."""
+"""Disks, files, clocks and helper processes that fail during a real training: it ends with a clear error or continues, and its
+results never change."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ def undisturbed(store, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def disk(tmp_path) -> Iterator[Path]:
-    """A file system of its own, of 2 GB."""
+    """A separate file system of 2 GB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2g", "none", folder], capture_output=True, text=True)
@@ -52,7 +53,7 @@ def resize(disk: Path, size: str) -> None:
 
 
 def error_of(job: Job) -> str:
-    """The one line that says why it ended."""
+    """Return the one line that gives the reason why the job ended."""
     lines = {line for log in job.logs for line in log.read_text().splitlines() if line.startswith("error: ")}
     assert len(lines) == 1 and "Traceback" not in job.output(), job.output()
     return lines.pop()
@@ -62,13 +63,13 @@ def steps_of(run: Path) -> list[str]:
     return sorted(p.name for p in (run / "checkpoints").glob("step-*"))
 
 
-def goes_on(tmp_path: Path, store: Path, run: Path, undisturbed: Path) -> None:
-    """The same command ends as if nothing had been."""
+def check_resume(tmp_path: Path, store: Path, run: Path, undisturbed: Path) -> None:
+    """Run the same command again: it ends with the losses of the undisturbed run."""
     run_to_end(tmp_path / "again", arguments(store, run), ranks=2)
     assert losses(run) == losses(undisturbed)
 
 
-def test_a_full_disk_ends_the_run_and_the_next_start_goes_on(store, tmp_path, undisturbed, disk):
+def test_a_full_disk_ends_the_run_and_the_next_start_resumes(store, tmp_path, undisturbed, disk):
     run = disk / "run"
     job = Job(tmp_path, arguments(store, run), ranks=2, script=FAULTY, FAULT="disk:0:6")
     codes = job.wait()
@@ -78,7 +79,7 @@ def test_a_full_disk_ends_the_run_and_the_next_start_goes_on(store, tmp_path, un
     )  # for the checkpoint, or for the numbers of a step that came first
     assert steps_of(run) == ["step-00000004"]
     resize(disk, "2g")
-    goes_on(tmp_path, store, run, undisturbed)
+    check_resume(tmp_path, store, run, undisturbed)
     assert "steps: 4 of" in (run / "log.txt").read_text()
 
 
@@ -94,7 +95,7 @@ def test_a_run_folder_that_becomes_read_only(store, tmp_path, undisturbed, disk)
         assert "cannot save a checkpoint: [Errno 30] Read-only file system" in error_of(job)
     finally:
         subprocess.run(["umount", bind[-1]], check=True)
-    goes_on(tmp_path, store, run, undisturbed)
+    check_resume(tmp_path, store, run, undisturbed)
 
 
 def spoil(file: Path, how: str) -> None:
@@ -120,13 +121,13 @@ def test_a_damaged_shard_is_never_loaded(store, tmp_path, undisturbed, how):
         shutil.rmtree(run / "checkpoints" / name)
     shard = next((run / "checkpoints" / "step-00000012").glob("*rank_1*optim_states.pt"))
     spoil(shard, how)
-    goes_on(tmp_path, store, run, undisturbed)
+    check_resume(tmp_path, store, run, undisturbed)
     log = (run / "log.txt").read_text()
     assert f"step-00000012 is damaged ({shard.name} " in log
     assert "steps: 8 of" in log
 
 
-def test_without_a_whole_checkpoint_the_run_does_not_begin_anew(store, tmp_path, undisturbed):
+def test_without_a_whole_checkpoint_the_run_does_not_start_over(store, tmp_path, undisturbed):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     for name in steps_of(run):
@@ -143,7 +144,7 @@ def image_file(store: Path) -> Path:
 
 
 def damage_pictures(store: Path) -> None:
-    """A byte in the middle of each of the first ten, in place."""
+    """Change a byte of each of the first ten pictures, in place."""
     content, at = bytearray(image_file(store).read_bytes()), 0
     for _ in range(10):
         at = content.index(JPEG, at + 1)
@@ -166,7 +167,7 @@ def truncate_pictures(store: Path) -> None:
     ids=["as many as there are", "more than may be", "the end of the file"],
 )
 def test_a_store_that_is_damaged_under_the_run(store, tmp_path, fault, most, reason):
-    """A damaged record is left out, named and counted; too many of them end the run. A file that is cut off is no bus error."""
+    """Damaged records are skipped, named and counted; too many of them end the run. A truncated file causes no bus error."""
     own = tmp_path / "store"
     shutil.copytree(store, own)
     run = tmp_path / "run"
@@ -186,7 +187,7 @@ def test_a_store_that_is_damaged_under_the_run(store, tmp_path, fault, most, rea
 
 @pytest.mark.long
 def test_a_store_that_is_replaced_under_the_run(store, tmp_path):
-    """The run keeps what it has open; its next start refuses the other store."""
+    """The run continues with the files that it has open; its next start refuses the other store."""
     from cromic_ds.world.sample import sample
     from cromic_ds.world.settings import SampleSettings
 
@@ -225,7 +226,7 @@ def test_a_clock_that_is_set_back_changes_nothing(store, tmp_path, undisturbed):
 
 
 def loader_of(process: subprocess.Popen) -> int:
-    """A process that reads data for a rank."""
+    """Return the number of a process that reads data for a rank."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
@@ -236,7 +237,7 @@ def loader_of(process: subprocess.Popen) -> int:
     raise AssertionError("it reads its data by itself")
 
 
-def test_a_killed_reader_of_data_ends_the_run_and_the_next_start_goes_on(store, tmp_path, undisturbed):
+def test_a_killed_reader_of_data_ends_the_run_and_the_next_start_resumes(store, tmp_path, undisturbed):
     run = tmp_path / "run"
     command = arguments(store, run, "--data.workers", "1")
     job = Job(tmp_path, command, ranks=2)

@@ -1,4 +1,4 @@
-"""Runs that go on with other ranks or at another ZeRO stage, in real processes, against the one that never changed."""
+"""Runs that resume on other numbers of ranks or at other ZeRO stages, compared with an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def store(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def go_on(store, tmp_path, monkeypatch):
-    """go_on(ranks, "zero2", stop_after, …): start or resume tmp_path/run; what it notes comes to tmp_path/notes."""
+def resume(store, tmp_path, monkeypatch):
+    """resume(ranks, "zero2", stop_after, …): start or resume tmp_path/run; the worker writes its notes to tmp_path/notes."""
     (tmp_path / "notes").mkdir()
     monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
     run = tmp_path / "run"
@@ -48,7 +48,10 @@ def go_on(store, tmp_path, monkeypatch):
 
 
 def arguments(store: Path, run: Path, ds_config: str, *more: str) -> list[str]:
-    """At a higher rate, Adam's first steps turn the last digits of near-zero gradients into whole steps of single weights."""
+    """Return the arguments of a run.
+
+    At a higher rate, Adam's first steps would turn rounding differences of near-zero gradients into whole steps of weights.
+    """
     return [
         *["--data.path", str(store), "--out", str(run), "--ds_config", ds_config, "--precision", "fp32", *QUIET],
         *["--model.preset", "tiny", "--loop.global_batch", str(BATCH)],
@@ -66,7 +69,7 @@ def ids_by_step(notes: Path) -> dict[int, list[str]]:
 
 
 def assert_loaded_as_saved(notes: Path, step: int) -> None:
-    """Weights, moments, Adam's step, buffers and averages, bit for bit."""
+    """Compare weights, moments, Adam's step, buffers and averages bit for bit."""
     saved, loaded = (torch.load(notes / f"{what}-{step}" / "state.pt") for what in ("saved", "loaded"))
     assert saved.keys() == loaded.keys()
     assert [name for name, value in saved.items() if not torch.equal(value, loaded[name])] == []
@@ -83,17 +86,17 @@ def assert_same_losses(run: Path, reference: Path, steps: range) -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(store, tmp_path_factory) -> Path:
-    """On two ranks under ZeRO-3."""
+    """An uninterrupted run on two ranks under ZeRO-3."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     run_to_end(folder, arguments(store, folder / "run", "zero3", *SYNC), ranks=2)
     return folder / "run"
 
 
 @pytest.mark.long
-def test_ranks_1_2_4_2_give_the_uninterrupted_run_and_every_example_once(uninterrupted, go_on, tmp_path):
+def test_ranks_1_2_4_2_give_the_uninterrupted_run_and_every_example_once(uninterrupted, resume, tmp_path):
     run, notes = tmp_path / "run", tmp_path / "notes"
     for ranks, stop_after in ((1, 2), (2, 4), (4, 6), (2, 0)):
-        go_on(ranks, "zero3", stop_after, *SYNC)
+        resume(ranks, "zero3", stop_after, *SYNC)
     for step in (2, 4, 6):
         assert_loaded_as_saved(notes, step)
     assert_same_losses(run, uninterrupted, range(1, STEPS + 1))
@@ -112,9 +115,9 @@ def test_ranks_1_2_4_2_give_the_uninterrupted_run_and_every_example_once(uninter
     assert [name for name in left if not name.startswith("step-")] == ["best", "latest"]
 
 
-def test_stages_2_3_2_give_the_uninterrupted_run(uninterrupted, go_on, tmp_path):
+def test_stages_2_3_2_give_the_uninterrupted_run(uninterrupted, resume, tmp_path):
     for ds_config, stop_after in (("zero2", 2), ("zero3", 4), ("zero2", 0)):
-        go_on(2, ds_config, stop_after, *SYNC)
+        resume(2, ds_config, stop_after, *SYNC)
     for step in (2, 4):
         assert_loaded_as_saved(tmp_path / "notes", step)
     assert_same_losses(tmp_path / "run", uninterrupted, range(1, STEPS + 1))
@@ -141,15 +144,15 @@ def test_what_cannot_be_converted_ends_with_2_and_leaves_nothing(uninterrupted, 
 
 @pytest.mark.long
 @pytest.mark.parametrize("model", ["vlp --model.freeze_image_encoder true", "vilt"])
-def test_frozen_and_tied_weights_groups_and_stages_0_and_1(store, go_on, tmp_path, model):
-    """Groups: weight decay and a learning rate for each layer. Every pair of stages that the tests above leave out."""
+def test_frozen_and_tied_weights_groups_and_stages_0_and_1(store, resume, tmp_path, model):
+    """Parameter groups with weight decay and a learning rate for each layer, through all pairs of stages not tested above."""
     more = ["--model.name", *model.split()]
     more += ["--optim.weight_decay", "0.1", "--optim.layer_decay", "0.8", "--loop.steps", "9"]
     alone = tmp_path / "alone"
     run_to_end(alone, arguments(store, alone / "run", "zero3", *more), ranks=1)
     changes = ((1, "zero0", 1), (2, "zero1", 2), (1, "zero0", 3), (2, "zero3", 4), (2, "zero1", 5), (1, "zero2", 6))
     for ranks, ds_config, stop_after in (*changes, (1, "zero0", 7), (2, "zero0", 8), (2, "zero3", 0)):
-        go_on(ranks, ds_config, stop_after, *more)
+        resume(ranks, ds_config, stop_after, *more)
     for step in range(1, 9):
         assert_loaded_as_saved(tmp_path / "notes", step)
     assert_same_losses(tmp_path / "run", alone / "run", range(1, 10))

@@ -1,5 +1,5 @@
-"""Checkpoints are complete or absent, and the copy that is written is of the step that it was taken at. (By real ranks:
-test_pretrain_real.py, test_world_size_real.py.)"""
+"""Checkpoints are complete or absent, and contain the state of their step although training continues while they are written.
+test_pretrain_real.py and test_world_size_real.py save with real ranks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Records(Tracker):
 
 
 class DeepSpeed:
-    """What `CheckpointWriter` calls of a DeepSpeed engine."""
+    """The part of a DeepSpeed engine that `CheckpointWriter` calls."""
 
     def __init__(self, weight: torch.Tensor):
         self.weight = weight
@@ -51,7 +51,7 @@ def background(request) -> bool:
 
 @pytest.fixture
 def make(folder, monkeypatch):
-    """make(background): `CheckpointWriter` of one weight, which is `.weight`."""
+    """make(background): a `CheckpointWriter` of one weight, which is its `.weight`."""
     monkeypatch.setattr(writer.dist, "get_rank", lambda: 0)
     monkeypatch.setattr(writer.dist, "get_world_size", lambda: 1)
     model = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
@@ -70,7 +70,7 @@ def make(folder, monkeypatch):
 
 @pytest.fixture
 def slow_disk(monkeypatch):
-    """Nothing is written until it is set."""
+    """An event; nothing is written until it is set."""
     ready, write = threading.Event(), DigestedFile.write
 
     def wait(self, content):
@@ -102,7 +102,7 @@ def test_what_is_saved_is_whole_and_reported(make, background, folder):
     assert not list(folder.glob(".writing-*"))
 
 
-def test_training_goes_on_and_changes_nothing_of_what_is_written(make, folder, slow_disk):
+def test_training_continues_without_changing_what_is_written(make, folder, slow_disk):
     checkpoints = make()
     before = checkpoints.weight.clone()
     checkpoints.begin(TrainState(step=1))

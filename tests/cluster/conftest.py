@@ -30,7 +30,7 @@ def cluster(session_cluster: Cluster) -> Cluster:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """For each of the processes, which share this machine's cores; and what they compile is compiled once."""
+    """Give each process one thread, because they share this machine's cores, and one folder for what they compile."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in launching.environment().items():
             patch.setenv(name, value)
@@ -40,7 +40,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder like the repository's, to submit in: what runs there is written there."""
+    """A folder like the repository, to submit in; jobs write their files there."""
     folder = tmp_path / "checkout"
     folder.mkdir()
     for name in ("launch", "recipes", "pretrain.py", "finetune.py"):

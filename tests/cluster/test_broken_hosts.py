@@ -1,4 +1,4 @@
-"""What the user reads when a host cannot take part: from sbatch, from our scripts, from DeepSpeed's launcher."""
+"""The errors that a user sees if a host cannot take part: of sbatch, of our scripts, of DeepSpeed's launcher."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_more_nodes_than_there_are_is_refused_by_sbatch(cluster, checkout):
 
 
 def doctor(cluster, checkout, *more: object) -> tuple[int, list[str]]:
-    """`cromic-ds doctor`: its exit code, and what it says would stop a run."""
+    """Run `cromic-ds doctor`; return its exit code and what it reports would stop a run."""
     done = cluster.run(["cromic-ds", "doctor", "--hostfile", "hosts", *map(str, more)], cwd=checkout, timeout=200)
     found = [line.removeprefix("stops a run: ") for line in done.stdout.splitlines() if line.startswith("stops a run")]
     return done.returncode, found
@@ -110,8 +110,10 @@ def test_deepspeed_names_a_first_host_that_does_not_answer(cluster, checkout, st
 
 @contextlib.contextmanager
 def hanging(cluster, checkout, *command: object):
-    """DeepSpeed's launcher waits for the other hosts after one has failed: yields a function that waits until a text is in its
-    output, and returns that. docs/clusters.md says so; the doctor finds the reason before."""
+    """Run a launcher of DeepSpeed, which waits for the other hosts after one has failed (see docs/clusters.md).
+
+    Yields a function that waits until a text is in its output, and returns the output.
+    """
     log = checkout / "log"
     with log.open("w") as out:
         process = cluster.start(command, cwd=checkout, stdout=out, stderr=out)

@@ -1,5 +1,5 @@
-"""Ranks that die, stop or hang, and a network that goes away, on two hosts: the run ends on all of them and says why, and
-the next start goes on as if nothing had been."""
+"""Ranks that die, stop or hang, and a network that fails, on two hosts: the run ends on both and reports why, and the next
+start resumes with the same losses."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ class Training:
         self.cluster, self.checkout, self.run = cluster, checkout, run
 
     def ranks(self) -> dict[int, Process]:
-        """Those that have started; what loads data for them has their command too, and higher numbers."""
+        """Return the ranks that have started. Processes that load data have the same command, but higher numbers."""
         scripts = [p for p in self.cluster.processes(self.checkout) if p.command[1:3] == ["-u", "pretrain.py"]]
         numbered = [(p.environment.get("RANK") or p.environment["SLURM_PROCID"], p) for p in scripts]
         return {int(rank): p for rank, p in sorted(numbered, key=lambda pair: pair[1].pid, reverse=True)}
 
-    def guard(self, rank: int) -> Process | None:
+    def watcher(self, rank: int) -> Process | None:
         mark = f'{{"rank": {rank},'
         return next((p for p in self.cluster.processes(self.checkout) if mark in " ".join(p.command[3:4])), None)
 
     def state(self, rank: int = 0) -> dict:
-        """What the rank's guard wrote, or nothing if that was in an earlier start."""
+        """Return what the rank's watcher wrote; empty if that was in an earlier start."""
         try:
             state = json.loads((self.run / "ranks" / f"rank-{rank:04d}.json").read_text())
         except (OSError, ValueError):
@@ -70,7 +70,7 @@ class Training:
             time.sleep(0.003)
 
     def wait_for_end(self, timeout: float = 60) -> None:
-        """It fails, on both hosts, and nothing is left of it."""
+        """Wait until it has failed on both hosts and no process is left."""
         end = time.monotonic() + timeout
         self.check_failed(timeout)
         while left := self.cluster.processes(self.checkout):
@@ -130,7 +130,7 @@ class OverSsh(Training):
 
 
 def write_script(checkout: Path, *first: str) -> None:
-    """A pretrain.py that does something before it begins."""
+    """Write a pretrain.py that executes some lines first."""
     (checkout / "pretrain.py").unlink()
     imports = (
         "import os\nfrom datetime import timedelta\nfrom pathlib import Path\nfrom cromic_ds.cli.commands import script"
@@ -146,7 +146,7 @@ def last_words(training: Training) -> str:
     return "\n".join(training.text().splitlines()[-6:])
 
 
-def strike(training: Training, phase: str, chance: random.Random, rank: int, guard_too: bool) -> Process:
+def strike(training: Training, phase: str, chance: random.Random, rank: int, watcher_too: bool) -> Process:
     """Kill a rank somewhere in a phase."""
     training.wait_for(lambda: len(training.ranks()) == 2, "both ranks")
     process = training.ranks()[rank]
@@ -158,17 +158,17 @@ def strike(training: Training, phase: str, chance: random.Random, rank: int, gua
         training.wait_for(
             lambda: (now := training.state()) and now["phase"] in PHASES[phase] and now["step"] >= step, phase
         )
-        time.sleep(chance.uniform(0, 0.15))  # a checkpoint's writing goes on after the phase
-    if guard_too and (guard := training.guard(rank)):
-        os.kill(guard.pid, signal.SIGKILL)
+        time.sleep(chance.uniform(0, 0.15))  # a checkpoint is still written after the phase
+    if watcher_too and (watcher := training.watcher(rank)):
+        os.kill(watcher.pid, signal.SIGKILL)
     os.kill(process.pid, signal.SIGKILL)
     return process
 
 
 def test_twenty_kills_at_random_moments_change_no_loss(cluster, checkout, store, undisturbed):
-    """One training, of which a rank is killed twenty times under Slurm, each time another start.
+    """One training under Slurm, started twenty times; each time a rank is killed.
 
-    Four times the rank's guard is killed with it: Slurm does so where it follows a job's processes by cgroups.
+    Four times the rank's watcher is killed with it: Slurm does so where it follows a job's processes by cgroups.
     """
     seed = int(os.environ.get("KILL_SEED", "1"))
     chance = random.Random(seed)
@@ -176,20 +176,20 @@ def test_twenty_kills_at_random_moments_change_no_loss(cluster, checkout, store,
     chance.shuffle(plan)
     print(f"KILL_SEED={seed}: {', '.join(plan)}")
     for number, phase in enumerate(plan):
-        rank, guard_too = chance.randrange(2), number % 5 == 4
+        rank, watcher_too = chance.randrange(2), number % 5 == 4
         training = InSlurm(cluster, checkout, store)
-        process = strike(training, phase, chance, rank, guard_too)
+        process = strike(training, phase, chance, rank, watcher_too)
         killed = time.monotonic()
         training.wait_for_end()
         state, words = training.state(rank), last_words(training)
         left = [path.name for path in (checkout / RUN / "checkpoints").glob(".writing-*")]
         print(
-            f"{number + 1}. {phase}: rank {rank}{' and its guard' * guard_too}, {state.get('phase')} after step "
+            f"{number + 1}. {phase}: rank {rank}{' and its watcher' * watcher_too}, {state.get('phase')} after step "
             f"{state.get('step')}, left: {left}; all had ended {time.monotonic() - killed:.1f} s later\n"
             f"   {words.splitlines()[-1]}"
         )
         assert f"error: {process.host}: task {rank}: Killed" in words, training.text()
-        if state and not guard_too:
+        if state and not watcher_too:
             died = f"error: rank {rank} on host {process.host} (pid {process.name}) died without reporting an error after step"
             assert words.splitlines()[-1].startswith(died), training.text()
     InSlurm(cluster, checkout, store).finish()
@@ -269,7 +269,7 @@ def test_slurm_starts_the_job_again_when_a_lost_node_is_back(cluster, checkout, 
 
 @pytest.fixture
 def memory_group() -> Iterator[Path]:
-    """A group of processes whose memory is counted together."""
+    """A cgroup whose processes' memory is counted together."""
     groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     names = [f"/sys/fs/cgroup/{kind}{path}" for _, kind, path in groups if kind in ("", "memory")]
     folders = [Path(name) for name in names if Path(name, "memory.stat").exists()]
@@ -282,7 +282,7 @@ def memory_group() -> Iterator[Path]:
 
 
 def tighten(group: Path) -> None:
-    """Let the group have no more memory than it has now."""
+    """Limit the group to the memory that it uses now."""
     version_1 = (group / "memory.limit_in_bytes").exists()
     usage, limit = ("usage_in_bytes", "limit_in_bytes") if version_1 else ("current", "max")
     with contextlib.suppress(OSError):  # more was taken in between
@@ -305,7 +305,9 @@ def test_ranks_do_not_wait_long_for_one_that_never_comes(cluster, checkout, stor
     with cluster.without_ssh(node=2):
         training = OverSsh(cluster, checkout, store)
         training.wait_for_end(120)
-    assert "error: 1 of 2 ranks came to 10.99.0.1:29500 within 10 s; missing: 1. Did their hosts" in training.text()
+    assert (
+        "error: 1 of 2 ranks came to 10.99.0.1:29500 within 10 s; missing: rank 1. Did their hosts" in training.text()
+    )
 
 
 def test_a_signal_during_the_start_is_obeyed_after_the_first_step(cluster, checkout, store):

@@ -1,4 +1,4 @@
-"""Launches on two hosts: DeepSpeed's hostfile over ssh, our sbatch scripts, and the ranks that each launcher gives."""
+"""Launches on two hosts: DeepSpeed's hostfile over ssh, our sbatch scripts, and the ranks that each launcher assigns."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def local(store, tmp_path_factory) -> Path:
 
 
 def probe(cluster, folder: Path, command: list[str]) -> list[dict]:
-    """What each rank found, in the order of ranks."""
+    """Return what each rank found, in the order of ranks."""
     done = cluster.run([*command, str(folder)], cwd=folder, timeout=120)
     assert done.returncode == 0, done.stdout
     found = [json.loads(path.read_text()) for path in folder.glob("*.json")]
@@ -49,7 +49,7 @@ def test_the_ranks_of_srun(cluster, tmp_path, gpus):
     assert places(found) == TWO_BY_TWO
     assert {(r["master_addr"], r["master_port"]) for r in found} == {("node1", found[0]["master_port"])}
     assert 20000 <= found[0]["master_port"] < 40000
-    # With --gpus-per-task each task sees one GPU, which is its device 0; distributed.device counts modulo that.
+    # With --gpus-per-task each task sees one GPU, which is its device 0; launcher.local_device counts modulo that.
     shown = {"--gpus-per-node=2": ["0,1"] * 4, "--gpus-per-task=1": ["0", "1", "0", "1"]}
     assert [r["devices"] for r in found] == shown.get("".join(gpus), [None] * 4)
 
@@ -111,7 +111,7 @@ def test_a_signal_to_one_rank_saves_and_ctrl_c_ends_the_training_on_all_hosts(cl
     with log.open("w") as out:
         process = cluster.start(command, cwd=checkout, stdout=out, stderr=out)
         wait_for_step(run, 3, log.read_text)
-        # As docs/clusters.md has it.
+        # The command of docs/clusters.md.
         cluster.output("ssh", "node1", "pkill -USR1 -f '[p]retrain.py --local_rank=0 .*--out runs/first'")
         assert process.wait(120) == 0, log.read_text()[-4000:]
         stopped = last_step(run)

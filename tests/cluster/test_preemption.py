@@ -1,4 +1,4 @@
-"""Slurm takes a training's nodes away, by each of its ways: the training saves, and goes on by itself where it stopped."""
+"""Slurm takes a training's nodes away in each of its ways: the training saves, and resumes by itself where it stopped."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class Training:
         return re.findall(r"stopped by \S+ after step (\d+)", (self.run / "log.txt").read_text())
 
     def starts(self) -> list[str]:
-        """After how many steps each start began."""
+        """Return after how many steps each start began."""
         return re.findall(r"steps: (\d+) of", (self.run / "log.txt").read_text())
 
     def text(self) -> str:
         return self.output.read_text()[-6000:] if self.output.exists() else str(self.cluster.job(self.job))
 
     def check_whole(self) -> None:
-        """No step is missing, none is there twice, and all of it is one run in W&B."""
+        """Check that no step is missing or duplicated, and that everything is one run in W&B."""
         steps = [record["step"] for record in records(self.run)]
         assert steps == list(range(1, len(steps) + 1))
         id = (self.run / "wandb_run_id").read_text().strip()

@@ -1,5 +1,5 @@
-"""Two hundred steps through a storm of kills, preemptions and requeues, on one to three ranks: the weights are those of a run
-that nobody disturbed."""
+"""Two hundred steps through many kills, preemptions and requeues, on one to three ranks, give the weights of an undisturbed
+run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Soak:
         self.counts: Counter[str] = Counter()
 
     def submit(self) -> None:
-        """Another job, on another number of ranks."""
+        """Submit another job, on another number of ranks."""
         self.ranks = self.chance.choice([n for n in RANKS if n != self.ranks])
         options = [*RANKS[self.ranks], "launch/pretrain.sh", RECIPE, *settings(self.store)]
         self.job = self.cluster.sbatch(*options, cwd=self.checkout)
@@ -56,7 +56,7 @@ class Soak:
         return output.read_text()[-6000:] if output.exists() else str(self.cluster.job(self.job))
 
     def wait_for_steps(self, more: int) -> None:
-        """Until the next start has gone some steps beyond the newest checkpoint."""
+        """Wait until the next start is some steps beyond the newest checkpoint."""
         goal, end = self.saved() + more, time.monotonic() + 240
         while not (self.starts() > self.seen and last_step(self.run) >= goal):
             job = self.cluster.job(self.job)
@@ -71,7 +71,7 @@ class Soak:
         return len(re.findall(r"steps: \d+ of", log.read_text())) if log.exists() else 0
 
     def processes(self) -> list:
-        """Those that train; what loads data for them has their command too."""
+        """Return the processes that train. Those that load data have the same command."""
         scripts = [p for p in self.cluster.processes(self.checkout) if p.command[1:3] == ["-u", "pretrain.py"]]
         numbers = {p.environment["SLURM_PROCID"]: p for p in sorted(scripts, key=lambda p: p.pid, reverse=True)}
         return list(numbers.values())
@@ -105,7 +105,7 @@ class Soak:
         self.submit()
 
     def corrupt(self) -> None:
-        """A bit of the newest checkpoint, after a kill."""
+        """Kill a rank, and flip a bit of the newest checkpoint."""
         os.kill(self.processes()[0].pid, signal.SIGKILL)
         self.failed()
         newest = self.run / "checkpoints" / (self.run / "checkpoints" / "latest").read_text()

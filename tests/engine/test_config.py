@@ -1,13 +1,15 @@
-"""DeepSpeed configs: the shipped ones are good, what DeepSpeed would take silently is refused, "auto" is filled."""
+"""DeepSpeed configs: the shipped ones resolve, mistakes that DeepSpeed would accept are refused, and "auto" is filled."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.paths import CONFIGS
+from helpers.paths import CONFIGS, REPOSITORY
 
 from cromic_ds.engine import config as ds_config
 from cromic_ds.engine.config import ResolveFacts, batch_arithmetic, load_ds_config, resolve, split_batch, validate
@@ -31,6 +33,11 @@ def zero(stage: int, options: dict) -> dict:
 
 
 # ---- the shipped ones
+
+
+def test_configs_and_the_memory_plan_are_read_without_deepspeed():
+    code = "import sys, cromic_ds.engine.config, cromic_ds.engine.memory; assert 'deepspeed' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 
 
 def test_seven_configs_are_shipped_and_described():

@@ -38,7 +38,7 @@ def arguments(store: Path, out: Path, ds_config: str, *more: str) -> list[str]:
 
 
 def own_weights(checkpoint: Path, aside: Path) -> dict[str, torch.Tensor]:
-    """The weights that training goes on with, without the averages."""
+    """Return the weights that training continues with, without the averages."""
     copy = aside / checkpoint.name
     shutil.copytree(checkpoint, copy)
     (copy / EMA_FILE).unlink()

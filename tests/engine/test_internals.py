@@ -14,6 +14,7 @@ from deepspeed.runtime import base_optimizer, engine, torch_autocast
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.zero import partition_parameters, stage3, stage_1_and_2
 from helpers.paths import REPOSITORY
+from transformers import initialization
 from transformers.models.resnet.modeling_resnet import ResNetStage
 
 from cromic_ds.engine.memory import ALL_REDUCE_BUCKET
@@ -82,7 +83,7 @@ def test_transformers():
     assert "_gradient_checkpointing_func" in inspect.getsource(model)
     assert "_is_hf_initialized" in inspect.getsource(model)
     for name in ("xavier_uniform_", "normal_", "zeros_"):
-        assert "_is_hf_initialized" in inspect.getsource(getattr(transformers.initialization, name))
+        assert "_is_hf_initialized" in inspect.getsource(getattr(initialization, name))
     expected = ["self", "expand_size", "is_encoder_decoder", "input_ids", "model_kwargs"]
     assert parameters(transformers.GenerationMixin._expand_inputs_for_generation) == expected
     assert "self.self_attention_cache" in inspect.getsource(transformers.EncoderDecoderCache)

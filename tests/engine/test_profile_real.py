@@ -1,4 +1,4 @@
-"""What profiling measures in real runs under ZeRO-3 is what happened there, and it changes nothing."""
+"""Profiling under ZeRO-3 measures what happens in the run, and changes nothing."""
 
 from __future__ import annotations
 

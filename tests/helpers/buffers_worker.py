@@ -1,4 +1,4 @@
-"""One rank of `test_distributed.py`: what the collective helpers give, as JSON on standard output."""
+"""One rank of `test_collectives.py`: prints the results of the collective operations as JSON."""
 
 import json
 import sys

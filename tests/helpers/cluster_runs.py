@@ -1,4 +1,4 @@
-"""What the cluster's tests train: the smallest run that still has every part of one."""
+"""The run of the cluster tests: the smallest one that still has every part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RUN = "runs/sample_cmt"  # where launch/pretrain.sh puts it
 
 
 def arguments(store: Path, *more: object) -> list[str]:
-    """Of a run of four steps, whose losses do not depend on how the eight posts of a step are split."""
+    """Return the settings of a run of four steps, whose losses do not depend on how the eight posts of a step are split."""
     settings = {
         **{"data.path": store, "loop.steps": 4, "loop.global_batch": 8, "loop.micro_batch": 2, "loop.save_every": 0},
         # A small rate: Adam's first steps turn the last digits of near-zero gradients into whole steps of single weights.
@@ -27,7 +27,7 @@ def arguments(store: Path, *more: object) -> list[str]:
 
 
 def write_hostfile(checkout: Path, *lines: str) -> None:
-    """With the variables that DeepSpeed's launcher does not hand on by itself."""
+    """Write a hostfile, and the variables that DeepSpeed's launcher does not pass on by itself."""
     (checkout / "hosts").write_text("\n".join(lines) + "\n")
     names = ("PATH", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", "DS_ACCELERATOR")
     variables = [f"{name}={shlex.quote(os.environ[name])}\n" for name in names]
@@ -35,7 +35,7 @@ def write_hostfile(checkout: Path, *lines: str) -> None:
 
 
 def wait_for_step(run: Path, step: int, what_else: Callable[[], str], timeout: float = 300) -> None:
-    """Return once `metrics.jsonl` holds training step `step`; what_else: the output to show where it does not come."""
+    """Return once `metrics.jsonl` contains training step `step`. `what_else` returns the output to show if it does not."""
     end = time.monotonic() + timeout
     while last_step(run) < step:
         assert time.monotonic() < end, f"step {step} was not reached in {timeout} s\n{what_else()[-6000:]}"

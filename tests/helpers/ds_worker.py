@@ -46,7 +46,7 @@ class SmallTransformer(nn.Module):
 
 
 def tensor_bytes() -> int:
-    """Bytes of all distinct storages that Python can see."""
+    """Return the bytes of all distinct storages that Python can see."""
     gc.collect()
     return held(o for o in gc.get_objects() if isinstance(o, torch.Tensor))
 
@@ -60,7 +60,7 @@ def held(tensors) -> int:
 
 
 def state_of(engine) -> dict[str, int]:
-    """Bytes of parameters, gradients and optimizer state that this rank holds between backward and step."""
+    """Return the bytes of parameters, gradients and optimizer state that this rank keeps between backward and step."""
     model, optimizer, stage = engine.module, engine.optimizer, engine.zero_optimization_stage()
     moments = [t for state in engine.basic_optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
     if stage == 0:
@@ -88,7 +88,7 @@ def run(job: dict, rank: int) -> dict:
     config, before = job["config"], tensor_bytes()
     if (
         config["zero_optimization"]["stage"] == 0
-    ):  # as `Engine` does: there DeepSpeed would clip without telling the norm
+    ):  # as `Engine` does, because DeepSpeed would clip without reporting the norm
         config = {**config, "gradient_clipping": 0.0}
     torch.manual_seed(0)
     model = SmallTransformer()

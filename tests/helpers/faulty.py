@@ -1,4 +1,4 @@
-"""pretrain.py with a fault: FAULT=kind:rank:step in the environment, `step` counted from 0, struck before its batch is read."""
+"""pretrain.py with a fault: FAULT=kind:rank:step in the environment. It strikes before the batch of `step` (from 0) is read."""
 
 from __future__ import annotations
 

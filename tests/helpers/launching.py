@@ -23,8 +23,10 @@ def environment(**more: str) -> dict[str, str]:
 
 
 class Job:
-    """`script` in `ranks` processes, as a launcher would start them, each with its output in a file; `more` goes into
-    their environment."""
+    """`script` in `ranks` processes, as a launcher would start them, each with its output in a file.
+
+    `more` is added to their environment.
+    """
 
     def __init__(self, folder: Path, arguments: list[str], ranks: int = 1, script: str = "pretrain.py", **more: str):
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +51,7 @@ class Job:
         return "\n".join(f"--- {log.name}\n{log.read_text()[-4000:]}" for log in self.logs)
 
     def wait(self, timeout: float = 240) -> list[int]:
-        """Exit codes; every process is killed where one takes longer than `timeout` seconds."""
+        """Return the exit codes. All processes are killed if one takes longer than `timeout` seconds."""
         end = time.monotonic() + timeout
         try:
             return [p.wait(max(0.1, end - time.monotonic())) for p in self.processes]
@@ -63,7 +65,7 @@ class Job:
                 p.wait()
 
     def wait_for_step(self, run: Path, step: int, timeout: float = 240) -> None:
-        """Return once `metrics.jsonl` holds training step `step`."""
+        """Return once `metrics.jsonl` contains training step `step`."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             if last_step(run) >= step:
@@ -81,7 +83,7 @@ def run_to_end(
 
 
 def cromic_ds(*arguments: object, timeout: float = 600) -> str:
-    """A command of the console script, in a process of its own; returns what it printed."""
+    """Run a command of the console script in a process; return what it printed."""
     command = [str(Path(sys.executable).parent / "cromic-ds"), *map(str, arguments)]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

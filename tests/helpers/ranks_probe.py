@@ -1,4 +1,4 @@
-"""Started by each launcher: writes what our mapping makes of its environment, a file for each rank."""
+"""Writes the ranks that we read from a launcher's environment, one file for each process."""
 
 import json
 import os

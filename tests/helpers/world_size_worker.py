@@ -1,9 +1,8 @@
-"""pretrain.py, watched. From the environment:
+"""pretrain.py, which also notes what it does. Environment variables:
 
 NOTES: folder for the ids that each rank trains on, and for the state of the training as it was saved and as it was loaded.
-STOP_AFTER: a step.
-SPOIL, any text: the weights and buffers that the model is built with are spoilt, so what a checkpoint does not bring back
-is seen.
+STOP_AFTER: the step to stop after.
+SPOIL: if not empty, the initial weights and buffers are changed, so that anything that a checkpoint does not restore is found.
 """
 
 import functools
@@ -50,7 +49,7 @@ def save(checkpoints, state, *more):
 
 @torch.no_grad()
 def write_state(engine, ema, name):
-    """Weights, moments, step, groups and buffers, whole, whatever the ranks and the stage; averaged weights beside them."""
+    """Write weights, moments, step, groups and buffers, unsharded, and the averaged weights."""
     adam, values = engine.deepspeed.basic_optimizer, {}
     if engine.stage in (1, 2):  # DeepSpeed links the states when only the first group has any
         engine.deepspeed.optimizer._hp_optimizer_states_linked = False
@@ -75,7 +74,7 @@ def write_state(engine, ema, name):
 
 
 def whole(p):
-    """All of a weight that may be cut over the ranks."""
+    """Return an unsharded weight."""
     if not hasattr(p, "ds_tensor"):
         return p
     parts = [torch.empty_like(p.ds_tensor) for _ in range(dist.get_world_size())]

@@ -1,4 +1,4 @@
-"""Clocks of hosts that differ. (What else a preflight refuses, with real ranks: tests/cluster.)"""
+"""Clocks of hosts that differ. tests/cluster has the other checks, with real ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stop request is remembered, and a second SIGINT ends the process. (All ranks together: test_pretrain_real.py.)"""
+"""A stop request is remembered, and a second SIGINT ends the process. test_pretrain_real.py stops all ranks together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a watcher reads a rank's stack. (Real ranks that die, stop and hang: test_watcher_real.py, tests/cluster.)"""
+"""How a watcher reads a rank's stack, and where it runs. test_watcher_real.py and tests/cluster have real ranks that fail."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODEL = ["/venv/torch/nn/modules/module.py", f"{RUNTIME}engine.py"]
 
 
 def stack(*files: str) -> str:
-    """A stack as faulthandler writes it, innermost call first; another thread is inside a collective."""
+    """Return a stack as faulthandler writes it, innermost call first; another thread is inside a collective."""
     main, other = (
         "\n".join(f'  File "{file}", line 1 in f' for file in files_)
         for files_ in (files, [f"{TORCH}distributed_c10d.py"])
@@ -51,7 +51,7 @@ def test_a_stack_that_waits_for_other_ranks(files, expected):
 
 
 def copy_of_the_package(folder: Path) -> Path:
-    """The package in another folder: its paths are not those of this repository."""
+    """Copy the package to another folder, so that its paths are not those of this repository."""
     shutil.copytree(REPOSITORY / "cromic_ds", folder / "cromic_ds", ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
@@ -77,7 +77,7 @@ def test_the_stack_of_a_real_rank_that_waits(tmp_path):
 
 
 def wait_for(log: Path, text: str) -> str:
-    """What the file contains after `text`, a moment after that has been written."""
+    """Return what the file contains after `text`, a moment after that has been written."""
     end = time.monotonic() + 120
     while text not in log.read_text() and time.monotonic() < end:
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Ranks that die, stop, hang and fail: real processes, without a launcher that would end the others."""
+"""Real ranks that die, stop, hang and fail, without a launcher that would end the other ranks."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def state(run: Path, rank: int) -> dict:
 
 
 def ended(job: Job, timeout: float = 60) -> list[int]:
-    """Exit codes; no rank may be left waiting."""
+    """Return the exit codes; no rank may be left waiting."""
     codes = job.wait(timeout)
     end = time.monotonic() + 15
-    while any(guards_of(job)) and time.monotonic() < end:  # a guard may print last
+    while any(watchers_of(job)) and time.monotonic() < end:  # a watcher may print last
         time.sleep(0.1)
-    assert not any(guards_of(job))
+    assert not any(watchers_of(job))
     return codes
 
 
-def guards_of(job: Job) -> list[int]:
+def watchers_of(job: Job) -> list[int]:
     pids = {str(p.pid) for p in job.processes}
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -50,7 +50,7 @@ def guards_of(job: Job) -> list[int]:
     return found
 
 
-def test_a_killed_rank_ends_the_run_and_is_named_and_the_next_start_goes_on(store, tmp_path):
+def test_a_killed_rank_ends_the_run_and_is_named_and_the_next_start_resumes(store, tmp_path):
     out, whole, steps = tmp_path / "run", tmp_path / "whole", ["--loop.steps", "40"]
     job = Job(tmp_path, arguments(store, out, *steps), ranks=2)
     job.wait_for_step(out, 6)
@@ -98,9 +98,9 @@ def test_the_first_traceback_is_the_only_one(store, tmp_path, fault, error):
     out = tmp_path / "run"
     job = Job(tmp_path, arguments(store, out, "--loop.save_every", "0"), ranks=2, script=FAULTY, FAULT=f"{fault}:1:5")
     assert 0 not in ended(job, 120)
-    told = job.logs[1].read_text()
-    assert "Traceback" in told
-    assert error in told
+    log = job.logs[1].read_text()
+    assert "Traceback" in log
+    assert error in log
     assert "Traceback" not in job.logs[0].read_text()
     assert f"rank 1 on host {HOST} failed" in state(out, 1)["error"]
     assert "Traceback" in state(out, 1)["traceback"]
