@@ -18,7 +18,7 @@ from cromic_ds.data.tokenizer import train_tokenizer
 from cromic_ds.errors import UserError
 from cromic_ds.inference.exports import load_export
 from cromic_ds.inference.import_published import ImportSettings, import_published, read_state_dict
-from cromic_ds.models.cmt.config import PRESETS
+from cromic_ds.models.cmt.config import CMTConfig
 
 SMALL = {
     **{"d_model": 32, "n_heads": 4, "ffn": 48, "encoder_layers": 2, "decoder_layers": 2},
@@ -39,7 +39,7 @@ def published() -> ModuleType:
 @pytest.fixture
 def small(published, tokenizer, monkeypatch) -> nn.Module:
     """The published model with the sizes of SMALL, which preset `paper` then has as well."""
-    monkeypatch.setitem(PRESETS, "paper", SMALL)
+    monkeypatch.setitem(CMTConfig.presets, "paper", SMALL)
     sizes = {"VOCABULARY": len(tokenizer), "WIDTH": 32, "HEADS": 4, "FFN": 48, "LAYERS": 2}
     for name, value in sizes.items():
         monkeypatch.setattr(published, name, value)
