@@ -8,17 +8,14 @@ from typing import Any, NamedTuple
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from cromic_ds.errors import UserError, nearest
-from cromic_ds.models.cmt.config import PRESETS as CMT_PRESETS
 from cromic_ds.models.cmt.config import CMTConfig
 from cromic_ds.models.cmt.model import CMTModel
 from cromic_ds.models.cmt.weights import load_pretrained_cmt
 from cromic_ds.models.common.config import CommentConfig, types_of
 from cromic_ds.models.common.weights import LoadReport
-from cromic_ds.models.vilt.config import PRESETS as VILT_PRESETS
 from cromic_ds.models.vilt.config import ViLTConfig
 from cromic_ds.models.vilt.model import ViLTModel
 from cromic_ds.models.vilt.weights import load_pretrained_vilt
-from cromic_ds.models.vlp.config import PRESETS as VLP_PRESETS
 from cromic_ds.models.vlp.config import VLPConfig
 from cromic_ds.models.vlp.model import VLPModel
 from cromic_ds.models.vlp.weights import load_pretrained_vlp
@@ -29,14 +26,13 @@ class ModelKind(NamedTuple):
 
     config: type[CommentConfig]
     model: type[PreTrainedModel]
-    presets: dict[str, dict[str, Any]]
     load_pretrained: Callable[[PreTrainedModel, str], LoadReport] | None = None  # weights that others trained
 
 
 MODELS: dict[str, ModelKind] = {
-    "cmt": ModelKind(CMTConfig, CMTModel, CMT_PRESETS, load_pretrained_cmt),
-    "vlp": ModelKind(VLPConfig, VLPModel, VLP_PRESETS, load_pretrained_vlp),
-    "vilt": ModelKind(ViLTConfig, ViLTModel, VILT_PRESETS, load_pretrained_vilt),
+    "cmt": ModelKind(CMTConfig, CMTModel, load_pretrained_cmt),
+    "vlp": ModelKind(VLPConfig, VLPModel, load_pretrained_vlp),
+    "vilt": ModelKind(ViLTConfig, ViLTModel, load_pretrained_vilt),
 }
 
 for kind in MODELS.values():  # so that AutoModel.from_pretrained knows our exports
@@ -61,11 +57,11 @@ def build_config(name: str, preset: str, **overrides: Any) -> CommentConfig:
     Raises:
         UserError: unknown model, preset or field, or a value outside its limits.
     """
-    kind = model_kind(name)
-    if preset not in kind.presets:
-        known = ", ".join(kind.presets)
-        raise UserError(f"model.preset: unknown preset {preset!r}{nearest(preset, kind.presets)}; one of {known}")
-    return kind.config(**kind.presets[preset]).changed(overrides)
+    config = model_kind(name).config
+    if preset not in config.presets:
+        known = ", ".join(config.presets)
+        raise UserError(f"model.preset: unknown preset {preset!r}{nearest(preset, config.presets)}; one of {known}")
+    return config(**config.presets[preset]).changed(overrides)
 
 
 def build_model(config: CommentConfig) -> PreTrainedModel:

@@ -19,7 +19,7 @@ from cromic_ds.errors import UserError
 from cromic_ds.inference.exports import load_export
 from cromic_ds.inference.import_published import import_published
 from cromic_ds.inference.settings import ImportSettings
-from cromic_ds.models.cmt.config import PRESETS
+from cromic_ds.models.cmt.config import CMTConfig
 from cromic_ds.models.common.weights import read_state_dict
 
 SMALL = {
@@ -41,7 +41,7 @@ def published() -> ModuleType:
 @pytest.fixture
 def small(published, tokenizer, monkeypatch) -> nn.Module:
     """The published model with the sizes of SMALL, which preset `paper` then has as well."""
-    monkeypatch.setitem(PRESETS, "paper", SMALL)
+    monkeypatch.setitem(CMTConfig.presets, "paper", SMALL)
     sizes = {"VOCABULARY": len(tokenizer), "WIDTH": 32, "HEADS": 4, "FFN": 48, "LAYERS": 2}
     for name, value in sizes.items():
         monkeypatch.setattr(published, name, value)

@@ -51,7 +51,7 @@ def house(tmp_path_factory) -> Path:
     (root / "cromic_ds" / "models" / "plain.py").write_text(file, encoding="utf-8")
     init = root / "cromic_ds" / "models" / "registry.py"
     loop = "\nfor kind in MODELS.values():"
-    imported = "from cromic_ds.models.plain import PRESETS, PlainConfig, PlainModel\n"
+    imported = "from cromic_ds.models.plain import PlainConfig, PlainModel\n"
     content = init.read_text(encoding="utf-8")
     assert content.count(loop) == 1
     init.write_text(content.replace(loop, f"\n{imported}{line}{loop}"), encoding="utf-8")

@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from cromic_ds.data.collate import LoadedExample, SpecialTokens, blank_batch, collate
 from cromic_ds.errors import UserError
-from cromic_ds.models.cmt.config import PRESETS
+from cromic_ds.models.cmt.config import CMTConfig
 from cromic_ds.models.cmt.model import CMTModel, Memory
 from cromic_ds.models.common.transformer import DenseLayout
 from cromic_ds.models.registry import build_config, build_model
@@ -160,7 +160,7 @@ def test_sizes_of_the_presets():
             name: sum(p.numel() for p in build_model(build_config("cmt", name)).parameters())
             for name in ("tiny", "small", "paper", "large", "xl")
         }
-    assert sizes.keys() == PRESETS.keys()
+    assert sizes.keys() == CMTConfig.presets.keys()
     assert sizes["paper"] == 119_026_120
     assert sizes["xl"] >= 1_000_000_000
     assert list(sizes.values()) == sorted(sizes.values())

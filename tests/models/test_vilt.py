@@ -21,7 +21,7 @@ from cromic_ds.data.collate import LoadedExample, SpecialTokens, blank_batch, co
 from cromic_ds.errors import UserError
 from cromic_ds.models.common.kernels import IGNORE
 from cromic_ds.models.registry import build_config
-from cromic_ds.models.vilt.config import PRESETS, ViLTConfig
+from cromic_ds.models.vilt.config import ViLTConfig
 from cromic_ds.models.vilt.layers import normalize_symmetric
 from cromic_ds.models.vilt.model import ViLTModel
 from cromic_ds.models.vilt.weights import load_vilt_state_dict, vilt_name
@@ -480,7 +480,7 @@ def test_every_norm_computes_with_the_chosen_kernel():
 def test_sizes_of_the_presets():
     def size(preset: str, **overrides) -> int:
         with torch.device("meta"):
-            model = ViLTModel(ViLTConfig(**{**PRESETS[preset], **overrides}))
+            model = ViLTModel(ViLTConfig(**{**ViLTConfig.presets[preset], **overrides}))
         return sum(p.numel() for p in model.parameters())
 
     assert size("paper") == 159_135_762
@@ -528,7 +528,7 @@ def test_texts_longer_than_the_positions_are_named(make_batch):
 def test_a_handful_of_posts_is_learned(decoder):
     """Pictures of one gray each, and a text that says nothing: the comment names the gray."""
     torch.manual_seed(0)
-    model = ViLTModel(ViLTConfig(**PRESETS["tiny"], vocab_size=120, decoder=decoder)).train()
+    model = ViLTModel(ViLTConfig(**ViLTConfig.presets["tiny"], vocab_size=120, decoder=decoder)).train()
     examples = [
         LoadedExample(
             *(str(i), i, np.array([101, 7, 8, 102]), [np.array([101, 20 + i, 30, 40 + i, 102])]),

@@ -10,7 +10,7 @@ from cromic_ds.batch import Batch
 from cromic_ds.data.collate import LoadedExample, SpecialTokens, collate
 from cromic_ds.data.tokenizer import train_tokenizer
 from cromic_ds.models.common.kernels import IGNORE
-from cromic_ds.models.vilt.config import PRESETS, ViLTConfig
+from cromic_ds.models.vilt.config import ViLTConfig
 from cromic_ds.models.vilt.draws import generators, masked_words, swapped_images
 from cromic_ds.models.vilt.model import ViLTModel
 
@@ -109,7 +109,7 @@ def test_only_posts_with_text_and_weight_are_judged_and_only_real_images_lent():
 
 def test_words_come_from_the_tokenizer():
     tokenizer = train_tokenizer(["苹果 apple apples apple", "apple 红色 reddish red"] * 20, 60)
-    model = ViLTModel(ViLTConfig(**PRESETS["tiny"], vocab_size=len(tokenizer)))
+    model = ViLTModel(ViLTConfig(**ViLTConfig.presets["tiny"], vocab_size=len(tokenizer)))
     assert not model.continues.any()
     model.use_tokenizer(tokenizer)
     ids = tokenizer("红色reddish", add_special_tokens=False)["input_ids"]

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from cromic_ds.batch import Batch
 from cromic_ds.data.collate import LoadedExample, SpecialTokens, blank_batch, collate
 from cromic_ds.errors import UserError
-from cromic_ds.models.vlp.config import PRESETS, VLPConfig
+from cromic_ds.models.vlp.config import VLPConfig
 from cromic_ds.models.vlp.model import VLPModel
 from cromic_ds.models.vlp.packing import draw_masks, targets_of, token_stream
 from cromic_ds.models.vlp.weights import translate_vlp
@@ -467,9 +467,9 @@ def test_saved_and_loaded_again(make_batch, tmp_path):
 def test_sizes_of_the_presets():
     def size(name: str) -> int:
         with torch.device("meta"):
-            return sum(p.numel() for p in VLPModel(VLPConfig(**PRESETS[name])).parameters())
+            return sum(p.numel() for p in VLPModel(VLPConfig(**VLPConfig.presets[name])).parameters())
 
-    assert [*PRESETS] == ["tiny", "small", "paper"]
+    assert [*VLPConfig.presets] == ["tiny", "small", "paper"]
     assert size("tiny") < size("small") < size("paper")
     bert = 21128 * 768 + 512 * 768 + 6 * 768 + 2 * 768 + 12 * (12 * 768**2 + 13 * 768)
     head = 768**2 + 3 * 768 + 21128

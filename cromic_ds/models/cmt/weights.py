@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cromic_ds.models.common.weights import LoadReport, Rules, load_translated, read_state_dict, renamed
 
 # (published name, our name); the first match wins.
-RULES: Rules = [
+_RULES: Rules = [
     (r"token_embed\.embedding\.weight", "token_embedding.weight"),
     (r"token_type_embed\.weight", "type_embedding.weight"),
     (r"(encoder|decoder)\.norm\.(\w+)", r"\1_norm.\2"),
@@ -30,7 +30,7 @@ RULES: Rules = [
 # number that `cmt_name` reduces by one.
 STEM = "image_encoder.backbone.embedder.embedder"
 STAGES = "image_encoder.backbone.encoder.stages"
-RESNET_RULES: Rules = [
+_RESNET_RULES: Rules = [
     (r"image_encoder\.backbone\.0\.weight", f"{STEM}.convolution.weight"),
     (r"image_encoder\.backbone\.1\.(\w+)", rf"{STEM}.normalization.\1"),
     (r"image_encoder\.backbone\.(\d)\.(\d+)\.downsample\.0\.(\w+)", rf"{STAGES}.\1.layers.\2.shortcut.convolution.\3"),
@@ -45,7 +45,7 @@ RESNET_RULES: Rules = [
 
 def cmt_name(foreign: str) -> str | None:
     """Return the name in `CMTModel` of a parameter or buffer of the published code, or None where it has no place."""
-    name = renamed(foreign, RULES + RESNET_RULES)
+    name = renamed(foreign, _RULES + _RESNET_RULES)
     if name is None:
         return None
     name = re.sub(r"stages\.(\d)", lambda m: f"stages.{int(m[1]) - 4}", name)  # backbone.4 is stage 0

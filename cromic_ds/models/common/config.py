@@ -26,14 +26,15 @@ ProperShare = Annotated[float, Limit(lambda x: 0 < x < 1, "a share between 0 and
 Weight = Annotated[float, Limit(lambda x: x >= 0, "0 or more")]
 
 HIDDEN, DERIVED = "hidden", "derived"
-T = TypeVar("T")
-Constant = Annotated[T, HIDDEN]  # of the architecture: can be set by name, but `--help` does not list it
-Derived = Annotated[T, DERIVED]  # follows from the data, or tells transformers what the model is: cannot be set
+_T = TypeVar("_T")
+Constant = Annotated[_T, HIDDEN]  # of the architecture: can be set by name, but `--help` does not list it
+Derived = Annotated[_T, DERIVED]  # follows from the data, or tells transformers what the model is: cannot be set
 
 
 class CommentConfig(PreTrainedConfig):
     """Fields of every model of posts and comments. Each docstring is the help of `--model.FIELD`."""
 
+    presets: ClassVar[dict[str, dict[str, Any]]]  # fields by the name of a preset
     fine_tuned: ClassVar[dict[str, Any]] = {}  # values that fine-tuning starts from where the settings give none
 
     mode: Literal["t+v", "v", "t"] = "t+v"
@@ -112,18 +113,19 @@ class ResNetCommentConfig(CommentConfig):
             raise UserError(f"model.image_size is {self.image_size}: too small for one image token; give at least 33")
 
 
-def _resnet(embedding_size: int, hidden_sizes: list[int], depths: list[int], layer_type: str) -> dict[str, Any]:
-    return {
-        "embedding_size": embedding_size,
-        "hidden_sizes": hidden_sizes,
-        "depths": depths,
-        "layer_type": layer_type,
-    }
+def resnet(embedding_size: int, hidden_sizes: list[int], depths: list[int], layer_type: str) -> dict[str, Any]:
+    """Return sizes of a ResNet."""
+    return dict(embedding_size=embedding_size, hidden_sizes=hidden_sizes, depths=depths, layer_type=layer_type)
 
 
-TINY_RESNET = _resnet(16, [16, 32, 64, 128], [1, 1, 1, 1], "basic")
-SMALL_RESNET = _resnet(32, [32, 64, 128, 256], [2, 2, 2, 2], "basic")
-RESNET50 = _resnet(64, [256, 512, 1024, 2048], [3, 4, 6, 3], "bottleneck")
+TINY_RESNET = resnet(16, [16, 32, 64, 128], [1, 1, 1, 1], "basic")
+SMALL_RESNET = resnet(32, [32, 64, 128, 256], [2, 2, 2, 2], "basic")
+RESNET50 = resnet(64, [256, 512, 1024, 2048], [3, 4, 6, 3], "bottleneck")
+
+
+def sizes(d_model: int, encoder_layers: int, n_heads: int, ffn: int) -> dict[str, int]:
+    """Return the sizes of a transformer, for a preset."""
+    return dict(d_model=d_model, encoder_layers=encoder_layers, n_heads=n_heads, ffn=ffn)
 
 
 def grid_side(image_size: int) -> int:
@@ -151,14 +153,16 @@ def settings_of(config: type[CommentConfig], hidden: bool = True) -> dict[str, A
     """The fields that a user may set, by name, with their plain types; without the constants where `hidden` is False."""
     types = types_of(config)
     left_out = {DERIVED} if hidden else {DERIVED, HIDDEN}
-    return {name: plain(hint) for name, hint in types.items() if not left_out & set(getattr(hint, "__metadata__", ()))}
+    return {
+        name: plain_type(hint) for name, hint in types.items() if not left_out & set(getattr(hint, "__metadata__", ()))
+    }
 
 
-def plain(hint: Any) -> Any:
+def plain_type(hint: Any) -> Any:
     """A type without limits and markers."""
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
 def choices(hint: Any) -> tuple[Any, ...]:
     """The values of a Literal; nothing for any other type."""
-    return get_args(plain(hint)) if get_origin(plain(hint)) is Literal else ()
+    return get_args(plain_type(hint)) if get_origin(plain_type(hint)) is Literal else ()

@@ -7,13 +7,22 @@ from typing import Any, ClassVar, Literal
 from transformers import ViltConfig
 
 from cromic_ds.errors import UserError
-from cromic_ds.models.common.config import CommentConfig, Constant, Count, Derived, ProperShare, Weight
+from cromic_ds.models.common.config import CommentConfig, Constant, Count, Derived, ProperShare, Weight, sizes
 
 
 class ViLTConfig(CommentConfig):
     """Every choice of the model. The defaults are preset `paper`: ViLT-B/32 with CroMIC-CMT's decoder."""
 
     model_type = "cromic_vilt"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny": sizes(128, 4, 4, 256)
+        | dict(decoder_layers=2, decoder_heads=4, decoder_ffn=256)
+        | dict(image_size=128, position_grid=4, dropout=0.0, embedding_std=0.09),
+        "small": sizes(384, 6, 6, 1536)
+        | dict(decoder_layers=4, decoder_heads=6, decoder_ffn=1024)
+        | dict(position_grid=7, embedding_std=0.05),
+        "paper": {},
+    }
     fine_tuned: ClassVar[dict[str, Any]] = {"mlm_weight": 0.0, "itm_weight": 0.0}
 
     image_size: Count = 224
@@ -73,32 +82,3 @@ class ViLTConfig(CommentConfig):
             max_position_embeddings=self.text_positions,
             pad_token_id=self.pad_token_id,
         )
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "d_model": 128,
-        "encoder_layers": 4,
-        "n_heads": 4,
-        "ffn": 256,
-        "dropout": 0.0,
-        "embedding_std": 0.09,
-        "image_size": 128,
-        "position_grid": 4,
-        "decoder_layers": 2,
-        "decoder_heads": 4,
-        "decoder_ffn": 256,
-    },
-    "small": {
-        "d_model": 384,
-        "encoder_layers": 6,
-        "n_heads": 6,
-        "ffn": 1536,
-        "embedding_std": 0.05,
-        "position_grid": 7,
-        "decoder_layers": 4,
-        "decoder_heads": 6,
-        "decoder_ffn": 1024,
-    },
-    "paper": {},
-}

@@ -15,7 +15,7 @@ from cromic_ds.models.common.weights import LoadReport, Rules, load_translated, 
 CLASSES = {kind.__name__: kind for kind in (ViltModel, ViltForMaskedLM, ViltForQuestionAnswering)}
 
 # (transformers' name without `vilt.`, our name); the first match wins.
-RULES: Rules = [
+_RULES: Rules = [
     (r"embeddings\.text_embeddings\.(.+)", r"text_embeddings.\1"),
     (r"embeddings\.token_type_embeddings\.weight", "type_embedding.weight"),
     (r"embeddings\.(.+)", r"image_encoder.\1"),
@@ -33,7 +33,7 @@ BY_ROWS = ("text_embeddings.position_embeddings.weight", "type_embedding.weight"
 
 def vilt_name(foreign: str) -> str | None:
     """Return the name in `ViLTModel` of a parameter of transformers' ViLT, or None where it has no place."""
-    return renamed(foreign.removeprefix("vilt."), RULES)
+    return renamed(foreign.removeprefix("vilt."), _RULES)
 
 
 def load_vilt_state_dict(model: nn.Module, foreign: Mapping[str, Tensor]) -> LoadReport:

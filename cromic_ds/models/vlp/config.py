@@ -12,6 +12,7 @@ from cromic_ds.models.common.config import (
     Derived,
     ResNetCommentConfig,
     Share,
+    sizes,
 )
 
 SEGMENTS = {"seq2seq": [4, 4, 5], "bidirectional": [0, 0, 1]}  # of image, post and comment
@@ -21,6 +22,13 @@ class VLPConfig(ResNetCommentConfig):
     """Every choice of the model. The defaults are preset `paper`: BERT-base."""
 
     model_type = "cromic_vlp"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny": sizes(128, 4, 4, 512)
+        | dict(image_size=112, image_ffn=256, image_layer_norm=True, batch_norm="frozen", resnet=TINY_RESNET)
+        | dict(dropout=0.0, initializer_range=0.09),
+        "small": sizes(384, 8, 6, 1536) | dict(image_ffn=768, batch_norm="frozen", resnet=SMALL_RESNET),
+        "paper": {},
+    }
     attribute_map: ClassVar = {"num_hidden_layers": "encoder_layers"}  # for transformers' caches
 
     objective: Literal["masked", "causal"] = "masked"
@@ -58,30 +66,3 @@ class VLPConfig(ResNetCommentConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.segments = self.segments or SEGMENTS
         super().__post_init__(**kwargs)
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "d_model": 128,
-        "encoder_layers": 4,
-        "n_heads": 4,
-        "ffn": 512,
-        "dropout": 0.0,
-        "image_size": 112,
-        "image_ffn": 256,
-        "initializer_range": 0.09,
-        "image_layer_norm": True,
-        "batch_norm": "frozen",
-        "resnet": TINY_RESNET,
-    },
-    "small": {
-        "d_model": 384,
-        "encoder_layers": 8,
-        "n_heads": 6,
-        "ffn": 1536,
-        "image_ffn": 768,
-        "batch_norm": "frozen",
-        "resnet": SMALL_RESNET,
-    },
-    "paper": {},
-}

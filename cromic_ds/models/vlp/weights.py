@@ -20,7 +20,7 @@ from cromic_ds.models.common.weights import LoadReport, Rules, load_translated, 
 
 LAYER = r"(?:bert\.)?encoder\.layer\.(\d+)\."
 # (foreign name, ours); the first match wins. `vis_pe_embed` has no place: a grid has no boxes.
-RULES: Rules = [
+_RULES: Rules = [
     (r"(?:bert\.)?embeddings\.word_embeddings\.weight", "token_embedding.weight"),
     (r"(?:bert\.)?embeddings\.position_embeddings\.weight", "position_embedding.weight"),
     (r"(?:bert\.)?embeddings\.token_type_embeddings\.weight", "type_embedding.weight"),
@@ -45,7 +45,7 @@ SEQ2SEQ_TASK = 3
 
 def vlp_name(foreign: str) -> str | None:
     """Return the name in `VLPModel` of a foreign parameter, or None where it has no place."""
-    return renamed(foreign, RULES)
+    return renamed(foreign, _RULES)
 
 
 def translate_vlp(foreign: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
