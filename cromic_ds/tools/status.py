@@ -137,7 +137,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def read_ranks(folder: RunFolder, now: float) -> list[dict[str, Any]]:
-    """Return the files of all ranks in order. Ranks that should be running and are not have the "state" "dead" and an "error"."""
+    """Return the files of all ranks in order. A rank that should be running and is not has "state": "dead" and an "error"."""
     ranks = {path: values for path in folder.rank_states() if (values := read_object(path))}
     verdicts = {path: liveness(values, now) for path, values in ranks.items() if values["state"] in ALIVE}
     doubtful = {path for path, verdict in verdicts.items() if verdict == "doubtful"}
