@@ -1,8 +1,7 @@
-"""How the tools show states, times and lists of numbers on a terminal. Standard library only."""
+"""How the tools show states and times on a terminal. Standard library only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import timedelta
 
 # Colors of rich, for the states of runs and of the table's jobs.
@@ -14,22 +13,6 @@ STATE_COLORS = {
     "dead": "red",
     "failed": "red",
 }
-
-
-def number_ranges(numbers: Iterable[int], separator: str = ",") -> str:
-    """Return [0, 1, 2, 5] as "0-2,5"."""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return separator.join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
-
-
-def rank_list(ranks: list[int]) -> str:
-    """Return [0, 1, 2, 5] as "ranks 0-2, 5"."""
-    return f"rank{'s' if len(ranks) > 1 else ''} {number_ranges(ranks, ', ')}"
 
 
 def age(seconds: float) -> str:

@@ -23,8 +23,10 @@ from rich.markup import escape
 
 from cromic_ds.errors import UserError
 from cromic_ds.files import read_json_if_there
+from cromic_ds.ranks.launcher import name_ranks
+from cromic_ds.ranks.processes import parent_pid
 from cromic_ds.run_folder import MANIFEST, RunFolder
-from cromic_ds.tools.display import STATE_COLORS, age, duration, rank_list
+from cromic_ds.tools.display import STATE_COLORS, age, duration
 from cromic_ds.tracking.jsonl import newest_metrics
 
 REWRITTEN = 7.0  # seconds within which the file of a living rank is rewritten, with some margin
@@ -166,13 +168,6 @@ def liveness(rank: dict[str, Any], now: float) -> str:
     return "doubtful" if silent < LOST else "dead"
 
 
-def parent_pid(pid: int) -> int | None:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, IndexError, ValueError):
-        return None
-
-
 def unchanged_files(ranks: dict[Path, dict[str, Any]]) -> set[Path]:
     """Return the files that do not change within the time in which a living rank's file would."""
     end = time.monotonic() + REWRITTEN
@@ -245,7 +240,7 @@ def status_text(run: RunStatus) -> str:
     if skipped := ", ".join(f"skipped {what}: {n}" for what, n in counts.items() if n):
         lines.append(f"  {skipped}")
     for error, ranks in ranks_by_error(run).items():
-        lines.append(f"  [red]{escape(rank_list(ranks))}[/]: {escape(error)}")
+        lines.append(f"  [red]{escape(name_ranks(ranks))}[/]: {escape(error)}")
     if not run.ranks and run.state == "dead":
         lines.append("  no rank has reported anything (RUN/ranks): was it killed while it started?")
     if run.traceback:
@@ -273,7 +268,7 @@ def progress_text(run: RunStatus) -> str:
 
 
 def hosts_text(run: RunStatus) -> str:
-    hosts = ", ".join(f"{host} ({rank_list(ranks)})" for host, ranks in run.hosts.items())
+    hosts = ", ".join(f"{host} ({name_ranks(ranks)})" for host, ranks in run.hosts.items())
     return hosts + (f", Slurm job {run.job}" if run.job else "")
 
 

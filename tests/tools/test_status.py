@@ -20,7 +20,7 @@ from helpers.paths import REPOSITORY
 from cromic_ds.cli.commands import main
 from cromic_ds.errors import UserError
 from cromic_ds.tools import status
-from cromic_ds.tools.display import age, rank_list
+from cromic_ds.tools.display import age
 from cromic_ds.tools.status import read_status, status_text
 
 NOW = 1_800_000_000.0
@@ -255,11 +255,6 @@ def test_the_file_of_a_living_rank_is_rewritten_in_time():
 )
 def test_ages(seconds, text):
     assert age(seconds) == text
-
-
-def test_names_of_ranks():
-    assert rank_list([3]) == "rank 3"
-    assert rank_list([5, 0, 1, 2]) == "ranks 0-2, 5"
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ const find = (id) => document.getElementById(id);
 const buttons = [...document.querySelectorAll("[data-choice]")];
 const undoButtons = [...document.querySelectorAll(".undo")];
 let language = localStorage.getItem("language") ?? (navigator.language.startsWith("zh") ? "zh" : "en");
-let place = null; // the server's last answer: {rater, sheet, position, of, question, answer}
+let place = null; // the last response: {rater, sheet, position, of, question, answer}
 let chosen = {}; // {passed, quality}, as far as they are chosen
 let busy = false; // a request is in progress
 

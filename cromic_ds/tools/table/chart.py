@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cromic_ds.tasks import TASKS
 from cromic_ds.tools.figures import BLUE, GRID, INK, MUTED, png_figure, remove_frame
-from cromic_ds.tools.table.columns import TASK_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ def draw_table(result: dict, path: Path) -> None:
         for axes, task in zip(panels, result["tasks"]):
             score, name = LEADING.get(task, ("cider", "CIDEr"))
             _draw_panel(axes, result["rows"], task, score, models)
-            axes.set_title(f"{TASK_NAMES[task]}, {name} × 100", loc="left", fontsize=10, fontweight="bold")
+            axes.set_title(f"{TASKS[task].title}, {name} × 100", loc="left", fontsize=10, fontweight="bold")
             axes.set_xticks(range(len(models)), [labels[model].replace(" ", "\n") for model in models])
         for axes in panels[len(result["tasks"]) :]:
             axes.set_axis_off()

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-import psutil
-
 from cromic_ds.data.store import read_meta
 from cromic_ds.errors import UserError
+from cromic_ds.ranks.launcher import free_port
+from cromic_ds.ranks.processes import group_runs
 from cromic_ds.shipped import PACKAGE
 from cromic_ds.tasks.results import read_result
 from cromic_ds.tools.table.folder import JobState, TableFolder
@@ -206,7 +206,7 @@ def _reason(code: int | str) -> str:
 def _wait_for(process: subprocess.Popen[bytes], stop: Stop) -> int:
     """Return the exit code once all processes of the job's session have ended; pass on a request to stop."""
     kill_at: float | None = None
-    while (code := process.poll()) is None or _group_runs(process.pid):
+    while (code := process.poll()) is None or group_runs(process.pid):
         if kill_at is None and (stop.asked or code is not None):
             kill_at = time.monotonic() + KILL_AFTER
             if stop.asked:
@@ -220,15 +220,6 @@ def _wait_for(process: subprocess.Popen[bytes], stop: Stop) -> int:
 def _signal(group: int, number: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(group, number)
-
-
-def _group_runs(group: int) -> bool:
-    """Return whether a process group has a running process (a launcher can end before the processes that it started)."""
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                return True
-    return False
 
 
 def started_command(job: TableJob, slot: Slot) -> list[str]:
@@ -246,12 +237,6 @@ def started_command(job: TableJob, slot: Slot) -> list[str]:
     if "CUDA_VISIBLE_DEVICES" not in slot.environment:  # the launcher would ignore it if it was given --num_gpus
         launcher += ["--num_gpus", str(slot.processes)]
     return [*launcher, script, *arguments[1:]]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def last_lines(path: Path, count: int = LOG_LINES) -> list[str]:

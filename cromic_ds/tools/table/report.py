@@ -9,15 +9,14 @@ from typing import Any
 from cromic_ds.files import write_atomically, write_json
 from cromic_ds.tasks import TASKS
 from cromic_ds.tools.display import duration
-from cromic_ds.tools.table.columns import SCORES, TASK_NAMES
 from cromic_ds.tools.table.folder import JobState, JobStates, TableFolder
 from cromic_ds.tools.table.progress import count
-from cromic_ds.tools.table.settings import TableSettings
+from cromic_ds.tools.table.settings import TABLE_SCORES, TABLE_TASKS, TableSettings
 
 MODEL_LABELS = {"cmt": "CroMIC-CMT", "vlp": "Unified VLP", "vilt": "ViLT"}
 INTERPRETED = ("vlp", "vilt")
 COMMENTS_COLUMN = {"pretrained": "with comments", "scratch": "without"}
-GROUNDED = {task: {"grounded": ""} for task in TASK_NAMES}
+GROUNDED = {task.name: {"grounded": ""} for task in TABLE_TASKS}
 MISSING = "–"
 
 
@@ -58,7 +57,7 @@ def summarize_table(folder: TableFolder, settings: TableSettings) -> dict[str, A
         data |= {name: value for name, value in vars(settings.data).items() if name.startswith("sample_")}
     return {
         "rows": rows,
-        "tasks": [task for task in TASK_NAMES if task in settings.tasks],
+        "tasks": [task.name for task in TABLE_TASKS if task.name in settings.tasks],
         "seeds": settings.seeds,
         "evaluated": {task: _measured(folder, states, task) for task in settings.tasks},
         "data": data,
@@ -124,7 +123,7 @@ def markdown(result: dict[str, Any]) -> str:
     over = "one seed" if n_seeds == 1 else f"mean ± standard deviation over {n_seeds} seeds"
     lines = ["# Results", ""]
     lines += [f"Scores × 100, {over}; {jobs['evaluated']} of {jobs['evaluations']} evaluations done.", ""]
-    lines += [*_table(result, SCORES), *_published(result)]
+    lines += [*_table(result, TABLE_SCORES), *_published(result)]
     if any("grounded" in cell["scores"] for row in result["rows"] for cell in row["cells"].values()):
         lines += ["", "Answers and captions that name what the picture shows (grounded accuracy):", ""]
         lines += _table(result, GROUNDED)
@@ -134,7 +133,7 @@ def markdown(result: dict[str, Any]) -> str:
 def _columns(result: dict[str, Any], scores: dict[str, dict[str, str]]) -> list[tuple[str, str, str]]:
     """Return task, score and title of each column."""
     return [
-        (task, score, f"{TASK_NAMES[task]} {short}".strip())
+        (task, score, f"{TASKS[task].title} {short}".strip())
         for task in result["tasks"]
         for score, short in scores[task].items()
     ]
@@ -144,7 +143,7 @@ def _published(result: dict[str, Any]) -> list[str]:
     """Return rows with the numbers that others published, in the same columns."""
     lines = []
     for name, by_task in result["published"].items():
-        values = [by_task.get(task, {}).get(score) for task, score, _ in _columns(result, SCORES)]
+        values = [by_task.get(task, {}).get(score) for task, score, _ in _columns(result, TABLE_SCORES)]
         cells = [MISSING if value is None else f"{value:.1f}" for value in values]
         lines.append("| " + " | ".join([f"*{name}*", "*published*", *cells]) + " |")
     return lines
@@ -172,7 +171,7 @@ def _text(cell: dict[str, Any], score: str, n_seeds: int) -> str:
 def _notes(result: dict[str, Any]) -> list[str]:
     notes = ["With comments: pretrained on posts' comments, then fine-tuned on the task. Without: fine-tuned alone."]
     tasks = result["tasks"]
-    if any("cider" in SCORES[task] for task in tasks):
+    if any("cider" in TABLE_SCORES[task] for task in tasks):
         notes.append("C: CIDEr, B@4: BLEU-4, R: ROUGE-L, over the whole split and on text.")
     notes += [TASKS[task].table_note for task in tasks if TASKS[task].table_note]
     if result["interpreted"]:
@@ -182,7 +181,7 @@ def _notes(result: dict[str, Any]) -> list[str]:
         )
     if result["published"]:
         notes.append("Published: as given in the recipe, measured by others on their own data and models.")
-    ways = [f"{TASK_NAMES[task]} {_way(way)}" for task in tasks for way in result["evaluated"][task]]
+    ways = [f"{TASKS[task].title} {_way(way)}" for task in tasks for way in result["evaluated"][task]]
     if ways:
         notes.append(f"Scored on: {'; '.join(ways)}.")
     notes.append(_data(result["data"]))

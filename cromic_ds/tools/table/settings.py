@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from cromic_ds.errors import UserError, nearest
 from cromic_ds.tasks import TASKS
-from cromic_ds.tools.table.columns import SCORES
 
 DOWNSTREAM = [name for name in TASKS if name != "comments"]
+TABLE_TASKS = sorted((task for task in TASKS.values() if task.table_scores), key=lambda task: task.table_place)
+TABLE_SCORES = {task.name: task.table_scores for task in TABLE_TASKS}  # columns by task: score → short heading
 STARTS = ("pretrained", "scratch")
 
 Layers = dict[str, dict[str, Any]]
@@ -145,12 +146,12 @@ class TableSettings:
     def _check_published(self) -> None:
         for row, tasks in self.published.items():
             for task, scores in tasks.items():
-                if task not in SCORES:
-                    raise UserError(f"published.{row}: no task {task!r}{nearest(task, SCORES)}")
-                if wrong := [score for score in scores if score not in SCORES[task]]:
+                if task not in TABLE_SCORES:
+                    raise UserError(f"published.{row}: no task {task!r}{nearest(task, TABLE_SCORES)}")
+                if wrong := [score for score in scores if score not in TABLE_SCORES[task]]:
                     raise UserError(
                         f"published.{row}.{task}: the table has no column {wrong[0]!r}; its columns are "
-                        f"{', '.join(SCORES[task])} (a human PassRate cannot be compared with them)"
+                        f"{', '.join(TABLE_SCORES[task])} (a human PassRate cannot be compared with them)"
                     )
 
     def kind_of(self, row: str) -> str:

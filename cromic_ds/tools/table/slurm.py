@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cromic_ds.errors import UserError
 from cromic_ds.files import read_json_if_there, write_atomically, write_json
-from cromic_ds.tools.display import number_ranges
+from cromic_ds.ranks.launcher import number_ranges
 from cromic_ds.tools.table.folder import JobState, TableFolder
 from cromic_ds.tools.table.jobs import Stop
 from cromic_ds.tools.table.plan import TableJob

@@ -81,8 +81,8 @@ Scores × 100, mean ± standard deviation over 2 seeds; 20 of 36 evaluations don
 
 - With comments: pretrained on posts' comments, then fine-tuned on the task. Without: fine-tuned alone.
 - C: CIDEr, B@4: BLEU-4, R: ROUGE-L, over the whole split and on text.
-- FM-IQA: automatic scores (EM: answers equal to the reference). The PassRate of the literature is a human Turing test and \
-stands beside none of them.
+- FM-IQA: automatic scores (EM: answers equal to the reference). The PassRate of the literature is a human Turing test, \
+which none of them can be compared with.
 - Acc: the accuracy of the official tool.
 - What the paper changed in Unified VLP is not public: their rows are our interpretation.
 - Scored on: MUGE val (1,200 items, by char, 5 beams); FM-IQA val (1,200 items, by char, 5 beams); VQA v2.0 val (1,200 items).

@@ -11,7 +11,7 @@ import pytest
 from helpers.stand_ins import job, states
 
 from cromic_ds.errors import UserError
-from cromic_ds.tools.display import number_ranges
+from cromic_ds.ranks.launcher import number_ranges
 from cromic_ds.tools.table import slurm
 from cromic_ds.tools.table.folder import JobState, TableFolder
 from cromic_ds.tools.table.jobs import Stop
