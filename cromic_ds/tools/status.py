@@ -25,14 +25,15 @@ from cromic_ds.errors import UserError
 from cromic_ds.files import read_json_if_there
 from cromic_ds.ranks.launcher import name_ranks
 from cromic_ds.ranks.processes import parent_pid
+from cromic_ds.ranks.watcher import ALIVE, BEAT
 from cromic_ds.run_folder import MANIFEST, RunFolder
 from cromic_ds.tools.display import STATE_COLORS, age, duration
 from cromic_ds.tracking.jsonl import newest_metrics
 
-REWRITTEN = 7.0  # seconds within which the file of a living rank is rewritten, with some margin
+REWRITTEN = BEAT + 2  # seconds within which the file of a living rank is rewritten, with some margin
 SILENCE = 30.0  # seconds after which it is in doubt whether a rank on another host lives
 LOST = 86400.0  # seconds after which a rank is certainly dead: no clock is that far off
-ALIVE, FAILED = ("starting", "running"), ("failed", "killed", "hung")
+FAILED = ("failed", "killed", "hung")
 
 
 @dataclass

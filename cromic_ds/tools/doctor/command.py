@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from cromic_ds.tools.doctor.checks import Check, HostReport
 from cromic_ds.tools.doctor.hosts import ask_host, compare_hosts, read_hostfile
-from cromic_ds.tools.doctor.look import Check, HostReport, look
+from cromic_ds.tools.doctor.look import look
 
 
 @dataclass

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from cromic_ds.errors import UserError
-from cromic_ds.tools.doctor.look import Check, HostReport
+from cromic_ds.tools.doctor.checks import Check, HostReport
 
 CONNECT_SECONDS = 5
 ANSWER_SECONDS = 90  # on a busy host torch alone can take ten seconds to import

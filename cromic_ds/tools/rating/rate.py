@@ -67,7 +67,7 @@ def start_rating(file: Path, settings: RateSettings) -> tuple[Judgments, Dataset
         raise UserError("data is missing: give the store with the pictures and the people's answers")
     systems = sheet.parse_systems(settings.predictions)
     dataset = open_dataset(settings.data, settings.split)
-    questions, skipped = sheet.choose_questions(dataset, settings.count, settings.seed)
+    questions, skipped = sheet.sample_questions(dataset, settings.count, settings.seed)
     task = dataset.task or "fmiqa"
     answers = {name: sheet.read_system_answers(path, task, questions, len(dataset)) for name, path in systems.items()}
     for reason, n in skipped.most_common():

@@ -83,7 +83,7 @@ def describe_sheet(
     }
 
 
-def choose_questions(dataset: Dataset, count: int | None, seed: int) -> tuple[list[RatedQuestion], Counter[str]]:
+def sample_questions(dataset: Dataset, count: int | None, seed: int) -> tuple[list[RatedQuestion], Counter[str]]:
     """Return `count` random questions (None = all), and why others were skipped. Reads no more records than needed.
 
     Raises UserError if no record can be rated.

@@ -19,10 +19,10 @@ import torch
 from helpers.paths import REPOSITORY
 
 from cromic_ds.errors import UserError
-from cromic_ds.tools.doctor import look
+from cromic_ds.tools.doctor import look, software
+from cromic_ds.tools.doctor.checks import Check, HostReport
 from cromic_ds.tools.doctor.command import DoctorSettings, doctor
 from cromic_ds.tools.doctor.hosts import compare_hosts, read_hostfile
-from cromic_ds.tools.doctor.look import Check, HostReport
 
 COMPILED = os.environ.get("TORCH_EXTENSIONS_DIR", str(REPOSITORY / ".cache" / "torch_extensions"))
 
@@ -71,7 +71,7 @@ def test_the_tables_say_the_same(capsys, monkeypatch, store):
 
 def test_an_installation_without_its_recipes_is_not_reassuring(diagnose, monkeypatch, tmp_path):
     assert found(diagnose()[1], "recipes").endswith(str(REPOSITORY / "recipes"))
-    monkeypatch.setattr(look, "shipped", lambda name: tmp_path / name)
+    monkeypatch.setattr(software, "shipped", lambda name: tmp_path / name)
     code, answer = diagnose()
     configs, recipes = answer["stops"]
     assert code == 1
@@ -81,10 +81,10 @@ def test_an_installation_without_its_recipes_is_not_reassuring(diagnose, monkeyp
 
 def test_a_launcher_that_is_not_on_the_path_is_a_note(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "deepspeed" in look.check_launcher().warns
+    assert "deepspeed" in software.check_launcher().warns
     (tmp_path / "deepspeed").write_text("")
     (tmp_path / "deepspeed").chmod(0o755)
-    assert (look.check_launcher().found, look.check_launcher().warns) == (str(tmp_path / "deepspeed"), "")
+    assert (software.check_launcher().found, software.check_launcher().warns) == (str(tmp_path / "deepspeed"), "")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="GPU runs do not need the operation")
@@ -103,7 +103,7 @@ def test_an_operation_that_cannot_be_compiled(diagnose, monkeypatch, tmp_path):
 def test_the_operation_has_deepspeeds_name():
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
-    assert look.OPERATION == ShareMemCommBuilder.NAME
+    assert software.OPERATION == ShareMemCommBuilder.NAME
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="GPU runs do not need the operation")

@@ -10,9 +10,9 @@ from cromic_ds.tools.rating.sheet import (
     HUMAN,
     RatedQuestion,
     arrange,
-    choose_questions,
     parse_systems,
     read_system_answers,
+    sample_questions,
     tidy,
 )
 
@@ -37,17 +37,17 @@ class Counting:
 
 def test_a_sheet_reads_only_the_records_that_it_draws(fmiqa):
     counting = Counting(open_dataset(fmiqa, "val"))
-    questions, skipped = choose_questions(counting, 5, seed=0)
+    questions, skipped = sample_questions(counting, 5, seed=0)
     assert counting.read == counting.pictures == [question.record for question in questions]
     assert len(set(counting.read)) == 5 and not skipped
     assert max(counting.read) > 100_000_000  # from all over the split
 
 
 def test_all_records_that_can_be_rated(fmiqa):
-    questions, skipped = choose_questions(open_dataset(fmiqa, "val"), None, seed=0)
+    questions, skipped = sample_questions(open_dataset(fmiqa, "val"), None, seed=0)
     assert sorted(question.record for question in questions) == list(range(12))
     assert skipped == {"no picture": 1, "no answer of a person": 1}
-    assert [q.record for q in questions] != [q.record for q in choose_questions(open_dataset(fmiqa, "val"), None, 1)[0]]
+    assert [q.record for q in questions] != [q.record for q in sample_questions(open_dataset(fmiqa, "val"), None, 1)[0]]
     first = questions[0]
     expected = (str(100 + first.record), f"问题{first.record}？", f"人的回答{first.record}")
     assert (first.id, first.text, first.human_answer) == expected
