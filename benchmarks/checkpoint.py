@@ -1,9 +1,10 @@
-"""What a checkpoint every 20 steps costs: preset paper on the ten seed posts, one process, saving in the background and
-saving while training waits.
+"""The cost of a checkpoint every 20 steps, saved in the background or while training waits: preset paper on the ten seed
+posts, one process.
 
-The training loop's own calls, in blocks of 20 steps that take turns: no checkpoint, one in the background at the start of
-the block, one that is waited for. What is lost is the time of a block over that of one without a checkpoint. Writing takes
-processor time too: with `--threads` below the number of cores it has a core to itself, as on a machine whose GPUs compute.
+Blocks of 20 steps with the training loop's own calls take turns: without a checkpoint, with one saved in the background from
+the start of the block, with one that training waits for. The cost is the time of a block relative to one without a checkpoint.
+Writing takes processor time too: with `--threads` below the number of cores it has its own core, as on a machine whose GPUs
+compute.
 
     python benchmarks/checkpoint.py [--seed_data FOLDER] [--folder DISK] [--rounds 5] [--threads 1] [--ds_config zero3]
 """
@@ -41,7 +42,9 @@ def seconds_of_block(run, checkpoints: CheckpointWriter | None) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed_data", default=str(SEED_DATA))
-    parser.add_argument("--folder", default=".", help="checkpoints are written below it, and removed at the end")
+    parser.add_argument(
+        "--folder", default=".", help="checkpoints are written below this folder and removed at the end"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--ds_config", default="zero3")
@@ -51,7 +54,7 @@ def main() -> int:
         run = training_run(seed_batch(args.seed_data), args.ds_config, Path(folder))
         ways = {NONE: None, BACKGROUND: run.checkpoints}
         ways[WAITING] = CheckpointWriter(run.engine, RunFolder(folder), keep_last=1, background=False)
-        for checkpoints in ways.values():  # first uses: memory is touched, kernels are compiled
+        for checkpoints in ways.values():  # first use: allocates memory, compiles kernels
             seconds_of_block(run, checkpoints)
         lost: dict[str, list[float]] = {BACKGROUND: [], WAITING: []}
         for _ in range(args.rounds):

@@ -1,4 +1,4 @@
-"""What `train_step.py` and `decode.py` share: the ten seed posts as a batch, timing side by side, peak memory."""
+"""Shared by the benchmarks: the ten seed posts as a batch, timing side by side, peak memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SEED_DATA = Path(__file__).resolve().parents[2] / "shared" / "seed_data"
 
 
 def exit_with(main: Callable[[], int]) -> NoReturn:
-    """End the process with what `main` returns; a UserError is one line and exit code 2."""
+    """End the process with the exit code that `main` returns; a UserError is printed in one line, with exit code 2."""
     try:
         sys.exit(main())
     except UserError as error:
@@ -28,10 +28,10 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
 
 
 def seed_batch(folder: str | Path, most_comments: int | None = None) -> Batch:
-    """All posts of a data set in the published layout, with their images and their first comments (None = all).
+    """Return all posts of a data set in the published layout as one batch, with their images and first comments (None = all).
 
     Raises:
-        UserError: the folder is not there.
+        UserError: there is no such folder.
     """
     if not Path(folder).is_dir():
         raise UserError(f"--seed_data {folder}: no such folder; give a data folder in the published layout")
@@ -44,8 +44,10 @@ def seed_batch(folder: str | Path, most_comments: int | None = None) -> Batch:
 def side_by_side(
     candidates: dict[str, Callable[[], object]], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, object]]:
-    """Seconds of each candidate in each round, and what each returned when it ran once before the clock started. They
-    take turns, so that a busy machine slows all of them alike."""
+    """Return the seconds of each candidate in each round, and what each returned in a first run that is not timed.
+
+    The candidates take turns, so that a busy machine slows all of them equally.
+    """
     results = {name: run() for name, run in candidates.items()}
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
@@ -57,7 +59,7 @@ def side_by_side(
 
 
 def report(seconds: dict[str, list[float]]) -> dict[str, float]:
-    """Print each candidate's median and spread; the medians."""
+    """Print each candidate's median and range; return the medians."""
     for name, values in seconds.items():
         print(
             f"{name:>24}: {statistics.median(values):7.3f} s (from {min(values):.3f} to {max(values):.3f})", flush=True
@@ -66,11 +68,11 @@ def report(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 
 def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
-    """How many times faster `fast` is: the median over the rounds of the ratio within a round."""
+    """Return how many times faster `fast` is: the median over the rounds of the ratio within a round."""
     return statistics.median(a / b for a, b in zip(seconds[slow], seconds[fast]))
 
 
 def peak_mb() -> float:
-    """Most memory that this process has held, in MB."""
+    """Return the peak memory of this process in MB."""
     unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -1,8 +1,8 @@
-"""Generating comments for the ten seed posts, 24 tokens each: `generate` against the published way, which runs the whole
-prefix again for each token, and beam search one post at a time. Preset paper, CPU.
+"""Generating 24 tokens for each of the ten seed posts: `generate` against the published way, which computes the whole prefix
+again for each token, and runs beam search one post at a time. Preset paper, CPU.
 
-Both have the same random weights. The numbers of the reference test are the published model's; here the share of equal
-tokens is printed, because in bf16 an untrained model's near-ties can fall the other way.
+Both have the same random weights. A test compares the numbers with the published model's; here the share of equal tokens is
+printed, because in bf16 the near-ties of an untrained model can be decided differently.
 
     python benchmarks/decode.py [--seed_data FOLDER] [--rounds 3] [--threads 2] [--precision auto]
 """

@@ -1,9 +1,9 @@
-"""A whole evaluation of 1,000 images: how much of its time goes into scoring?
+"""A whole evaluation of 1,000 images: which share of its time does scoring take?
 
-Captions of the sample world for MUGE, whose ten references an image make scoring the dearest; preset paper with random
-weights, CPU. Decoding reads the images and searches with beam 5, no longer than the mean reference. Scoring goes from texts
-to the result file with its 1,000 resamples, imports included; METEOR is left out, as it is where there is no Java. A small
-model decodes faster and is scored no faster: with preset tiny the limit is not kept.
+The data are captions of the sample world for MUGE, whose ten references per image make scoring the most expensive; the model is
+preset paper with random weights, on a CPU. Decoding reads the images and uses beam 5, up to the mean length of the references.
+Scoring starts from the texts and ends with the result file with its 1,000 resamples, imports included. METEOR is left out, as
+without Java. A small model decodes faster but is not scored faster, so preset tiny exceeds the limit.
 
     python benchmarks/evaluate.py [--task muge] [--preset paper] [--images 1000] [--threads 2] [--precision auto]
 """
@@ -40,7 +40,7 @@ from cromic_ds.world.pictures import draw_jpeg
 from cromic_ds.world.scenes import nth_scene
 
 FOLDER = Path(__file__).resolve().parents[1] / ".cache" / "evaluate"
-CAPTIONS = {"aic_icc": 5, "flickr30k_cn": 5, "muge": 10}  # an image
+CAPTIONS = {"aic_icc": 5, "flickr30k_cn": 5, "muge": 10}  # per image
 MOST = 0.10
 
 
@@ -63,12 +63,12 @@ def write_model(out: Path, preset: str, tokenizer_path: Path) -> None:
 
 
 def mean_length(dataset: Dataset) -> int:
-    """Tokens of the references, [SEP] included."""
+    """Return the mean number of tokens of the references, [SEP] included."""
     return round(np.mean([len(c) - 1 for i in range(len(dataset)) for c in dataset.tokens(i).comments]))
 
 
 def measure(args: argparse.Namespace) -> float:
-    """The share of scoring in the time of one evaluation."""
+    """Return the share of scoring in the time of one evaluation."""
     task = args.task
     folder = FOLDER / task
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""One training step on captions, five an image, preset paper on a CPU: ours against the published way.
+"""One training step on five captions per image, preset paper on a CPU: ours against the published way.
 
-The published way repeats the image for each of its captions, encodes every copy, and pads captions to 72 tokens; ours
-encodes each image once for all of its captions and computes real tokens only. Both sides train all weights with Adam and
-clipping. The ten seed posts give the images, their first five comments the captions; the posts' texts are left out.
+The published way repeats the image for each of its captions, encodes every copy, and pads captions to 72 tokens. Ours encodes
+each image once for all of its captions and computes real tokens only. Both train all weights with Adam and clipping. The images
+are those of the ten seed posts, the captions their first five comments; the texts of the posts are left out.
 
     python benchmarks/finetune_step.py [--seed_data FOLDER] [--rounds 3] [--threads 2]
 """
@@ -27,7 +27,7 @@ TARGET, CAPTIONS = 3.0, 5
 
 
 def published(batch: Batch) -> Step:
-    """Every caption an example of its own: 50 images, 50 captions of 72 tokens."""
+    """Return the published step, in which every caption is an example: 50 images, 50 captions of 72 tokens."""
     torch.manual_seed(0)
     model = Published().train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)

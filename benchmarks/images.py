@@ -1,12 +1,12 @@
-"""Images per second and core, from LMDB bytes to the normalized tensor that training sees.
+"""Images per second and core, from the bytes in LMDB to the normalized tensor that training uses.
 
-Baseline: the usual way, one picture at a time: Pillow decodes, the shorter side goes to 256, center crop, float, mean and
-standard deviation, then the batch is stacked. Ours: `training_image` (libjpeg-turbo straight from the bytes, no resize where
-none is needed), uint8 up to the stacked batch, and the model's own `normalize_imagenet` on the whole of it.
+The baseline is the usual way, one picture at a time: Pillow decodes and resizes the shorter side to 256, then center crop,
+float, mean and standard deviation, and the batch is stacked. Ours is `training_image` (libjpeg-turbo directly from the bytes,
+resizing only if needed), uint8 until the batch is stacked, and the model's own normalization of the whole batch.
 
     python benchmarks/images.py [--images LMDB] [--rounds 20]
 
-Without `--images`: the seed posts' pictures where they are at hand, else generated ones of the same sizes.
+Without `--images`: the seed posts' pictures if they are available, else generated ones of the same sizes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from cromic_ds.data.images import reencode, training_image
 from cromic_ds.models.common.image_encoder import IMAGENET_MEAN, IMAGENET_STD, normalize_imagenet
 
 SIZE, BATCH, TARGET = 224, 16, 2.0
-BATCHES_A_TURN = 5  # so that memory which one side gives back does not become the other side's page faults
+BATCHES_A_TURN = 5  # otherwise memory that one side frees causes page faults on the other side
 SEED_IMAGES = Path(__file__).resolve().parents[2] / "shared" / "seed_data" / "example_image_lmdb"
 MEAN, STD = (np.array(values, np.float32) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
 
 def baseline(env: lmdb.Environment, keys: list[bytes]) -> torch.Tensor:
-    """(P, 3, SIZE, SIZE) float32."""
+    """Return (P, 3, SIZE, SIZE) float32."""
     tensors = []
     with env.begin() as txn:
         for key in keys:
@@ -51,14 +51,14 @@ def baseline(env: lmdb.Environment, keys: list[bytes]) -> torch.Tensor:
 
 
 def ours(env: lmdb.Environment, keys: list[bytes]) -> torch.Tensor:
-    """The same, stacked as `collate` does it."""
+    """Return the same, stacked as in `collate`."""
     with env.begin() as txn:
         images = np.stack([training_image(txn.get(key), SIZE) for key in keys])
     return normalize_imagenet(torch.from_numpy(images).permute(0, 3, 1, 2))
 
 
 def generate(folder: Path) -> None:
-    """Ten pictures with the detail of photographs, shorter side 256."""
+    """Write ten pictures with the detail of photographs, shorter side 256."""
     random = np.random.default_rng(0)
     with lmdb.open(str(folder), map_size=1 << 26, lock=False) as env, env.begin(write=True) as txn:
         for i, long in enumerate([341] * 8 + [256, 455]):
@@ -79,14 +79,14 @@ def generate(folder: Path) -> None:
 
 
 def measure(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median processor seconds of a batch, which is what "per core" means, taken in turns so that all meet the same machine."""
+    """Return the median processor seconds of a batch ("per core"). The functions take turns on the same machine."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for round_ in range(rounds + 1):
         for name, function in functions.items():
             start = time.process_time()
             for _ in range(BATCHES_A_TURN):
                 function()
-            if round_:  # the first one warms up
+            if round_:  # the first round warms up
                 seconds[name].append((time.process_time() - start) / BATCHES_A_TURN)
     return {name: statistics.median(values) for name, values in seconds.items()}
 

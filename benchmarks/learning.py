@@ -1,7 +1,7 @@
-"""Does preset tiny learn the sample world, and does it need text, image, image positions and balanced embeddings for it?
+"""Does preset tiny learn the sample world, and does it need text, image, image positions and balanced embeddings for that?
 
 Every variant is the run of `make pretrain` with one thing changed; each starts `pretrain.py` in two processes on CPUs, or
-one per GPU. Text alone and image alone are held against the ceilings that follow from the data.
+one per GPU. Text alone and image alone are compared with the ceilings that follow from the data.
 
     python benchmarks/learning.py [--steps 2600] [--out .cache/learning] [VARIANT …]
 """
@@ -30,7 +30,7 @@ VARIANTS: dict[str, list[str]] = {
 
 
 def train(name: str, folder: Path, store: Path, steps: int) -> dict:
-    """The last evaluation of one variant's run; a run that is already finished is only read."""
+    """Return the last evaluation of one variant's run. A run that is already finished is only read."""
     run = folder / name.replace(" ", "_")
     command = [
         *[sys.executable, "launch/local.py", "--config", "recipes/sample_cmt.yaml", "--data.path", str(store)],
@@ -43,7 +43,7 @@ def train(name: str, folder: Path, store: Path, steps: int) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("variants", nargs="*", help=f"which of {', '.join(VARIANTS)}; all without any")
+    parser.add_argument("variants", nargs="*", help=f"which of {', '.join(VARIANTS)}; default: all")
     parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--store", type=Path, default=ROOT / ".cache" / "sample_world")
     parser.add_argument("--out", type=Path, default=ROOT / ".cache" / "learning")
@@ -62,7 +62,7 @@ def main() -> int:
         values = (limits[name], limits[f"{name}_what"], limits[f"{name}_where"])
         print(f"{name + ' alone, ceiling':20} " + " ".join(f"{v:6.3f}" for v in values))
     good = max(limits["text"], limits["image"]) < 0.5
-    balanced = None  # where that variant is not asked for
+    balanced = None  # if that variant is not requested
     for name in options.variants or VARIANTS:
         result = train(name, options.out, options.store, options.steps)
         values = (result["grounded"], result["grounded_what"], result["grounded_where"])

@@ -1,11 +1,10 @@
 """One training step of each model, preset paper, on the ten seed posts with all their comments: ours against the plain way;
-and decoding Unified VLP with what it keeps against computing the whole sequence again for each token.
+and decoding with Unified VLP with cached keys and values against computing the whole sequence again for each token.
 
-The plain way makes every comment a full sequence of its own, with its image and its post, padded to 40 and 25 tokens:
-transformers' BERT (on grid features computed once a post, as the published code reads them from disk), transformers' ViLT with
-torch's decoder, and the published CroMIC-CMT code (which encodes a post once).
-Both sides compute the same loss of the same draws in the same precision with the same optimizer. Peak memory is that of a
-process that takes two steps and does nothing else.
+In the plain way every comment is a full sequence with its image and its post, padded to 40 and 25 tokens: transformers' BERT
+(on grid features that are computed once per post, as the published code reads them from disk), transformers' ViLT with torch's
+decoder, and the published CroMIC-CMT code (which encodes a post once). Both sides compute the same loss for the same random
+draws in the same precision with the same optimizer. Peak memory is that of a process that only takes two steps.
 
     python benchmarks/models.py [--models cmt vlp vilt] [--seed_data FOLDER] [--rounds 3] [--threads 2]
 """
@@ -38,7 +37,7 @@ Step = Callable[[], object]
 
 
 def training(model: torch.nn.Module, loss_of: Callable[[], torch.Tensor], targets: int) -> Step:
-    """The shortest PyTorch loop around a summed loss."""
+    """Return a step of the shortest PyTorch loop around a summed loss."""
     optimizer, _ = build_optimizer(model.train(), OptimizerSettings())
     bf16 = choose_precision("auto", "cpu") == "bf16"
 
@@ -87,14 +86,14 @@ SIDES = {"plain": plain, "ours": ours}
 
 
 def peak_of(name: str, side: str, args: argparse.Namespace) -> float:
-    """MB of a process of its own."""
+    """Return the peak memory in MB of a separate process."""
     command = [sys.executable, __file__, "--peak", name, side, "--seed_data", args.seed_data]
     done = subprocess.run([*command, "--threads", str(args.threads)], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])["mb"]
 
 
 def decoding(batch: Batch, rounds: int) -> float:
-    """How many times faster ours generates `TOKENS` tokens for each post with Unified VLP."""
+    """Return how many times faster ours generates `TOKENS` tokens for each post with Unified VLP."""
     model = our_model("vlp").eval()
     theirs = PlainVLP(model.config).eval()
     same_weights(theirs, model)
@@ -140,7 +139,7 @@ def main() -> int:
         f"{batch.n_posts} posts, {batch.comment_ids.shape[0]} comments, {batch.n_targets} target tokens, {args.threads} "
         f"threads, {choose_precision('auto', 'cpu')}; seconds a step"
     )
-    # Before anything large is in this process: a child's peak begins with what its parent holds.
+    # Before this process holds anything large, because a child's peak includes what its parent held at the fork.
     memory_of = {name: {side: peak_of(name, side, args) for side in SIDES} for name in args.models}
     lines, passed = [], True
     for name, memory in memory_of.items():

@@ -1,4 +1,4 @@
-"""ViLT with CroMIC-CMT's decoder the plain way: the baseline of benchmarks and tests, and nothing that the product uses.
+"""ViLT with CroMIC-CMT's decoder the plain way: the baseline of benchmarks and tests. The product does not use it.
 
 transformers' ViLT and torch's decoder on one padded sequence for each comment: 40 post tokens, the image, 25 comment tokens,
 nothing shared between a post's comments. Names are those of transformers and of the published CroMIC-CMT, so that
@@ -27,7 +27,7 @@ POST_TOKENS, COMMENT_TOKENS = 40, 25
 
 
 class PlainViLT(ViltForMaskedLM):
-    """The library's `vilt` and `mlm_score`; `decoder`, `generator` and `match_head` beside them."""
+    """The library's `vilt` and `mlm_score`, with `decoder`, `generator` and `match_head`."""
 
     def __init__(self, ours: ViLTConfig):
         super().__init__(
@@ -64,8 +64,10 @@ class PlainViLT(ViltForMaskedLM):
         return self.vilt.embeddings.text_embeddings.word_embeddings(ids) * math.sqrt(width) + positions
 
     def loss(self, batch: Batch) -> Tensor:
-        """Our loss of the batch: Σ NLL of the comments and, where `Batch.drawn` has them, masked words and wrong images,
-        which here come once for each comment and so count for as many times less."""
+        """Return our loss of the batch: Σ NLL of the comments and, if `Batch.drawn` has them, of masked words and wrong images.
+
+        Masked words and wrong images occur here once for each comment, so they are weighted by 1 / comments of the post.
+        """
         owner, drawn = batch.owner, batch.drawn
         posts = padded(batch.post_ids, POST_TOKENS)[owner]
         comments = padded(batch.comment_ids, COMMENT_TOKENS)

@@ -1,4 +1,4 @@
-"""Unified VLP the plain way: the baseline of benchmarks and tests, and nothing that the product uses.
+"""Unified VLP the plain way: the baseline of benchmarks and tests. The product does not use it.
 
 transformers' BERT on one padded sequence for each comment, image and post included, with a 3-D mask; the names are those of
 the published checkpoints, so that `load_vlp_state_dict` carries the weights over and both sides compute the same function.
@@ -69,7 +69,7 @@ def sequences(batch: Batch, draw: Draw, config: VLPConfig, n_image: int, padded:
 
 
 class PlainVLP(BertForMaskedLM):
-    """The published model's names: `bert`, `cls`, `vis_embed`; `backbone` and `vis_positions` stand for the detector."""
+    """A model with the published names `bert`, `cls`, `vis_embed`; `backbone` and `vis_positions` replace the detector."""
 
     def __init__(self, ours: VLPConfig):
         config = BertConfig(
@@ -100,7 +100,7 @@ class PlainVLP(BertForMaskedLM):
         nn.init.normal_(self.vis_positions, std=ours.initializer_range)
 
     def grid(self, images: Tensor) -> Tensor:
-        """(·, 3, H, W) -> (·, K, D), to stand in the place of word embeddings (BERT adds the sequence's positions)."""
+        """(·, 3, H, W) -> (·, K, D), which replace word embeddings (BERT adds the sequence's positions)."""
         features = self.backbone(normalize_imagenet(images)).last_hidden_state.flatten(2).transpose(1, 2)
         places = self.bert.embeddings.position_embeddings.weight[1 : features.shape[1] + 1]
         return self.vis_embed(features) + self.vis_positions - places
@@ -126,7 +126,7 @@ class PlainVLP(BertForMaskedLM):
 
     @torch.no_grad()
     def greedy(self, batch: Batch, config: VLPConfig, steps: int) -> Tensor:
-        """`steps` tokens for each post, none of them an end, running all sequences again for each: (P, 1 + steps)"""
+        """Generate `steps` tokens for each post, none of them [SEP], computing all sequences again for each: (P, 1 + steps)"""
         n_image = 0 if batch.images is None else len(self.vis_positions)
         grid = None if batch.images is None else self.grid(batch.images)
         made = torch.full((batch.n_posts, 1), config.decoder_start_token_id)
@@ -140,7 +140,7 @@ class PlainVLP(BertForMaskedLM):
 
 
 def appended(batch: Batch, made: Tensor, config: VLPConfig, n_image: int) -> Sequences:
-    """[CLS] image [SEP] post [SEP] and what was generated, with [MASK] behind it, for each post."""
+    """Return [CLS] image [SEP] post [SEP], the generated tokens and [MASK] for each post."""
     behind = torch.cat([made, torch.full((batch.n_posts, 1), config.mask_token_id)], dim=1)
     n, length = behind.shape
     comments = torch.cat([torch.full((n, 1), config.bos_token_id), behind], dim=1)

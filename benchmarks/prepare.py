@@ -1,9 +1,9 @@
-"""Official files to a store: memory against the number of records, and images per second and core.
+"""Converting official files to a store: memory against the number of records, and images per second and core.
 
 Memory: `cromic-ds prepare` on VQA v2.0 (joined questions and annotations, an answer vocabulary) and on MUGE (a TSV of
-images), with n and with 10 n records, each in processes of its own, whose memory is added up while they run.
+images), with n and with 10 n records, each in its own processes, whose memory is added up while they run.
 
-Images: the second pass of a preparation (one process, five captions an image, tokens, checksums) against the shortest Pillow
+Images: the second pass of a preparation (one process, five captions per image, tokens, checksums) against the shortest Pillow
 loop that decodes, resizes, encodes and writes the same images to LMDB. Both read the same files, one image at a time.
 
     python benchmarks/prepare.py [--records 10000] [--rounds 5]
@@ -34,14 +34,14 @@ ROOT = Path(__file__).resolve().parent.parent
 MOST_MEMORY, LEAST_SPEED = 1.2, 1.5
 QUESTIONS_AN_IMAGE, RECORDS_A_TSV_ROW = 5, 10  # a row of MUGE takes as long as several questions, so there are fewer
 SHORT_SIDE, QUALITY = 256, 90
-# What the five tasks' images are like: two tasks use COCO, then Flickr30k, AIC-ICC, MUGE.
+# Typical image sizes of the five tasks: two tasks use COCO; then Flickr30k, AIC-ICC, MUGE.
 SIZES = ((640, 480), (480, 640), (500, 375), (1000, 667), (800, 800))
 WORKERS = 2
-DIFFERENT, IMAGES = 10, 300  # of each size; the same file serves thirty times
+DIFFERENT, IMAGES = 10, 300  # of each size; each file is used thirty times
 
 
 def photograph(width: int, height: int, seed: int) -> bytes:
-    """A JPEG with the detail and the noise of a photograph: about 0.4 bytes a pixel, as in COCO."""
+    """Return a JPEG with the detail and the noise of a photograph: about 0.4 bytes per pixel, as in COCO."""
     random = np.random.default_rng(seed)
     pixels = random.normal(128, 9, (height, width, 1))
     for n in range(2, 9):
@@ -54,7 +54,7 @@ def photograph(width: int, height: int, seed: int) -> bytes:
 
 
 def write_vqa2(root: Path, records: int) -> None:
-    """`records` questions, five an image; a few files serve as all images."""
+    """Write `records` questions, five per image; all images are links to a few files."""
     (root / "train2014").mkdir(parents=True)
     random = np.random.default_rng(0)
     files = [root / f"{i}.jpg" for i in range(8)]
@@ -102,14 +102,14 @@ def write_tokenizer(folder: Path) -> Path:
 
 
 def peak_of(command: list[str]) -> tuple[float, float]:
-    """(seconds, most MB that the process and its children have held together) of a command."""
+    """Run a command; return its seconds, and the peak memory in MB of its process and the children together."""
     start, peak = time.perf_counter(), 0
     process = psutil.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None:
         try:
-            # pss: what processes share is counted once; at a fork, rss would count the parent twice
+            # pss counts shared memory once; at a fork, rss would count the parent twice
             held = sum(p.memory_full_info().pss for p in [process, *process.children(recursive=True)])
-        except psutil.NoSuchProcess:  # ended while we looked
+        except psutil.NoSuchProcess:  # it ended meanwhile
             continue
         peak = max(peak, held)
         time.sleep(0.02)
@@ -119,7 +119,7 @@ def peak_of(command: list[str]) -> tuple[float, float]:
 
 
 def measure_memory(scratch: Path, records: int) -> bool:
-    """Print records per second and peak memory for both tasks and sizes; whether memory is flat."""
+    """Print records per second and peak memory for both tasks and sizes; return whether memory is flat."""
     tokenizer, flat = write_tokenizer(scratch), True
     for task, write in (("vqa2", write_vqa2), ("muge", write_muge)):
         peaks = []
@@ -127,8 +127,8 @@ def measure_memory(scratch: Path, records: int) -> bool:
             root = scratch / task
             write(root, n)
             arguments = {"task": task, "root": root, "tokenizer": tokenizer, "out": scratch / "store"}
-            arguments |= {"workers": WORKERS, "records_per_shard": 250}  # so that both sizes keep all of them busy
-            command = [sys.executable, "-c", "from cromic_ds.cli import main; main()", "prepare"]
+            arguments |= {"workers": WORKERS, "records_per_shard": 250}  # so that both sizes keep all workers busy
+            command = [sys.executable, "-m", "cromic_ds", "prepare"]
             seconds, peak = peak_of(command + [f"--{name}={value}" for name, value in arguments.items()])
             made = json.loads((scratch / "store" / "store.json").read_text())["splits"]["train"]["records"]
             size = sum(file.stat().st_size for file in root.iterdir() if file.is_file()) / 2**20
@@ -170,7 +170,7 @@ def pillow_loop(images: Path, out: Path) -> None:
 
 
 def second_pass(root: Path, work: Path, tokenizer: Path) -> Callable[[Path], None]:
-    """The making of one shard, everything before it done."""
+    """Return a function that makes one shard, after everything that comes before it."""
     from cromic_ds.prepare.official import open_reader
     from cromic_ds.prepare.official_corpus import OfficialCorpus
     from cromic_ds.prepare.scan import scan
@@ -192,7 +192,7 @@ def second_pass(root: Path, work: Path, tokenizer: Path) -> Callable[[Path], Non
 
 
 def measure_images(scratch: Path, rounds: int) -> float:
-    """Print images per second and core, by size of the images and over all; the ratio over all."""
+    """Print images per second and core by size of the images; return the ratio over all sizes."""
     import torch
 
     torch.set_num_threads(1)
@@ -211,7 +211,7 @@ def measure_images(scratch: Path, rounds: int) -> float:
             for name, run in candidates.items():
                 start = time.process_time()
                 run(scratch / "out" / name)
-                if round_:  # the first one warms up
+                if round_:  # the first round warms up
                     seconds[name].append((time.process_time() - start) / IMAGES)
             shutil.rmtree(scratch / "out")
         medians = {name: statistics.median(values) for name, values in seconds.items()}

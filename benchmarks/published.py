@@ -1,4 +1,4 @@
-"""CroMIC-CMT the published way: the baseline of `train_step.py` and `decode.py`, and nothing that the product uses.
+"""CroMIC-CMT the published way: the baseline of `train_step.py` and `decode.py`. The product does not use it.
 
 Sequence-first torch transformers in fp32; posts padded to 40 tokens and comments to 25; every comment has its own copy of
 its post's memory; NCHW convolutions; Adam and clipping at 1.0; decoding runs the whole prefix again for each new token,
@@ -46,7 +46,7 @@ class Bottleneck(nn.Module):
 
 
 def resnet50() -> nn.Sequential:
-    """Without pool and classifier."""
+    """Return a ResNet-50 without pool and classifier."""
     stages, inputs = [], 64
     for depth, inner, stride in zip((3, 4, 6, 3), (64, 128, 256, 512), (1, 2, 2, 2)):
         blocks = [Bottleneck(inputs, inner, stride)]
@@ -132,7 +132,7 @@ class Published(nn.Module):
 
     @torch.no_grad()
     def greedy(self, posts: Tensor, images: Tensor, steps: int) -> Tensor:
-        """`steps` tokens for each post, none of them padding or an end: (P, 1 + steps) with [CLS] in front."""
+        """Generate `steps` tokens for each post, none of them [SEP]: (P, 1 + steps), with [CLS] in front."""
         memory, padding = self.encode(posts, images)
         ids = torch.full((len(posts), 1), CLS)
         for _ in range(steps):
@@ -142,7 +142,7 @@ class Published(nn.Module):
 
     @torch.no_grad()
     def beam(self, posts: Tensor, images: Tensor, steps: int, beams: int) -> Tensor:
-        """The best of `beams` hypotheses for each post, one post after the other: (P, 1 + steps)"""
+        """Return the best of `beams` hypotheses for each post, one post after the other: (P, 1 + steps)"""
         return torch.cat([self._beam(posts[i : i + 1], images[i : i + 1], steps, beams) for i in range(len(posts))])
 
     def _beam(self, post: Tensor, image: Tensor, steps: int, beams: int) -> Tensor:
@@ -173,7 +173,7 @@ def train_step(model: Published, optimizer: torch.optim.Optimizer, inputs: tuple
 
 
 def padded_inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A batch as the published loader makes it: posts (P, 40), images (P, 3, H, W) in fp32, comments (N, 25), owner."""
+    """Return a batch as the published loader makes it: posts (P, 40), images (P, 3, H, W) in fp32, comments (N, 25), owner."""
     posts = F.pad(batch.post_ids, (0, POST_TOKENS - batch.post_ids.shape[1]))
     comments = F.pad(batch.comment_ids, (0, COMMENT_TOKENS - batch.comment_ids.shape[1]))
     return posts, normalize_imagenet(batch.images).contiguous(), comments, batch.owner

@@ -1,7 +1,7 @@
-"""How long a run waits for its first batch, and the memory that takes, with 10⁹ examples against 10³.
+"""Time and memory until a run has its first batch, with 10⁹ examples against 10³.
 
-Each measurement is a process of its own; the two sizes alternate, and medians are compared. The examples are those of
-`data/store` over and over, so that only the number of examples differs.
+Each measurement runs in its own process; the two sizes alternate, and medians are compared. The examples are those of
+`data/store`, repeated, so that only the number of examples differs.
 
     python benchmarks/startup.py
 """
@@ -23,7 +23,7 @@ MOST_SECONDS, MOST_MB = 0.2, 20.0
 
 
 class Repeated:
-    """`size` examples: those of a data set, over and over."""
+    """A data set of `size` examples, which repeats those of another one."""
 
     def __init__(self, dataset, size: int):
         self.dataset, self.size = dataset, size
@@ -45,12 +45,12 @@ def peak_mb() -> float:
 
 
 def measure(size: int) -> dict[str, float]:
-    """Seconds from a ready data set to the first batch of 64, and the process' peak memory in MB."""
+    """Return the seconds from a ready data set to the first batch of 64, and the peak memory of the process in MB."""
     from cromic_ds.data.loader import DataSettings, special_tokens, training_batches
     from cromic_ds.data.open_dataset import open_dataset
 
     dataset = Repeated(open_dataset(ROOT / "data" / "store", "train"), size)
-    special_tokens(dataset.tokenizer_path)  # imports transformers, whose seconds would hide the difference
+    special_tokens(dataset.tokenizer_path)  # imports transformers first, because that takes longer than the difference
     run = {"global_batch": 64, "micro_batch": 64, "rank": 0, "world_size": 1, "seed": 0}
     start = time.perf_counter()
     [batch] = next(

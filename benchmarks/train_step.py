@@ -1,11 +1,11 @@
 """One training step of preset paper on the ten seed posts with all their comments.
 
-On a CPU: our step (`Engine.train_step` in the training loop, ZeRO stage 0, the precision that `auto` gives) against the
-published way, taking turns; the peak memory of each in a process of its own; and the loop's overhead over a bare PyTorch
-loop on the same model. Data are read beforehand for all of them.
+On a CPU: our step (`Engine.train_step` in the training loop, ZeRO stage 0, the precision that `auto` chooses) against the
+published way, taking turns; the peak memory of each in its own process; and the loop's overhead over a bare PyTorch loop on the
+same model. The data are read beforehand for all of them.
 
-On a GPU: our step in bf16 on 60 posts with MFU and peak memory, for each fused kernel that can run there, alone instead
-of plain torch; written to `benchmarks/results/train_step_<device>.json`.
+On a GPU: our step in bf16 on 60 posts with MFU and peak memory, with plain torch and with each fused kernel that can run
+there, one at a time; written to `benchmarks/results/train_step_<device>.json`.
 
     python benchmarks/train_step.py [--seed_data FOLDER] [--rounds 5] [--threads 2] [--ds_config zero0]
 """
@@ -51,7 +51,7 @@ def published(batch: Batch) -> Step:
 
 
 def bare(batch: Batch, kernels: dict[str, str] | None = None, device: str = "cpu") -> Step:
-    """Our model, kernels (by operation, `optimizer` included) and optimizer in the shortest PyTorch loop."""
+    """Return a step of our model, kernels (by operation, `optimizer` included) and optimizer in the shortest PyTorch loop."""
     torch.manual_seed(0)
     debug = dict(kernels or {})
     optimizer_settings = OptimizerSettings(implementation=debug.pop("optimizer", "auto"))
@@ -137,7 +137,7 @@ def ours(batch: Batch, ds_config: str) -> Step:
 
 
 def peak_of(which: str, args: argparse.Namespace) -> float:
-    """Peak memory in MB of a process that does nothing else than three steps."""
+    """Return the peak memory in MB of a process that only takes three steps."""
     options = ["--seed_data", args.seed_data, "--threads", str(args.threads), "--ds_config", args.ds_config]
     command = [sys.executable, __file__, "--peak", which, *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -181,7 +181,7 @@ def on_cpu(args: argparse.Namespace) -> int:
 
 
 def repeated(batch: Batch, copies: int) -> Batch:
-    """The same posts several times over, as one batch large enough for a GPU."""
+    """Return the same posts, repeated, as one batch that is large enough for a GPU."""
     n, rows = batch.n_posts, batch.comment_ids.shape[0] * (batch.comment_ids.shape[1] - 1)
     tensors = {
         name: getattr(batch, name).repeat(copies, *[1] * (getattr(batch, name).dim() - 1))
@@ -193,7 +193,7 @@ def repeated(batch: Batch, copies: int) -> Batch:
 
 
 def variants(device: torch.device) -> dict[str, dict[str, str]]:
-    """Settings by name: all as chosen by default, all plain, and plain but for one kernel."""
+    """Return settings by name: the default choice, plain torch, and plain torch with one fused kernel each."""
     from cromic_ds.engine.adam import KERNELS
 
     usable = {what: [name for name, choice in table.items() if choice.works(device)] for what, table in TABLES.items()}
@@ -209,7 +209,7 @@ def variants(device: torch.device) -> dict[str, dict[str, str]]:
 
 
 def on_gpu_seconds(batch: Batch, settings: dict[str, str], steps: int) -> float:
-    """Median seconds of a step; `torch.cuda.max_memory_allocated` then holds its peak memory."""
+    """Return the median seconds of a step; `torch.cuda.max_memory_allocated` is its peak memory afterwards."""
     gc.collect()
     torch.cuda.empty_cache()
     step = bare(batch, settings, "cuda")
@@ -219,7 +219,7 @@ def on_gpu_seconds(batch: Batch, settings: dict[str, str], steps: int) -> float:
     seconds = []
     for _ in range(steps):
         start = time.perf_counter()
-        step()  # ends with the loss on the host, so the device is done
+        step()  # ends with the loss on the host, so the device has finished
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
 
@@ -235,7 +235,7 @@ def on_gpu(args: argparse.Namespace) -> int:
     for label, settings in variants(device).items():
         try:
             seconds = on_gpu_seconds(batch, settings, 10 * args.rounds)
-        except Exception as error:  # foreign kernels are compiled at their first use, which can fail in any way
+        except Exception as error:  # compiling a kernel at its first use can fail in any way
             results[label] = {"settings": settings, "failed": f"{type(error).__name__}: {error}"}
             print(f"{label:>36}: failed, {str(error).splitlines()[:1]}", flush=True)
             continue

@@ -1,8 +1,7 @@
-"""Does pretraining on comments pay? Each task fine-tuned on few labeled pictures, from scratch and from a backbone.
+"""Does pretraining on comments help? Each task is fine-tuned on few labeled pictures, from scratch and from a backbone.
 
-Both get the same settings, the same number of steps and the same seeds; only the starting weights differ. The pictures'
-scenes are in no post of the pretraining. A run that is already finished is only read, so that the benchmark can be
-stopped and continued.
+Both have the same settings, number of steps and seeds; only the initial weights differ. The scenes of the pictures are in no
+post of the pretraining. A run that is already finished is only read, so the benchmark can be stopped and resumed.
 
     python benchmarks/transfer.py [--pictures 300] [--steps 300] [--seeds 3] [--backbone EXPORT_OR_RUN] [TASK …]
 """
@@ -30,7 +29,7 @@ VALIDATION = 100  # pictures
 
 
 def run(*command: object, log: Path | None = None) -> None:
-    """A command of the project, in its root; its output goes to a file where one is given."""
+    """Run a command of the project in its root, with its output in the file `log`, if given."""
     environment = dict(os.environ)
     if not torch.cuda.is_available():
         environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
@@ -44,7 +43,7 @@ def run(*command: object, log: Path | None = None) -> None:
 
 
 def pretrained(folder: Path, posts: Path) -> Path:
-    """The run of `make pretrain`, made once."""
+    """Return the folder of the run of `make pretrain`, which is started if it does not exist."""
     out = folder / "backbone"
     if not (out / "export").exists():
         recipe = ["--config", "recipes/sample_cmt.yaml", "--data.path", posts, "--out", out]
@@ -61,7 +60,7 @@ def store(folder: Path, task: str, official: Path, posts: Path) -> Path:
 
 
 def finetune(folder: Path, task: str, data: Path, backbone: Path | None, seed: int, steps: int) -> dict:
-    """The last evaluation of one run, in one process."""
+    """Return the last evaluation of one run, in one process."""
     out = folder / f"{task}-{'pretrained' if backbone else 'scratch'}-{seed}"
     if not (out / "export").exists():
         start = ["--backbone", backbone] if backbone else ["--model.preset", "tiny", "--model.batch_norm", "batch"]
@@ -85,11 +84,11 @@ def spread(values: list[float]) -> str:
 def main() -> int:
     default_jobs = 1 if torch.cuda.is_available() else os.cpu_count()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", help=f"which of {', '.join(NAMES)}; all without any")
+    parser.add_argument("tasks", nargs="*", help=f"which of {', '.join(NAMES)}; default: all")
     parser.add_argument("--pictures", type=int, default=300, help="labeled pictures to train on")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--backbone", type=Path, help="export or run; without it the run of `make pretrain` is made")
+    parser.add_argument("--backbone", type=Path, help="export or run; default: the run of `make pretrain`")
     parser.add_argument(
         "--posts", type=Path, default=ROOT / ".cache" / "sample_world", help="store it was pretrained on"
     )
@@ -106,7 +105,7 @@ def main() -> int:
     backbone = args.backbone or pretrained(args.out, args.posts)
     official = args.out / "official"
     if not official.exists():
-        n = args.pictures + 2 * VALIDATION  # test as large as validation, and not looked at
+        n = args.pictures + 2 * VALIDATION  # the test split is as large as the validation split, and not used
         run("cromic-ds", "sample", "--official", official, "--posts", n, "--val_fraction", VALIDATION / n)
     stores = {task: store(args.out, task, official, args.posts) for task in tasks}
 

@@ -92,11 +92,16 @@ def free_port() -> int:
 
 def name_ranks(ranks: Iterable[int]) -> str:
     """Return ranks as text: "rank 7", "ranks 0-2, 5"."""
+    text = number_ranges(ranks, ", ")
+    return f"rank{'s' * (not text.isdecimal())} {text}"
+
+
+def number_ranges(numbers: Iterable[int], separator: str = ",") -> str:
+    """Return numbers as Slurm takes them: "0-2,5"."""
     parts: list[list[int]] = []
-    for rank in sorted(ranks):
-        if parts and rank == parts[-1][-1] + 1:
-            parts[-1].append(rank)
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
         else:
-            parts.append([rank])
-    text = ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
-    return f"rank{'s' * (sum(map(len, parts)) != 1)} {text}"
+            parts.append([number])
+    return separator.join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)

@@ -71,6 +71,6 @@ FMIQA = GeneratedText(
     form=Form("question_id", "answer", question_id, lines=False),
     table_scores={"cider": "C", "bleu_4": "B@4", "exact_match": "EM"},
     table_note="FM-IQA: automatic scores (EM: answers equal to the reference). The PassRate of the literature is a human "
-    "Turing test and stands beside none of them.",
+    "Turing test, which none of them can be compared with.",
     table_place=3,
 )

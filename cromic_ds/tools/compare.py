@@ -1,8 +1,11 @@
-"""Two results side by side: differences, their intervals, and a paired bootstrap test over the images."""
+"""Compare two results: their differences, 95% intervals, and a paired bootstrap test over the images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from cromic_ds.errors import UserError
 from cromic_ds.metrics.bootstrap import interval, p_value, resample
@@ -16,9 +19,9 @@ class CompareSettings:
     a: str = ""
     """Result file of `cromic-ds evaluate` or `cromic-ds score`."""
     b: str = ""
-    """Another one."""
+    """Another result file of the same task, tokenization and data."""
     resamples: int = 10_000
-    """Resamples of the images for the intervals and p-values."""
+    """Number of bootstrap resamples of the images, for the intervals and p-values."""
     seed: int = 0
     """Seed of the resamples."""
 
@@ -32,18 +35,17 @@ class CompareSettings:
 
 @dataclass
 class Difference:
-    """A score of both results."""
+    """One score in both results."""
 
     name: str
     a: float
     b: float
-    interval: list[float] | None  # 95%, of b - a; None for scores that cannot be resampled, as diversity
+    interval: list[float] | None  # 95%, of b - a; None for scores that cannot be resampled, such as diversity
     p: float | None
 
 
 def compare(settings: CompareSettings) -> None:
-    """`cromic-ds compare`: prints the table. Raises UserError where the results cannot be compared."""
-    settings.check()
+    """`cromic-ds compare`: print the comparison. Raises UserError if the results cannot be compared."""
     a, b = read_result(settings.a), read_result(settings.b)
     check_comparable(a, b, f"{settings.a} and {settings.b}")
     found = differences(a, b, settings.resamples, settings.seed)
@@ -54,8 +56,8 @@ def compare(settings: CompareSettings) -> None:
     print(f"p: two-sided, paired bootstrap over {images:,} images, {settings.resamples:,} resamples")
 
 
-def check_comparable(a: dict, b: dict, names: str) -> None:
-    """Raises UserError, saying what differs, unless task, tokenization, split, data and records are the same."""
+def check_comparable(a: dict[str, Any], b: dict[str, Any], names: str) -> None:
+    """Raise UserError, which says what differs, unless task, tokenization, split, data and records are the same."""
     differ = [
         f"{what} ({x} and {y})"
         for what, x, y in (
@@ -73,15 +75,15 @@ def check_comparable(a: dict, b: dict, names: str) -> None:
         differ = [f"records ({counts})" if only_a or only_b else "the order, number or images of the records"]
     if differ:
         raise UserError(
-            f"{names} cannot be compared, they differ in {', '.join(differ)}: "
+            f"{names} cannot be compared, because they differ in {', '.join(differ)}: "
             "score both on the same split of one store, with the same tokenization"
         )
 
 
-def differences(a: dict, b: dict, resamples: int, seed: int) -> list[Difference]:
-    """The scores that both results have, in their order."""
-    drawn: dict = {}
-    if len(set(a["items"].images)) > 1:  # a single image is always drawn
+def differences(a: dict[str, Any], b: dict[str, Any], resamples: int, seed: int) -> list[Difference]:
+    """Return the differences of the scores that both results have, in their order."""
+    drawn: dict[str, np.ndarray] = {}
+    if len(set(a["items"].images)) > 1:  # resamples of a single image are all equal
         first, second = (resample(result["items"], resamples, seed) for result in (a, b))
         drawn = {name: second[name] - first[name] for name in first if name in second}
     return [

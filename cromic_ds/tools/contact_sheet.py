@@ -1,7 +1,7 @@
-"""Pictures of posts with their text: as PNG where a font with Chinese characters is found, as HTML where none is.
+"""A sheet of pictures with their texts: a PNG if a font with Chinese characters is found, else an HTML page.
 
-Neither Pillow nor matplotlib ships such a font, and a PNG has to bring its glyphs. An HTML page does not: the browser that
-shows it uses the fonts of the reader's own machine.
+Neither Pillow nor matplotlib ships such a font, and a PNG has to contain its glyphs. An HTML page does not: the browser that
+shows it uses the fonts of the reader's machine.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cromic_ds.data.images import decode
 from cromic_ds.errors import UserError
+from cromic_ds.files import replacing, write_atomically
 
 COLUMNS = 4
-PICTURE = 224  # pixels; the other sizes follow from it
+PICTURE = 224  # pixels of a picture's side
 MARGIN = 12
 FONT_SIZE = 15
 LINE = 20
 
 _CHINESE = "的图评论"
-# The best known first; any other font that has the characters will do as well.
+# Tried in this order; then any other font that has the characters.
 _PREFERRED = (
     "notosanscjk",
     "notosanssc",
@@ -40,18 +41,18 @@ _PREFERRED = (
 
 
 @dataclass
-class Entry:
+class SheetEntry:
     """One post on the sheet."""
 
     id: str
     image: bytes | None
     post: str
     comments: list[str]
-    token_ids: list[str]  # of the post and of each comment, shown where the text cannot be
+    token_ids: list[str]  # of the post and of each comment; shown if no font has the text's characters
 
 
 def find_font(folders: list[str] | None = None) -> Path | None:
-    """A font file with Chinese characters in `folders`, by default where this system keeps its fonts."""
+    """Return a font file with Chinese characters in `folders`, by default in the system's font folders."""
     from matplotlib import font_manager
 
     found = [Path(path) for path in font_manager.findSystemFonts(folders)]
@@ -69,15 +70,15 @@ def has_chinese(font: Path) -> bool:
         return False
 
 
-def draw_png(entries: list[Entry], font_file: Path | None, out: Path) -> None:
-    """The sheet as PNG; without a font, token ids stand for the text."""
+def draw_png(entries: list[SheetEntry], font_file: Path | None, out: Path) -> None:
+    """Write the sheet as PNG; without a font it shows token ids instead of the text."""
     try:
         font = ImageFont.truetype(str(font_file), FONT_SIZE) if font_file else ImageFont.load_default(FONT_SIZE)
     except OSError as error:
         raise UserError(f"{font_file}: cannot be used as a font ({error}); give a .ttf, .otf or .ttc file") from None
     texts = [_lines(entry, font, has_font=font_file is not None) for entry in entries]
     cell_width = PICTURE + 2 * MARGIN
-    heights = []  # of each row of the sheet
+    heights: list[int] = []  # of each row of the sheet
     for start in range(0, len(entries), COLUMNS):
         most_lines = max(len(lines) for lines in texts[start : start + COLUMNS])
         heights.append(PICTURE + most_lines * LINE + 2 * MARGIN)
@@ -91,13 +92,12 @@ def draw_png(entries: list[Entry], font_file: Path | None, out: Path) -> None:
             sheet.paste(picture, (left + (PICTURE - picture.width) // 2, top + (PICTURE - picture.height) // 2))
         for number, (line, color) in enumerate(lines):
             draw.text((left, top + PICTURE + number * LINE), line, fill=color, font=font)
-    aside = out.with_name(f"{out.name}.tmp")
-    sheet.save(aside, "PNG")
-    aside.replace(out)
+    with replacing(out, "wb") as file:
+        sheet.save(file, "PNG")
 
 
-def write_html(entries: list[Entry], out: Path) -> None:
-    """The sheet as one HTML file with its pictures inside."""
+def write_html(entries: list[SheetEntry], out: Path) -> None:
+    """Write the sheet as one HTML file that contains its pictures."""
     cells = []
     for entry in entries:
         picture = ""
@@ -115,9 +115,7 @@ def write_html(entries: list[Entry], out: Path) -> None:
         "small{display:block;color:#888}p{font-weight:bold}ul{padding-left:1.2em}"
     )
     page = f'<!doctype html><html lang="zh"><meta charset="utf-8"><style>{style}</style><main>{"".join(cells)}</main></html>\n'
-    aside = out.with_name(f"{out.name}.tmp")
-    aside.write_text(page, encoding="utf-8")
-    aside.replace(out)
+    write_atomically(out, page)
 
 
 def _preference(font: Path) -> int:
@@ -131,8 +129,10 @@ def _thumbnail(encoded: bytes) -> Image.Image:
     return picture
 
 
-def _lines(entry: Entry, font: ImageFont.FreeTypeFont, has_font: bool) -> list[tuple[str, str]]:
-    """The text below a picture as (line, color)."""
+def _lines(
+    entry: SheetEntry, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, has_font: bool
+) -> list[tuple[str, str]]:
+    """Return the text below a picture as (line, color)."""
     post, *comments = [entry.post, *entry.comments] if has_font else entry.token_ids
     lines = [(line, "gray") for line in _wrap(entry.id, font)]
     lines += [(line, "black") for line in _wrap(post, font)]
@@ -141,8 +141,8 @@ def _lines(entry: Entry, font: ImageFont.FreeTypeFont, has_font: bool) -> list[t
     return lines
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
-    """Lines no wider than a picture; Latin words stay whole, Chinese may be broken between any two characters."""
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """Break a text into lines no wider than a picture: Latin text between words, Chinese text between any two characters."""
     lines = [""]
     for piece in re.findall(r"[!-~]{1,24}|\s|[^!-~\s]", text):
         if lines[-1] and font.getlength(lines[-1] + piece) > PICTURE:

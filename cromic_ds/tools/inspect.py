@@ -1,4 +1,4 @@
-"""`cromic-ds inspect`: what a data set holds, in numbers on the terminal and as a sheet of pictures."""
+"""What a data set contains: numbers on the terminal and a sheet of pictures."""
 
 from __future__ import annotations
 
@@ -16,39 +16,38 @@ from cromic_ds.data.images import BadImage, decode
 from cromic_ds.data.open_dataset import available_splits, open_dataset
 from cromic_ds.data.store import StoreDataset
 from cromic_ds.errors import UserError
-from cromic_ds.tools.contact_sheet import Entry, draw_png, find_font, has_chinese, write_html
+from cromic_ds.tools.contact_sheet import SheetEntry, draw_png, find_font, has_chinese, write_html
 
-BAR = 40  # characters of the longest bar of a histogram
+LONGEST_BAR = 40  # characters of the longest bar of a histogram
 BINS = 12
+COUNTED_POSTS = 100_000  # of a split, evenly spread; histograms and common comments are taken from them
 
 
 @dataclass
 class InspectSettings:
-    """What is looked at, and how much of it is shown."""
+    """Which data to inspect, and how much of it to show."""
 
     store: str = ""
     """Store folder, or folder in the published layout."""
-    split: str = ""
-    """Split to look at; empty = all of them."""
+    split: str | None = None
+    """Split to inspect; null = all."""
     out: str = "contact_sheet.png"
-    """PNG file to be written: pictures with their posts and comments."""
+    """PNG file to write: pictures with their posts and comments."""
     posts: int = 12
-    """Posts on the sheet, evenly spread over the first split looked at."""
+    """Posts on the sheet, evenly spread over the first split that has pictures."""
     comments: int = 4
     """Comments shown with each post on the sheet."""
     top: int = 15
-    """Most common comments to be listed."""
-    most: int = 100_000
-    """Posts of a split that histograms and common comments are taken from, evenly spread; 0 = all."""
-    font: str = ""
-    """Font file (.ttf, .otf, .ttc) with Chinese characters; empty = one that is installed."""
+    """Number of most common comments to list."""
+    font: str | None = None
+    """Font file (.ttf, .otf, .ttc) with Chinese characters; null = an installed one."""
 
     def check(self) -> None:
         """Raise UserError for values that cannot work."""
         if not self.store:
             raise UserError("store is missing: give a store folder")
-        if self.posts < 1 or min(self.comments, self.top, self.most) < 0:
-            raise UserError("posts must be at least 1, and comments, top and most at least 0")
+        if self.posts < 1 or min(self.comments, self.top) < 0:
+            raise UserError("posts must be at least 1, comments and top at least 0")
         if self.font and not (Path(self.font).is_file() and has_chinese(Path(self.font))):
             raise UserError(
                 f"{self.font}: not a font file with Chinese characters; give a .ttf, .otf or .ttc file that has them"
@@ -57,7 +56,7 @@ class InspectSettings:
 
 @dataclass
 class Counted:
-    """What was counted over the posts of a split."""
+    """Counts over the posts of a split."""
 
     posts: int = 0
     unreadable: Counter[str] = field(default_factory=Counter)
@@ -68,18 +67,21 @@ class Counted:
 
 
 def inspect(settings: InspectSettings) -> None:
-    """Print counts, histograms and common comments; write the contact sheet. Raises UserError."""
-    settings.check()
+    """`cromic-ds inspect`: print counts, histograms and common comments, and write the contact sheet.
+
+    Raises:
+        UserError: the data cannot be read, or no post has a readable picture.
+    """
     font = Path(settings.font) if settings.font else find_font()
     console = Console()
     splits = [settings.split] if settings.split else available_splits(settings.store)
     datasets = [open_dataset(settings.store, split) for split in splits]
     for dataset in datasets:
-        _print_split(console, dataset, _count(dataset, settings.most), settings.top)
+        _print_split(console, dataset, _count(dataset), settings.top)
     _print_rejects(console, datasets[0])
     entries = next(filter(None, (_entries(dataset, settings) for dataset in datasets)), None)
     if entries is None:
-        raise UserError(f"{settings.store}: no post with a readable picture, there is nothing to draw")
+        raise UserError(f"{settings.store}: no post has a readable picture, so there is nothing to draw")
     out = Path(settings.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_png(entries, font, out)
@@ -94,13 +96,13 @@ def inspect(settings: InspectSettings) -> None:
 
 
 def _spread(n: int, most: int) -> range:
-    """Up to about `most` of n positions, evenly spread; 0 = all."""
-    return range(0, n, max(1, n // most) if most else 1)
+    """Return about `most` of n positions, or all if there are fewer, evenly spread."""
+    return range(0, n, max(1, n // most))
 
 
-def _count(dataset: Dataset, most: int) -> Counted:
+def _count(dataset: Dataset) -> Counted:
     counted = Counted()
-    for index in _spread(len(dataset), most):
+    for index in _spread(len(dataset), COUNTED_POSTS):
         try:
             tokens, texts = dataset.tokens(index), dataset.texts(index)
         except UnreadableRecord as error:
@@ -147,7 +149,7 @@ def _print_histogram(console: Console, title: str, lengths: Counter[int]) -> Non
     for i, n in enumerate(counts):
         first, last = low + i * width, min(low + (i + 1) * width - 1, high)
         name = f"{first}" if first == last else f"{first}-{last}"
-        console.print(f"{name:>11} {'█' * round(BAR * n / counts.max())} {n:,}", markup=False)
+        console.print(f"{name:>11} {'█' * round(LONGEST_BAR * n / counts.max())} {n:,}", markup=False)
 
 
 def _print_rejects(console: Console, dataset: Dataset) -> None:
@@ -156,8 +158,8 @@ def _print_rejects(console: Console, dataset: Dataset) -> None:
         console.print(f"rejected when it was prepared: {n:,} {reason}", markup=False)
 
 
-def _entries(dataset: Dataset, settings: InspectSettings) -> list[Entry]:
-    """Posts for the sheet; those without a readable picture are left out."""
+def _entries(dataset: Dataset, settings: InspectSettings) -> list[SheetEntry]:
+    """Return the posts for the sheet, without those that have no readable picture."""
     entries = []
     for index in _spread(len(dataset), settings.posts):
         try:
@@ -169,5 +171,5 @@ def _entries(dataset: Dataset, settings: InspectSettings) -> list[Entry]:
             continue
         kept = [tokens.post, *tokens.comments[: settings.comments]]
         ids = [" ".join(map(str, sequence.tolist())) for sequence in kept]
-        entries.append(Entry(texts.id, image, texts.post, texts.comments[: settings.comments], ids))
+        entries.append(SheetEntry(texts.id, image, texts.post, texts.comments[: settings.comments], ids))
     return entries[: settings.posts]

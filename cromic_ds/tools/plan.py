@@ -1,11 +1,11 @@
-"""`cromic-ds plan`: what a model needs on each GPU under each DeepSpeed config, and which of them fit; nothing is started."""
+"""What a model needs on each GPU under each DeepSpeed config, and which configs fit. Nothing is started."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -16,10 +16,12 @@ from cromic_ds.errors import UserError
 from cromic_ds.models.common.precision import AUTOCAST
 from cromic_ds.shipped import shipped
 
-SHIPPED = shipped("ds_configs")
+if TYPE_CHECKING:
+    from rich.console import Console
+
 GIB = 2**30
 ALLOCATOR = 0.9
-"""Share of a GPU's memory that tensors can fill: the rest goes to the CUDA context, libraries and fragmentation."""
+"""Share of a GPU's memory that tensors can fill; the CUDA context, libraries and fragmentation take the rest."""
 
 
 @dataclass
@@ -28,8 +30,8 @@ class PlanSettings:
 
     model: str = "paper"
     """Preset of cmt: tiny, small, paper, large or xl; or another model and its preset, as vlp/paper, vilt/small."""
-    ds_config: str = ""
-    """DeepSpeed JSON of your own to plan for, beside the shipped ones; empty = the shipped ones alone."""
+    ds_config: str | None = None
+    """DeepSpeed JSON of your own to plan for, in addition to the shipped ones; null = only the shipped ones."""
     gpus: int = 8
     """GPUs per node."""
     nodes: int = 1
@@ -37,39 +39,55 @@ class PlanSettings:
     gpu_memory: float = 80.0
     """Memory of a GPU in GiB."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """Format that the run computes in."""
-    global_batch: int = 0
-    """Posts per optimizer step; 0 = 64 for each GPU."""
-    micro_batch: int = 0
-    """Posts per forward pass and GPU; 0 = the largest divisor up to 64."""
+    """Number format of the computation."""
+    global_batch: int | None = None
+    """Posts per optimizer step; null = 64 for each GPU."""
+    micro_batch: int | None = None
+    """Posts per forward pass and GPU; null = the largest divisor of a GPU's share of the global batch up to 64."""
     post_tokens: int = 40
-    """Length of a post in tokens."""
+    """Length of a post in tokens, [CLS] and [SEP] included."""
     comments: int = 10
-    """Comments of a post that a step trains on."""
+    """Comments per post that a step trains on: `data.comments_per_post` of the run."""
     comment_tokens: int = 25
     """Length of a comment in tokens, [CLS] and [SEP] included."""
     posts: int = 1_000_000
-    """Posts of a whole run, all epochs together, for its GPU hours."""
+    """Posts of a whole run, over all epochs together, for its GPU hours."""
     gpu_tflops: float = 989.0
-    """Peak of a GPU in TFLOP/s, dense, 16 bit: H100 989, A100 312."""
+    """Dense 16-bit peak of a GPU in TFLOP/s: H100 989, A100 312."""
     mfu: float = 0.3
-    """Share of that peak that is reached: an assumption; a run's log says what it is."""
+    """Share of that peak that is reached. This is an assumption; the log of a run says what it reaches."""
+
+    def check(self) -> None:
+        """Raise UserError for values that cannot work."""
+        at_least_one = ("gpus", "nodes", "global_batch", "micro_batch", "comments", "posts")
+        for name, minimum in {
+            **dict.fromkeys(at_least_one, 1),
+            "gpu_memory": 0.1,
+            "post_tokens": 0,
+            "comment_tokens": 2,
+        }.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise UserError(f"{name} is {value}: must be at least {minimum}")
+        for name in ("gpu_tflops", "mfu"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} is {getattr(self, name)}: must be above 0")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One config's plan."""
+class PlanRow:
+    """The plan for one config."""
 
     name: str
     stage: int
     plan: MemoryPlan
     fits: bool
     largest_micro_batch: int
-    """Posts that would still fit into a forward pass; 0 where not even one does."""
+    """Most posts that fit into a forward pass; 0 if not even one does."""
 
 
 def plan(settings: PlanSettings) -> None:
-    """Print the plan: parameters, memory of a GPU, bytes sent in a step, and which configs fit."""
+    """`cromic-ds plan`: print parameters, memory of a GPU, bytes sent in a step, and which configs fit."""
     from rich.console import Console
 
     facts = measure(settings)
@@ -78,10 +96,10 @@ def plan(settings: PlanSettings) -> None:
 
 
 def measure(settings: PlanSettings) -> ModelFacts:
-    """The facts of a preset: its real modules and its real forward pass, on tensors that have sizes but no memory.
+    """Measure a preset's real modules in a real forward pass, on tensors that have sizes but no memory.
 
-    Activations are what autograd saves in a forward pass on one and on two posts. The count equals that of a real forward
-    pass on a CPU; on a GPU other kernels save slightly other tensors, and temporaries come on top: take it as ±20%.
+    Activations are the tensors that autograd saves in a forward pass on one and on two posts. Their count equals that of a real
+    forward pass on a CPU. On a GPU, other kernels save slightly different tensors and temporaries are added: assume ±20%.
     """
     from torch._subclasses import FakeTensorMode
     from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -104,7 +122,7 @@ def measure(settings: PlanSettings) -> ModelFacts:
 
 
 def full_batch(n_posts: int, settings: PlanSettings, image_size: int) -> Batch:
-    """Posts, comments and images at their full lengths."""
+    """Return a batch of posts, comments and images at their full lengths."""
     n_comments, n_targets = n_posts * settings.comments, settings.comment_tokens - 1
     rows = torch.arange(n_comments * n_targets)
     return Batch(
@@ -123,12 +141,12 @@ def full_batch(n_posts: int, settings: PlanSettings, image_size: int) -> Batch:
 
 
 def saved_bytes(model: torch.nn.Module, batch: Batch, precision: str) -> int:
-    """Bytes of the distinct storages, parameters apart, that a forward pass keeps for its backward pass."""
+    """Return the bytes of the distinct storages, without parameters, that a forward pass keeps for its backward pass."""
     storages: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        storages[storage._cdata] = storage  # kept, so that its address is not used again
+        storages[storage._cdata] = storage  # a reference, so that the address is not used again
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), _autocast(precision):
@@ -145,31 +163,19 @@ def _autocast(precision: str) -> Iterator[None]:
         yield
 
 
-def plan_rows(settings: PlanSettings, facts: ModelFacts) -> Iterator[Row]:
-    """A row for the given config and for each shipped one."""
-    for name, minimum in {
-        "gpus": 1,
-        "nodes": 1,
-        "gpu_memory": 0.1,
-        "comments": 1,
-        "comment_tokens": 2,
-        "posts": 1,
-    }.items():
-        if getattr(settings, name) < minimum:
-            raise UserError(f"{name} is {getattr(settings, name)}: must be at least {minimum}")
-    for name in ("gpu_tflops", "mfu"):
-        if getattr(settings, name) <= 0:
-            raise UserError(f"{name} is {getattr(settings, name)}: must be above 0")
+def plan_rows(settings: PlanSettings, facts: ModelFacts) -> Iterator[PlanRow]:
+    """Yield a row for the given config, if any, and for each shipped one."""
+    folder = shipped("ds_configs")
     paths = [find_ds_config(settings.ds_config)] if settings.ds_config else []
-    paths += [p for p in sorted(SHIPPED.glob("*.json")) if p.resolve() not in [q.resolve() for q in paths]]
+    paths += [p for p in sorted(folder.glob("*.json")) if p.resolve() not in [q.resolve() for q in paths]]
     if not paths:
-        raise UserError(f"{SHIPPED}: no DeepSpeed configs there; name one with --ds_config")
+        raise UserError(f"{folder}: no DeepSpeed configs in it; name one with --ds_config")
     world_size = settings.gpus * settings.nodes
     budget = settings.gpu_memory * GIB * ALLOCATOR
     for path in paths:
         resolve_facts = ResolveFacts(
             global_batch=settings.global_batch or 64 * world_size,
-            micro_batch=settings.micro_batch,
+            micro_batch=settings.micro_batch or 0,
             world_size=world_size,
             ranks_per_node=settings.gpus,
             device="cuda",
@@ -179,8 +185,8 @@ def plan_rows(settings: PlanSettings, facts: ModelFacts) -> Iterator[Row]:
         config = resolve(load_ds_config(path), resolve_facts, this_machine=False)
         result = memory_plan(facts, config, world_size)
         rest = budget - (result.device - result.activations) - facts.activation_bytes
-        yield Row(
-            name=path.stem if path.resolve().parent == SHIPPED else str(path),
+        yield PlanRow(
+            name=path.stem if path.resolve().parent == folder else str(path),
             stage=config["zero_optimization"].get("stage", 0),
             plan=result,
             fits=result.device <= budget,
@@ -188,8 +194,8 @@ def plan_rows(settings: PlanSettings, facts: ModelFacts) -> Iterator[Row]:
         )
 
 
-def render(settings: PlanSettings, facts: ModelFacts, rows: list[Row], console) -> None:
-    """The tables, to a rich console."""
+def render(settings: PlanSettings, facts: ModelFacts, rows: list[PlanRow], console: Console) -> None:
+    """Print the tables."""
     from rich.table import Table
 
     world_size = settings.gpus * settings.nodes
@@ -208,18 +214,9 @@ def render(settings: PlanSettings, facts: ModelFacts, rows: list[Row], console) 
     for row in rows:
         for table in (memory, sent):
             table.add_column(row.name.replace("_", "\n"), justify="right", no_wrap=True)
-    for name in (
-        "parameters",
-        "gathered",
-        "gradients",
-        "optimizer",
-        "buffers",
-        "activations",
-        "device",
-        "host",
-        "disk",
-    ):
-        label = {"device": "total", "host": "host/rank", "disk": "disk/rank"}.get(name, name)
+    for name in ("parameters", "gathered", "gradients", "optimizer", "buffers", "activations"):
+        memory.add_row(name, *(gib(getattr(row.plan, name)) for row in rows))
+    for name, label in {"device": "total", "host": "host/rank", "disk": "disk/rank"}.items():
         memory.add_row(label, *(gib(getattr(row.plan, name)) for row in rows))
     memory.add_row("fits", *("[green]yes[/]" if row.fits else "[red]no[/]" for row in rows))
     memory.add_row("max posts", *(str(row.largest_micro_batch) for row in rows))
@@ -236,5 +233,5 @@ def render(settings: PlanSettings, facts: ModelFacts, rows: list[Row], console) 
 
 
 def gib(n_bytes: int) -> str:
-    """Three significant digits, and a dash for nothing."""
+    """Return GiB with three significant digits, or a dash for 0."""
     return f"{n_bytes / GIB:.3g}" if n_bytes else "–"

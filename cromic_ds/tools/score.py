@@ -1,10 +1,10 @@
-"""Score a file of predictions, from whichever system, against the references of a store."""
+"""Score a file of predictions, of any system, against the references of a store."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cromic_ds.data.dataset import Dataset, Texts, UnreadableRecord
 from cromic_ds.data.open_dataset import open_dataset
@@ -16,26 +16,26 @@ from cromic_ds.tasks.results import describe_data, result_json, result_table, wr
 
 @dataclass
 class ScoreSettings:
-    """Predictions, the data that they are scored on, and how."""
+    """The predictions, the data to score them on, and how."""
 
     task: str = ""
-    """comments, fmiqa, vqa2, aic_icc, flickr30k_cn or muge."""
+    """Task: comments, fmiqa, vqa2, aic_icc, flickr30k_cn or muge."""
     predictions: str = ""
-    """File of predictions in the form that the task's server takes."""
+    """File of predictions in the format that the task's server takes."""
     references: str = ""
     """Store with the references."""
     split: str = "val"
     """Split that the predictions are for."""
     tokenization: Literal["task", "char", "jieba", "bert"] = "task"
-    """How texts are cut into words: char, jieba or bert; task = as the task's official score does."""
+    """How texts are split into words; task = as the task's official score does."""
     meteor: bool = True
-    """Score METEOR as well, where Java is."""
-    resamples: int = 1000
-    """Resamples of the images for the confidence intervals; 0 = no intervals."""
+    """Also score METEOR, if Java is installed."""
+    resamples: int | None = 1000
+    """Number of bootstrap resamples of the images, for the confidence intervals; null = no intervals."""
     seed: int = 0
     """Seed of the resamples."""
     out: str | None = None
-    """Result file; without it the name of the predictions file with .scores.json at its end."""
+    """Result file to write; null = the name of the predictions file with .scores.json appended."""
 
     def check(self) -> None:
         """Raise UserError for values that cannot work."""
@@ -46,13 +46,12 @@ class ScoreSettings:
                 )
         if self.task not in TASKS:
             raise UserError(f"--task {self.task}: unknown{nearest(self.task, TASKS)}; there are {', '.join(TASKS)}")
-        if self.resamples < 0:
-            raise UserError(f"--resamples {self.resamples} must be at least 0 (no intervals)")
+        if self.resamples is not None and self.resamples < 1:
+            raise UserError(f"--resamples {self.resamples} must be at least 1, or null for no intervals")
 
 
 def score(settings: ScoreSettings) -> None:
-    """`cromic-ds score`: writes the result file and prints the scores."""
-    settings.check()
+    """`cromic-ds score`: write the result file and print the scores."""
     out = Path(settings.out or f"{settings.predictions}.scores.json")
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"--out {out}: {'is a folder' if out.is_dir() else 'there is no such folder'}; name a file")
@@ -62,12 +61,12 @@ def score(settings: ScoreSettings) -> None:
     print(f"written to {out}")
 
 
-def score_file(settings: ScoreSettings) -> dict:
-    """The result. Raises UserError where predictions, data and task do not fit together."""
+def score_file(settings: ScoreSettings) -> dict[str, Any]:
+    """Return the result. Raises UserError if predictions, data and task do not belong together."""
     task = TASKS[settings.task]
     tokenization = task.choose_tokenization(settings.tokenization)
     dataset = open_dataset(settings.references, settings.split)
-    texts = references(task, dataset, settings.references)
+    texts = scored_records(task, dataset, settings.references)
     read = list(task.read_predictions(Path(settings.predictions)))
     check_ids([i for i, _ in read], [record.id for record in texts], settings.predictions)
     predictions = dict(read)
@@ -76,18 +75,18 @@ def score_file(settings: ScoreSettings) -> dict:
         texts,
         tokenization,
         settings.meteor,
-        settings.resamples,
+        settings.resamples or 0,
         settings.seed,
     )
     data = describe_data(settings.references, dataset)
     return result_json(task, measured, data=data, predictions=settings.predictions)
 
 
-def references(task: Task, dataset: Dataset, path: str) -> list[Texts]:
-    """The records of the split. Raises UserError where they are another task's, or none can be scored."""
+def scored_records(task: Task, dataset: Dataset, path: str) -> list[Texts]:
+    """Return the records of the split. Raises UserError if they are of another task, or if none can be scored."""
     held = dataset.task or "comments"
     if held != task.name:
-        raise UserError(f"{path} was prepared for {held}, not for {task.name}: give its task, or another store")
+        raise UserError(f"{path} was prepared for {held}, not for {task.name}: give that task, or another store")
     try:
         texts = [dataset.texts(index) for index in range(len(dataset))]
     except UnreadableRecord as error:

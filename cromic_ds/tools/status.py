@@ -1,7 +1,7 @@
-"""`cromic-ds status RUN …`: how runs are, from the files in their folders alone.
+"""`cromic-ds status RUN …`: the state of runs, read from the files in their folders alone.
 
-Each rank's guard writes RUN/ranks/rank-0000.json anew every few seconds; a rank that should be running and whose file stays
-as it is, is dead. That is seen from the file changing where its time is in doubt: clocks of hosts differ.
+The watcher of each rank rewrites RUN/ranks/rank-0000.json every few seconds. A rank that should be running and whose file does
+not change is dead. Whether the file changes is observed, not computed from the time in it, because clocks of hosts differ.
 """
 
 from __future__ import annotations
@@ -14,41 +14,53 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.markup import escape
 
 from cromic_ds.errors import UserError
+from cromic_ds.files import read_json_if_there
+from cromic_ds.ranks.launcher import name_ranks
+from cromic_ds.ranks.processes import parent_pid
+from cromic_ds.ranks.watcher import ALIVE, BEAT
+from cromic_ds.run_folder import MANIFEST, RunFolder
+from cromic_ds.tools.display import STATE_COLORS, age, duration
 from cromic_ds.tracking.jsonl import newest_metrics
 
-BEAT = 7.0  # seconds within which a living rank's file is written anew, with something to spare
-SILENCE = 30.0  # seconds after which a rank whose process cannot be looked up is in doubt
-LOST = 86400.0  # seconds after which there is no doubt: no clock is that far off
-ALIVE, FAILED = ("starting", "running"), ("failed", "killed", "hung")
-COLORS = {"running": "green", "finished": "green", "stopped": "yellow", "dead": "red", "failed": "red"}
+REWRITTEN = BEAT + 2  # seconds within which the file of a living rank is rewritten, with some margin
+SILENCE = 30.0  # seconds after which it is in doubt whether a rank on another host lives
+LOST = 86400.0  # seconds after which a rank is certainly dead: no clock is that far off
+FAILED = ("failed", "killed", "hung")
 
 
 @dataclass
 class StatusSettings:
-    """Which runs, and how they are shown."""
+    """Which runs to show, and how."""
 
     runs: list[str] = field(default_factory=list)
     """Run folders."""
     json: bool = False
-    """Print one JSON object a run instead of text."""
+    """Print one JSON object per run instead of text."""
+
+    def check(self) -> None:
+        """Raise UserError for values that cannot work."""
+        if not self.runs:
+            raise UserError("no run folder given: cromic-ds status runs/first")
 
 
 @dataclass
 class RunStatus:
-    """How a run is. Times in seconds; None = not known."""
+    """The state of a run. Times are in seconds; None = unknown."""
 
     folder: str
-    state: str  # running, stopped (by a signal; it can go on), finished, dead (without a word) or failed
+    state: (
+        str  # running, stopped (by a signal; it can be resumed), finished, dead (without reporting an error) or failed
+    )
     phase: str = ""  # what a running one does
-    since_progress: float | None = None  # since its slowest rank last said that it gets on
+    since_progress: float | None = None  # since its slowest rank last reported progress
     step: int = 0
     total_steps: int | None = None
     loss: float | None = None
@@ -59,23 +71,27 @@ class RunStatus:
     skipped_records: int = 0
     checkpoint: str | None = None
     checkpoint_age: float | None = None
-    hosts: dict[str, list[int]] = field(default_factory=dict)  # their ranks
+    hosts: dict[str, list[int]] = field(default_factory=dict)  # ranks by host
     job: str | None = None  # Slurm's number
-    ranks: list[dict] = field(default_factory=list)  # the files of all ranks, "state" corrected for those that died
+    ranks: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # the files of all ranks; the "state" of dead ones is "dead"
     traceback: str | None = None  # of the first rank that failed
 
 
 def status(settings: StatusSettings) -> None:
-    """Print how the runs are; exit code 1 if one is dead or failed. Raises UserError for what is no run folder."""
-    if not settings.runs:
-        raise UserError("no run folder given: cromic-ds status runs/first")
+    """`cromic-ds status`: print the state of the runs. Exits with 1 if a run is dead or failed.
+
+    Raises:
+        UserError: a folder is not a run folder.
+    """
     runs = [read_status(Path(folder)) for folder in settings.runs]
     if settings.json:
         print("\n".join(json.dumps(dataclasses.asdict(run), ensure_ascii=False) for run in runs))
     else:
         console = Console(soft_wrap=True, highlight=False)
         for run in runs:
-            console.print(describe(run))
+            console.print(status_text(run))
     if any(run.state in ("dead", "failed") for run in runs):
         sys.exit(1)
 
@@ -83,15 +99,16 @@ def status(settings: StatusSettings) -> None:
 # ---- reading
 
 
-def read_status(folder: Path, now: float | None = None) -> RunStatus:
-    """Raises UserError where `folder` holds no run."""
+def read_status(path: Path, now: float | None = None) -> RunStatus:
+    """Return the state of the run in a folder. Raises UserError if the folder holds no run."""
+    folder = RunFolder(path)
     config = read_config(folder)
     now = time.time() if now is None else now
     ranks = read_ranks(folder, now)
-    finished = read_json(folder / "finished.json")
-    run = RunStatus(str(folder), overall(ranks, finished is not None), ranks=ranks)
+    finished = read_object(folder.finished)
+    run = RunStatus(str(path), overall_state(ranks, finished is not None), ranks=ranks)
     if not ranks and not finished:
-        just_started = now - (folder / "config.yaml").stat().st_mtime < SILENCE
+        just_started = now - folder.config.stat().st_mtime < SILENCE
         run.state, run.phase = ("running", "starting") if just_started else ("dead", "")
     if ranks:
         slowest = min(ranks, key=lambda rank: rank["since"])
@@ -100,76 +117,68 @@ def read_status(folder: Path, now: float | None = None) -> RunStatus:
         for rank in ranks:
             run.hosts.setdefault(rank["host"], []).append(rank["rank"])
         run.traceback = first_traceback(folder, ranks)
-    add_metrics(run, folder, config, now)
+    add_metrics(run, path, config, now)
     add_checkpoint(run, folder, now)
     run.step = max(run.step, (finished or {}).get("step", 0))
     return run
 
 
-def read_config(folder: Path) -> dict:
+def read_config(folder: RunFolder) -> dict[str, Any]:
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
         return {**config, "loop": dict(config["loop"])}
     except FileNotFoundError:
-        raise UserError(f"{folder}: no run folder (no config.yaml in it)") from None
+        raise UserError(f"{folder.path}: no run folder (no {folder.config.name} in it)") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        raise UserError(f"{folder}: its config.yaml is not the configuration of a run") from None
+        raise UserError(f"{folder.path}: its {folder.config.name} is not the configuration of a run") from None
 
 
-def read_json(path: Path) -> dict | None:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file, None if there is none."""
+    values = read_json_if_there(path)
     return values if isinstance(values, dict) else None
 
 
-def read_ranks(folder: Path, now: float) -> list[dict]:
-    """The ranks' files in order; "state" is "dead" for those that should be running and are not, "error" says so."""
-    paths = sorted((folder / "ranks").glob("rank-*.json"))
-    ranks = {path: values for path in paths if (values := read_json(path))}
-    verdicts = {path: verdict(values, now) for path, values in ranks.items() if values["state"] in ALIVE}
-    doubtful = {path for path, found in verdicts.items() if found == "doubtful"}
-    dead = {path for path, found in verdicts.items() if found == "dead"}
-    dead |= unchanged({path: ranks[path] for path in doubtful})
+def read_ranks(folder: RunFolder, now: float) -> list[dict[str, Any]]:
+    """Return the files of all ranks in order. A rank that should be running and is not has "state": "dead" and an "error"."""
+    ranks = {path: values for path in folder.rank_states() if (values := read_object(path))}
+    verdicts = {path: liveness(values, now) for path, values in ranks.items() if values["state"] in ALIVE}
+    doubtful = {path for path, verdict in verdicts.items() if verdict == "doubtful"}
+    dead = {path for path, verdict in verdicts.items() if verdict == "dead"}
+    dead |= unchanged_files({path: ranks[path] for path in doubtful})
     for path in dead | doubtful:
-        ranks[path] = rank = read_json(path) or ranks[path]  # its guard may have had the last word meanwhile
+        ranks[path] = rank = read_object(path) or ranks[path]  # its watcher may have written the outcome meanwhile
         if path in dead and rank["state"] in ALIVE:
-            silent = ago(now - rank["time"])
+            silent = age(now - rank["time"])
             error = f"no sign of life for {silent}, after step {rank['step']}, while {rank['phase']}"
             ranks[path] = {**rank, "state": "dead", "error": error}
     return list(ranks.values())
 
 
-def verdict(rank: dict, now: float) -> str:
-    """Whether a rank that says it is running is "alive", "dead" or "doubtful"."""
+def liveness(rank: dict[str, Any], now: float) -> str:
+    """Return whether a rank whose file says that it runs is "alive", "dead" or "doubtful"."""
     silent = now - rank["time"]
     if rank["host"] == socket.gethostname():
-        if parent(rank["guard_pid"]) == rank["pid"]:  # of a number alone one could not tell whose it is by now
+        # The watcher's parent is compared too, because process numbers are used again.
+        if parent_pid(rank["guard_pid"]) == rank["pid"]:
             return "alive"
-        return "doubtful" if silent < BEAT else "dead"  # in a container with the host's name its processes are not seen
+        # The processes of a container with this host's name are invisible here.
+        return "doubtful" if silent < REWRITTEN else "dead"
     if abs(silent) < SILENCE:
         return "alive"
     return "doubtful" if silent < LOST else "dead"
 
 
-def parent(pid: int) -> int | None:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, IndexError, ValueError):
-        return None
-
-
-def unchanged(ranks: dict[Path, dict]) -> set[Path]:
-    """Those whose file stays as it was for longer than a living rank's would."""
-    end = time.monotonic() + BEAT
+def unchanged_files(ranks: dict[Path, dict[str, Any]]) -> set[Path]:
+    """Return the files that do not change within the time in which a living rank's file would."""
+    end = time.monotonic() + REWRITTEN
     while ranks and time.monotonic() < end:
         time.sleep(0.25)
-        ranks = {path: values for path, values in ranks.items() if read_json(path) == values}
+        ranks = {path: values for path, values in ranks.items() if read_object(path) == values}
     return set(ranks)
 
 
-def overall(ranks: list[dict], finished: bool) -> str:
+def overall_state(ranks: list[dict[str, Any]], finished: bool) -> str:
     states = {rank["state"] for rank in ranks}
     if states & set(FAILED):
         return "failed"
@@ -180,15 +189,15 @@ def overall(ranks: list[dict], finished: bool) -> str:
     return "finished" if finished else "stopped"
 
 
-def first_traceback(folder: Path, ranks: list[dict]) -> str | None:
-    """The traceback or stacks of the rank that failed before the others, which then ended because of it."""
-    mark = next((folder / "ranks").glob("failed-*.json"), None)
-    first = (read_json(mark) or {}).get("rank") if mark else None
+def first_traceback(folder: RunFolder, ranks: list[dict[str, Any]]) -> str | None:
+    """Return the traceback or the stacks of the rank that failed first; the other ranks ended because of it."""
+    failures = folder.failures()
+    first = (read_object(failures[0]) or {}).get("rank") if failures else None
     return next((rank.get("traceback") for rank in ranks if rank["rank"] == first), None)
 
 
-def add_metrics(run: RunStatus, folder: Path, config: dict, now: float) -> None:
-    """What the newest steps in metrics.jsonl say."""
+def add_metrics(run: RunStatus, folder: Path, config: dict[str, Any], now: float) -> None:
+    """Add what the newest steps in metrics.jsonl say."""
     run.total_steps = config["loop"].get("steps") or None
     steps = [record for record in newest_metrics(folder) if record["kind"] == "train"]
     if not steps:
@@ -208,92 +217,74 @@ def add_metrics(run: RunStatus, folder: Path, config: dict, now: float) -> None:
         run.seconds_left = max(0.0, left - since) if run.state == "running" else left
 
 
-def add_checkpoint(run: RunStatus, folder: Path, now: float) -> None:
-    complete = sorted((folder / "checkpoints").glob(f"step-{'[0-9]' * 8}/manifest.json"))
-    if complete:
-        run.checkpoint = complete[-1].parent.name
-        run.checkpoint_age = max(0.0, now - complete[-1].stat().st_mtime)
-        run.step = max(run.step, int(run.checkpoint.removeprefix("step-")))
+def add_checkpoint(run: RunStatus, folder: RunFolder, now: float) -> None:
+    for name in reversed(folder.step_names()):
+        manifest = folder.checkpoints / name / MANIFEST
+        if manifest.exists():
+            run.checkpoint, run.checkpoint_age = name, max(0.0, now - manifest.stat().st_mtime)
+            run.step = max(run.step, checkpoint_step(name))
+            return
+
+
+def checkpoint_step(name: str) -> int:
+    return int(name.removeprefix("step-"))
 
 
 # ---- showing
 
 
-def describe(run: RunStatus) -> str:
-    """A run in a few lines, with rich's markup."""
-    lines = [f"[bold]{escape(run.folder)}[/]: [{COLORS[run.state]}]{run.state}[/]" + escape(doing(run))]
-    lines += [f"  {escape(line)}" for line in (progress(run), places(run), saved(run), skipped(run)) if line]
-    for error, ranks in errors(run).items():
-        lines.append(f"  [red]{escape(named(ranks))}[/]: {escape(error)}")
+def status_text(run: RunStatus) -> str:
+    """Return a run in a few lines, with rich's markup."""
+    lines = [f"[bold]{escape(run.folder)}[/]: [{STATE_COLORS[run.state]}]{run.state}[/]" + escape(phase_text(run))]
+    lines += [f"  {escape(line)}" for line in (progress_text(run), hosts_text(run), saved_text(run)) if line]
+    counts = {"steps": run.skipped_steps, "records": run.skipped_records}
+    if skipped := ", ".join(f"skipped {what}: {n}" for what, n in counts.items() if n):
+        lines.append(f"  {skipped}")
+    for error, ranks in ranks_by_error(run).items():
+        lines.append(f"  [red]{escape(name_ranks(ranks))}[/]: {escape(error)}")
     if not run.ranks and run.state == "dead":
-        lines.append("  no rank has left a word (RUN/ranks): killed while it started?")
+        lines.append("  no rank has reported anything (RUN/ranks): was it killed while it started?")
     if run.traceback:
         lines += [f"    {escape(line)}" for line in run.traceback.rstrip().splitlines()[-12:]]
     return "\n".join(lines)
 
 
-def doing(run: RunStatus) -> str:
+def phase_text(run: RunStatus) -> str:
     if run.state != "running":
         return ""
-    since = f" for {ago(run.since_progress)}" if run.since_progress and run.since_progress >= 5 else ""
+    since = f" for {age(run.since_progress)}" if run.since_progress and run.since_progress >= 5 else ""
     return f", {run.phase}{since}"
 
 
-def progress(run: RunStatus) -> str:
-    of = f" of {run.total_steps:,} ({run.step / run.total_steps:.0%})" if run.total_steps else ""
-    parts = [f"step {run.step:,}{of}"]
+def progress_text(run: RunStatus) -> str:
+    of_total = f" of {run.total_steps:,} ({run.step / run.total_steps:.0%})" if run.total_steps else ""
+    parts = [f"step {run.step:,}{of_total}"]
     if run.seconds_per_step is not None:
         parts.append(f"{run.seconds_per_step:.3g} s a step, {run.posts_per_second:.1f} posts/s")
     if run.loss is not None:
         parts.append(f"loss {run.loss:.4f}")
     if run.seconds_left and run.state != "finished":
-        parts.append(
-            f"{timedelta(seconds=round(run.seconds_left))} left{'' if run.state == 'running' else ' once it goes on'}"
-        )
+        parts.append(f"{duration(run.seconds_left)} left{'' if run.state == 'running' else ' once it is resumed'}")
     return ", ".join(parts)
 
 
-def places(run: RunStatus) -> str:
-    hosts = ", ".join(f"{host} ({named(ranks)})" for host, ranks in run.hosts.items())
+def hosts_text(run: RunStatus) -> str:
+    hosts = ", ".join(f"{host} ({name_ranks(ranks)})" for host, ranks in run.hosts.items())
     return hosts + (f", Slurm job {run.job}" if run.job else "")
 
 
-def saved(run: RunStatus) -> str:
-    if run.checkpoint is None:
+def saved_text(run: RunStatus) -> str:
+    if run.checkpoint is None or run.checkpoint_age is None:
         return "no checkpoint yet"
-    behind = run.step - int(run.checkpoint.removeprefix("step-"))
+    behind = run.step - checkpoint_step(run.checkpoint)
     repeated = f", {behind:,} step{'s' if behind > 1 else ''} before the last" if behind else ""
-    return f"checkpoint {run.checkpoint}, {ago(run.checkpoint_age)} old{repeated}"
+    return f"checkpoint {run.checkpoint}, {age(run.checkpoint_age)} old{repeated}"
 
 
-def skipped(run: RunStatus) -> str:
-    counts = {"steps": run.skipped_steps, "records": run.skipped_records}
-    return ", ".join(f"skipped {what}: {n}" for what, n in counts.items() if n)
-
-
-def errors(run: RunStatus) -> dict[str, list[int]]:
-    """The ranks by their last error; first those that failed by themselves."""
+def ranks_by_error(run: RunStatus) -> dict[str, list[int]]:
+    """Return the ranks by their last error; those that failed by themselves come first."""
     found: dict[str, list[int]] = {}
     for rank in sorted(run.ranks, key=lambda rank: str(rank.get("error")).startswith("ended because")):
         if rank.get("error"):
             found.setdefault(rank["error"], []).append(rank["rank"])
     return found
-
-
-def named(ranks: list[int]) -> str:
-    """[0, 1, 2, 5] -> "ranks 0-2, 5" """
-    runs: list[list[int]] = []
-    for rank in sorted(ranks):
-        if runs and rank == runs[-1][-1] + 1:
-            runs[-1].append(rank)
-        else:
-            runs.append([rank])
-    text = ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in runs)
-    return f"rank{'s' if len(ranks) > 1 else ''} {text}"
-
-
-def ago(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(0, seconds):.0f} s"

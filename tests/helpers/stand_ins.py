@@ -11,48 +11,48 @@ import time
 from pathlib import Path
 
 from cromic_ds.errors import UserError
-from cromic_ds.tools.table.folder import Folder
+from cromic_ds.tools.table.command import run_plan
+from cromic_ds.tools.table.folder import TableFolder
 from cromic_ds.tools.table.jobs import Slot, Stop
 from cromic_ds.tools.table.local import Local
-from cromic_ds.tools.table.plan import Job
+from cromic_ds.tools.table.plan import TableJob
 from cromic_ds.tools.table.progress import Progress
-from cromic_ds.tools.table.run import run_plan
 from helpers.paths import HELPERS, REPOSITORY
 
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 
 
-def job(id: str, script: str = "", needs: tuple[str, ...] = (), stage: str = "prepare", **about) -> Job:
+def job(id: str, script: str = "", needs: tuple[str, ...] = (), stage: str = "prepare", **about) -> TableJob:
     """A job whose shell `script` comes before its product is made."""
     command = ("bash", "-c", f"echo {id} >> starts; {script or ':'}; touch {id}.made")
-    return Job(id, stage, command, f"{id}.made", needs, **about)
+    return TableJob(id, stage, command, f"{id}.made", needs, **about)
 
 
-def look(job: Job, folder: Path) -> dict:
+def check(job: TableJob, folder: Path) -> dict:
     if not (folder / job.makes).exists():
         raise UserError(f"{folder / job.makes} is missing")
     return {"records": 1}
 
 
-def run(folder: Folder, slots: int = 1, stop: Stop | None = None) -> dict[str, str]:
+def run(folder: TableFolder, slots: int = 1, stop: Stop | None = None) -> dict[str, str]:
     """Run the jobs to their end, in this process; the states by job."""
     stop = stop or Stop()
-    executor = Local(folder, [Slot(ENVIRONMENT)] * slots, stop, look)
+    executor = Local(folder, [Slot(ENVIRONMENT)] * slots, stop, check)
     with Progress(folder) as progress:
         run_plan(folder, executor, stop, progress)
     return states(folder)
 
 
-def states(folder: Folder) -> dict[str, str]:
+def states(folder: TableFolder) -> dict[str, str]:
     return {id: state.state if state else "" for id, state in folder.states().items()}
 
 
-def starts(folder: Folder) -> list[str]:
+def starts(folder: TableFolder) -> list[str]:
     path = folder.path / "starts"
     return path.read_text().split() if path.exists() else []
 
 
-def runner(folder: Folder, slots: int = 1) -> subprocess.Popen:
+def runner(folder: TableFolder, slots: int = 1) -> subprocess.Popen:
     """The same in a process of its own."""
     jobs = json.dumps([vars(job) for job in folder.jobs])
     command = [sys.executable, __file__, str(folder.path), str(slots), jobs]
@@ -69,5 +69,7 @@ def wait_for(condition, seconds: float = 20.0) -> None:
 
 if __name__ == "__main__":
     path, n_slots, described = sys.argv[1:]
-    jobs = [Job(**{k: tuple(v) if isinstance(v, list) else v for k, v in of.items()}) for of in json.loads(described)]
-    run(Folder(Path(path), jobs, {}), int(n_slots), Stop().listen())
+    jobs = [
+        TableJob(**{k: tuple(v) if isinstance(v, list) else v for k, v in of.items()}) for of in json.loads(described)
+    ]
+    run(TableFolder(Path(path), jobs, {}), int(n_slots), Stop().listen())

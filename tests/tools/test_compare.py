@@ -5,6 +5,7 @@ import pytest
 
 from cromic_ds.data.dataset import Texts
 from cromic_ds.errors import UserError
+from cromic_ds.settings import check_settings
 from cromic_ds.tasks import TASKS
 from cromic_ds.tasks.results import read_result, result_json, write_result
 from cromic_ds.tools.compare import CompareSettings, compare, differences
@@ -111,7 +112,7 @@ def test_a_score_that_only_one_result_has(tmp_path):
 def test_refuses_other_conditions(tmp_path, other, message):
     a = write(tmp_path / "a.json", records(), 0.5)
     b = write(tmp_path / "b.json", **{"texts": records(), "right": 0.5} | other)
-    with pytest.raises(UserError, match=f"a.json and .*b.json cannot be compared, they differ in .*{message}"):
+    with pytest.raises(UserError, match=f"a.json and .*b.json cannot be compared, because they differ in .*{message}"):
         compare(CompareSettings(a, b))
 
 
@@ -125,4 +126,5 @@ def test_refuses_other_conditions(tmp_path, other, message):
 )
 def test_bad_settings(settings, message):
     with pytest.raises(UserError, match=message):
+        check_settings(settings)
         compare(settings)

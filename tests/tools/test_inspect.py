@@ -13,6 +13,7 @@ from cromic_ds.data.record import Record
 from cromic_ds.data.tokenizer import SPECIAL, encode, load_tokenizer
 from cromic_ds.errors import UserError
 from cromic_ds.prepare.store_writer import StoreWriter
+from cromic_ds.settings import check_settings
 from cromic_ds.tools import inspect as inspect_module
 from cromic_ds.tools.contact_sheet import COLUMNS, PICTURE, find_font, has_chinese
 from cromic_ds.tools.inspect import InspectSettings, inspect
@@ -22,7 +23,7 @@ CHARACTERS = "的图评论你好猫真· "
 
 @pytest.fixture
 def chinese_font(tmp_path) -> Path:
-    """A font whose Chinese characters are all the same black square."""
+    """Make a font whose Chinese characters are all the same black square."""
     pen = TTGlyphPen(None)
     pen.moveTo((100, 0))
     for point in [(100, 800), (900, 800), (900, 0)]:
@@ -129,5 +130,6 @@ def test_published_layout(shared, tmp_path, capsys):
 def test_wrong_settings(store, tmp_path, changes, message):
     settings = {"store": str(store), "out": str(tmp_path / "sheet.png"), **changes}
     with pytest.raises(UserError, match=message):
+        check_settings(InspectSettings(**settings))
         inspect(InspectSettings(**settings))
     assert not (tmp_path / "sheet.png").exists()

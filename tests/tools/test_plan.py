@@ -11,6 +11,7 @@ import torch
 
 from cromic_ds.engine.memory import ModelFacts, memory_plan, model_facts
 from cromic_ds.errors import UserError
+from cromic_ds.settings import check_settings
 from cromic_ds.tools.plan import PlanSettings, full_batch, measure, plan_rows, render, saved_bytes
 
 MILLION = 1_000_000
@@ -159,4 +160,4 @@ def test_a_config_of_ones_own_comes_first_and_bad_ones_are_refused(tmp_path: Pat
     with pytest.raises(UserError, match=r"mine\.json: zero_optimization\.stag: unknown key \(did you mean 'stage'"):
         list(plan_rows(PlanSettings(ds_config=str(own)), FACTS))
     with pytest.raises(UserError, match="gpus is 0"):
-        list(plan_rows(PlanSettings(gpus=0), FACTS))
+        check_settings(PlanSettings(gpus=0))

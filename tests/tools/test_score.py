@@ -3,6 +3,7 @@ import json
 import pytest
 
 from cromic_ds.errors import UserError
+from cromic_ds.settings import check_settings
 from cromic_ds.tasks.results import read_result
 from cromic_ds.tools.score import ScoreSettings, score
 
@@ -93,6 +94,7 @@ def test_settings_that_do_not_fit(muge, changes, message):
     for name, value in changes.items():
         setattr(muge, name, value)
     with pytest.raises(UserError, match=message):
+        check_settings(muge)
         score(muge)
 
 

@@ -1,4 +1,4 @@
-"""`cromic-ds status`: runs that run, stop, end, fail and die, by made-up files and by real processes."""
+"""`cromic-ds status` on runs that run, stop, finish, fail and die: made-up files and real processes."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from helpers.paths import REPOSITORY
 from cromic_ds.cli.commands import main
 from cromic_ds.errors import UserError
 from cromic_ds.tools import status
-from cromic_ds.tools.status import ago, describe, named, read_status
+from cromic_ds.tools.display import age
+from cromic_ds.tools.status import read_status, status_text
 
 NOW = 1_800_000_000.0
 
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch, request):
-    """Made-up ranks are waited for half a second."""
+    """Wait half a second for made-up ranks."""
     if "slow" not in request.keywords:
-        monkeypatch.setattr(status, "BEAT", 0.5)
+        monkeypatch.setattr(status, "REWRITTEN", 0.5)
 
 
 def make_run(folder: Path, ranks: tuple = (), done: int = 0, epoch: float = 0.01, **loop) -> Path:
-    """A run folder; each of `ranks` is what differs from a rank that runs on another host and was heard of just now."""
+    """Make a run folder. Each of `ranks` is what differs from a rank that runs on another host and reported just now."""
     (folder / "ranks").mkdir(parents=True)
     settings = {"loop": {"steps": 100, "epochs": 5.0, "global_batch": 8, **loop}}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
@@ -43,14 +44,16 @@ def make_run(folder: Path, ranks: tuple = (), done: int = 0, epoch: float = 0.01
     with (folder / "metrics.jsonl").open("w") as file:
         for step in range(1, done + 1):
             record = {
-                **{"step": step, "kind": "train", "time": NOW - 2 * (done - step) - 10, "loss": 4 - step / 1000},
-                **{
-                    "seconds_per_step": 2.0,
-                    "posts_per_second": 4.0,
-                    "epoch": step * epoch,
-                    "skipped_steps": step // 10,
-                },
-                **{"skipped_records": 0, "seconds_left": 2.5 * (100 - step)},
+                "step": step,
+                "kind": "train",
+                "time": NOW - 2 * (done - step) - 10,
+                "loss": 4 - step / 1000,
+                "seconds_per_step": 2.0,
+                "posts_per_second": 4.0,
+                "epoch": step * epoch,
+                "skipped_steps": step // 10,
+                "skipped_records": 0,
+                "seconds_left": 2.5 * (100 - step),
             }
             print(json.dumps(record), file=file)
         file.write('{"step": ')  # torn
@@ -59,9 +62,20 @@ def make_run(folder: Path, ranks: tuple = (), done: int = 0, epoch: float = 0.01
 
 def write_rank(folder: Path, number: int, **changes) -> None:
     values = {
-        **{"rank": number, "world_size": 2, "host": f"node{number}", "pid": 10, "guard_pid": 11, "job": None},
-        **{"state": "running", "step": 20, "phase": "in a step", "since": NOW - 3, "time": NOW - 1},
-        **{"error": None, "traceback": None, **changes},
+        "rank": number,
+        "world_size": 2,
+        "host": f"node{number}",
+        "pid": 10,
+        "guard_pid": 11,
+        "job": None,
+        "state": "running",
+        "step": 20,
+        "phase": "in a step",
+        "since": NOW - 3,
+        "time": NOW - 1,
+        "error": None,
+        "traceback": None,
+        **changes,
     }
     path = folder / "ranks" / f"rank-{number:04d}.json"
     path.with_suffix(".new").write_text(json.dumps(values))
@@ -84,13 +98,13 @@ def test_a_running_one(tmp_path):
     assert (found.seconds_per_step, found.posts_per_second, found.seconds_left) == (2.0, 4.0, 175.0 - 10)
     assert (found.checkpoint, found.checkpoint_age) == ("step-00000020", 240)
     assert found.hosts == {"node0": [0], "node1": [1]}
-    assert describe(found).splitlines()[1:] == [
+    assert status_text(found).splitlines()[1:] == [
         "  step 30 of 100 (30%), 2 s a step, 4.0 posts/s, loss 3.9700, 0:02:45 left",
         "  node0 (rank 0), node1 (rank 1), Slurm job 17",
         "  checkpoint step-00000020, 4 min old, 10 steps before the last",
         "  skipped steps: 3",
     ]
-    assert "running[/], in a step for 20 s" in describe(found)
+    assert "running[/], in a step for 20 s" in status_text(found)
 
 
 def test_a_rank_that_fell_silent_is_dead(tmp_path):
@@ -98,8 +112,8 @@ def test_a_rank_that_fell_silent_is_dead(tmp_path):
     found = read_status(run, NOW)
     assert found.state == "dead"
     assert [rank["state"] for rank in found.ranks] == ["running", "dead"]
-    assert "rank 1[/]: no sign of life for 40 s, after step 20, while in a step" in describe(found)
-    assert "left once it goes on" in describe(found)
+    assert "rank 1[/]: no sign of life for 40 s, after step 20, while in a step" in status_text(found)
+    assert "left once it is resumed" in status_text(found)
 
 
 @pytest.mark.parametrize("behind", [300, -300])
@@ -127,7 +141,7 @@ def test_a_clock_that_was_set_back_makes_no_nonsense(tmp_path):
     found = read_status(run, NOW - 3600)
     assert found.state == "dead"  # nobody writes the files anew
     assert (found.since_progress, found.checkpoint_age, found.seconds_left) == (0, 0, 175)
-    assert "no sign of life for 0 s" in describe(found)
+    assert "no sign of life for 0 s" in status_text(found)
 
 
 def test_a_rank_of_this_host_is_looked_up(tmp_path):
@@ -141,7 +155,7 @@ def test_a_rank_of_this_host_is_looked_up(tmp_path):
     assert read_status(alive, NOW).state == "dead"
 
 
-def test_the_guard_may_have_the_last_word_while_one_waits(tmp_path):
+def test_the_outcome_may_be_written_while_one_waits(tmp_path):
     run = make_run(tmp_path / "run", ({}, {"time": NOW - 40}))
     late = threading.Timer(0.3, write_rank, (run, 1), {"state": "stopped", "phase": "ended"})
     late.start()
@@ -160,7 +174,7 @@ def test_a_failed_one_says_why_each_rank_ended(tmp_path):
     (run / "ranks" / "failed-abc.json").write_text('{"rank": 2, "error": "…"}')
     found = read_status(run, NOW)
     assert found.state == "failed"
-    lines = describe(found).splitlines()
+    lines = status_text(found).splitlines()
     assert lines[-4:] == [
         "  [red]rank 2[/]: rank 2 on host node2 failed: ValueError: \\[x]",
         "  [red]ranks 0-1, 3[/]: ended because rank 2 failed",
@@ -177,16 +191,16 @@ def test_a_stopped_and_a_finished_one(tmp_path):
     (run / "finished.json").write_text('{"step": 100, "time": 1}')
     finished = read_status(run, NOW)
     assert (finished.state, finished.step) == ("finished", 100)
-    assert "left" not in describe(finished)
+    assert "left" not in status_text(finished)
 
 
-def test_before_the_first_word_of_a_rank(tmp_path):
+def test_before_a_rank_has_reported_anything(tmp_path):
     run = make_run(tmp_path / "run")
     assert read_status(run, NOW).state == "dead"
     os.utime(run / "config.yaml", (NOW - 2,) * 2)
     found = read_status(run, NOW)
     assert (found.state, found.step, found.checkpoint) == ("running", 0, None)
-    assert "no checkpoint yet" in describe(found)
+    assert "no checkpoint yet" in status_text(found)
 
 
 def test_the_length_of_a_run_in_epochs(tmp_path):
@@ -228,24 +242,18 @@ def test_reading_imports_neither_torch_nor_deepspeed(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_living_rank_is_heard_of_in_time():
+def test_the_file_of_a_living_rank_is_rewritten_in_time():
     from cromic_ds.ranks import watcher
 
     assert watcher.BEAT + 2 * watcher.TICK < status.SILENCE
-    source = Path(status.__file__).read_text()
-    assert f"\nBEAT = {watcher.BEAT + 2} " in source  # half a second in these tests
+    assert "\nREWRITTEN = BEAT + 2 " in Path(status.__file__).read_text()  # half a second in these tests
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (200_000, "2 days"), (-3, "0 s")]
 )
 def test_ages(seconds, text):
-    assert ago(seconds) == text
-
-
-def test_names_of_ranks():
-    assert named([3]) == "rank 3"
-    assert named([5, 0, 1, 2]) == "ranks 0-2, 5"
+    assert age(seconds) == text
 
 
 @pytest.mark.slow
@@ -262,7 +270,7 @@ def test_real_runs(store, tmp_path):
         end = time.monotonic() + seconds
         while (found := read_status(out)).state != state and time.monotonic() < end:
             time.sleep(0.2)
-        assert found.state == state, describe(found)
+        assert found.state == state, status_text(found)
         return found
 
     job = Job(tmp_path, arguments(5000), ranks=2)
@@ -271,7 +279,7 @@ def test_real_runs(store, tmp_path):
         end = time.monotonic() + 40
         while (running := read_status(out)).checkpoint is None and time.monotonic() < end:
             time.sleep(0.2)  # a checkpoint is complete only some steps after it was begun
-        assert running.state == "running", describe(running)
+        assert running.state == "running", status_text(running)
         assert running.hosts == {socket.gethostname(): [0, 1]}
         assert running.total_steps == 5000 and running.checkpoint.startswith("step-")
         assert 0 < running.seconds_per_step < 60
@@ -287,7 +295,7 @@ def test_real_runs(store, tmp_path):
         job.wait_for_step(out, step + 1)
         os.kill(read_status(out).ranks[1]["pid"], signal.SIGKILL)  # its guard says it
         failed = wait_for("failed")
-        assert f"rank 1 on host {socket.gethostname()}" in describe(failed)
+        assert f"rank 1 on host {socket.gethostname()}" in status_text(failed)
         job.wait()
     finally:
         job.kill()

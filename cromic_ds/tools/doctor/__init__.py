@@ -1,1 +1,1 @@
-"""`cromic-ds doctor`: would a run start here, and on the hosts of a hostfile? Nothing heavy is imported before it is tried."""
+"""`cromic-ds doctor`: whether a run can start here and on the hosts of a hostfile. Checks import heavy libraries themselves."""

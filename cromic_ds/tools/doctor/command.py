@@ -1,4 +1,4 @@
-"""`cromic-ds doctor`: what is installed and usable here, and one line for each thing that would stop a run."""
+"""Check what is installed and usable here; print one line for each thing that would stop a run."""
 
 from __future__ import annotations
 
@@ -8,58 +8,64 @@ import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from cromic_ds.tools.doctor.hosts import ask, compare, read_hostfile
-from cromic_ds.tools.doctor.look import Check, Report, look
+from cromic_ds.tools.doctor.checks import Check, HostReport
+from cromic_ds.tools.doctor.hosts import ask_host, compare_hosts, read_hostfile
+from cromic_ds.tools.doctor.look import look
 
 
 @dataclass
 class DoctorSettings:
-    """What is looked at beside this machine."""
+    """What to check in addition to this machine."""
 
-    data: str = ""
-    """Store folder that a run would read; empty = none."""
-    out: str = ""
-    """Run folder that a run would write or go on in; empty = none."""
-    hostfile: str = ""
-    """DeepSpeed hostfile: every host in it is asked over ssh for the same, and compared with the others; empty = none."""
+    data: str | None = None
+    """Store folder that a run would read."""
+    out: str | None = None
+    """Run folder that a run would start or resume in."""
+    hostfile: str | None = None
+    """DeepSpeed hostfile: the same is checked over ssh on every host in it, and the hosts are compared."""
     json: bool = False
     """Print one JSON object instead of tables."""
 
 
 def doctor(settings: DoctorSettings) -> None:
-    """Print what was found; exit code 1 where something would stop a run. Raises UserError for an unreadable hostfile."""
+    """`cromic-ds doctor`: print what was found. Exits with 1 if something would stop a run.
+
+    Raises:
+        UserError: the hostfile cannot be read.
+    """
     slots = read_hostfile(settings.hostfile) if settings.hostfile else {}
-    # Libraries that are imported must not talk into the JSON; the hosts answer while this machine is looked at.
+    # Imported libraries must not print into the JSON. The hosts answer while this machine is checked.
     with contextlib.redirect_stdout(sys.stderr), ThreadPoolExecutor(max_workers=64) as pool:
-        answers = pool.map(lambda host: ask(host, settings.data, settings.out), slots)
+        answers = pool.map(lambda host: ask_host(host, settings.data, settings.out), slots)
         here = look(settings.data, settings.out)
         hosts = dict(zip(slots, answers))
-    stops, warns = compare(hosts, slots)
+    stops, warns = compare_hosts(hosts, slots)
     stops += [f"{here.host}: {c.stops}" for c in here.checks if c.stops]
     warns += [f"{here.host}: {c.warns}" for c in here.checks if c.warns]
     if settings.json:
-        print(as_json(here, hosts, stops, warns))
+        print(report_json(here, hosts, stops, warns))
     else:
-        show(here, hosts, slots, stops, warns)
+        print_report(here, hosts, slots, stops, warns)
     if stops:
         sys.exit(1)
 
 
-def as_json(here: Report, hosts: dict[str, Report | str], stops: list[str], warns: list[str]) -> str:
-    def plain(report: Report | str):
+def report_json(here: HostReport, hosts: dict[str, HostReport | str], stops: list[str], warns: list[str]) -> str:
+    def plain(report: HostReport | str) -> dict[str, Any]:
         return {"problem": report} if isinstance(report, str) else dataclasses.asdict(report)
 
     others = {name: plain(report) for name, report in hosts.items()}
     return json.dumps({**plain(here), "hosts": others, "stops": stops, "warns": warns}, ensure_ascii=False)
 
 
-def show(
-    here: Report, hosts: dict[str, Report | str], slots: dict[str, int], stops: list[str], warns: list[str]
+def print_report(
+    here: HostReport, hosts: dict[str, HostReport | str], slots: dict[str, int], stops: list[str], warns: list[str]
 ) -> None:
     console = Console(soft_wrap=True)
     columns = [Column(name, overflow="fold") for name in ("", "", "found", "needed for, or at least")]
@@ -70,9 +76,8 @@ def show(
         if check.needed or check.found or check.stops:
             first = check.section if check.section != section else ""
             section = check.section
-            table.add_row(
-                f"[bold]{first}[/]", escape(check.name), escape(check.found), escape(check.needed) + mark(check)
-            )
+            needed = escape(check.needed) + mark(check)
+            table.add_row(f"[bold]{first}[/]", escape(check.name), escape(check.found), needed)
     console.print(table)
     if hosts:
         others = Table("host", "slots", "has", title="Hosts", title_justify="left", box=None)
@@ -92,7 +97,7 @@ def mark(check: Check) -> str:
     return " [red]✗[/]" if check.stops else " [yellow]![/]" if check.warns else ""
 
 
-def uses(report: Report) -> str:
+def uses(report: HostReport) -> str:
     if not report.slots:
         return "nothing: torch cannot be used"
     return f"{report.slots} {'GPU' if report.device == 'cuda' else 'CPU core'}{'s' if report.slots > 1 else ''}"

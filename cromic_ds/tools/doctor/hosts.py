@@ -1,4 +1,4 @@
-"""The hosts of a hostfile, asked over ssh as DeepSpeed's launcher would reach them, and compared."""
+"""The hosts of a hostfile: the doctor runs on each over ssh, as DeepSpeed's launcher would reach it, and they are compared."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ import sys
 from pathlib import Path
 
 from cromic_ds.errors import UserError
-from cromic_ds.tools.doctor.look import Check, Report
+from cromic_ds.tools.doctor.checks import Check, HostReport
 
 CONNECT_SECONDS = 5
 ANSWER_SECONDS = 90  # on a busy host torch alone can take ten seconds to import
-ASK = "from cromic_ds.cli import main; main()"
-BEGIN = '{"host": '
+JSON_START = '{"host": '
 
 
 def read_hostfile(path: str) -> dict[str, int]:
-    """Slots by host, from lines `host slots=N`; what follows a `#` is left out.
+    """Return the slots by host, from lines `host slots=N`; a `#` starts a comment.
 
     Raises:
-        UserError: no such file, or a line that DeepSpeed would not understand.
+        UserError: the file cannot be read, or DeepSpeed would not accept a line of it.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -39,43 +38,44 @@ def read_hostfile(path: str) -> dict[str, int]:
             raise UserError(f"{path}: line {number}: {text!r}: a line is `host slots=N`, such as `node1 slots=8`")
         if match[1] in slots:
             raise UserError(
-                f"{path}: line {number}: the host {match[1]} is there twice; keep one line and add the slots"
+                f"{path}: line {number}: the host {match[1]} is listed twice; keep one line and add the slots"
             )
         slots[match[1]] = int(match[2])
     if not slots:
-        raise UserError(f"{path}: no hosts in it; a line is `host slots=N`, such as `node1 slots=8`")
+        raise UserError(f"{path}: there are no hosts in it; a line is `host slots=N`, such as `node1 slots=8`")
     return slots
 
 
-def ask(host: str, data: str, out: str) -> Report | str:
-    """The report of the doctor on `host`, started with this Python in this folder as the launcher would start a rank."""
-    command = [sys.executable, "-c", ASK, "doctor", "--json", "true"]
+def ask_host(host: str, data: str | None, out: str | None) -> HostReport | str:
+    """Return the doctor's report of `host`, or why there is none. It is started as the launcher would start a rank: with this
+    Python in this folder."""
+    command = [sys.executable, "-m", "cromic_ds", "doctor", "--json", "true"]
     for name, value in (("--data", data), ("--out", out)):
         command += [name, value] if value else []
-    # By standard input: what .deepspeed_env holds is not for everybody's process list.
+    # On standard input, because the values of .deepspeed_env should not appear in the list of processes.
     settings = [f"export {name}={shlex.quote(value)}" for name, value in launcher_environment().items()]
     script = "\n".join([*settings, f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(command)} </dev/null"])
     ssh = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
-    ssh += shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", ""))  # what pdsh, and so the launcher, gives ssh
+    ssh += shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", ""))  # pdsh, which the launcher uses, gives these to ssh
     try:
         done = subprocess.run([*ssh, host, "sh"], input=script, capture_output=True, text=True, timeout=ANSWER_SECONDS)
     except FileNotFoundError:
         return "there is no ssh on this machine: install openssh-client"
     except subprocess.TimeoutExpired:
         return f"no answer in {ANSWER_SECONDS} s"
-    line = next((line for line in done.stdout.splitlines() if line.startswith(BEGIN)), "")
+    line = next((line for line in done.stdout.splitlines() if line.startswith(JSON_START)), "")
     if line:
         values = json.loads(line)
-        known = {name: values[name] for name in Report.__dataclass_fields__}
-        return Report(**{**known, "checks": [Check(**check) for check in known["checks"]]})
-    said = ([text for text in done.stderr.splitlines() if text.strip()] or ["it said nothing"])[-1]
-    if done.returncode == 255:  # ssh's own
-        return f"cannot be reached by ssh ({said}): `ssh {host} true` must work without a question"
+        known = {name: values[name] for name in HostReport.__dataclass_fields__}
+        return HostReport(**{**known, "checks": [Check(**check) for check in known["checks"]]})
+    said = ([text for text in done.stderr.splitlines() if text.strip()] or ["without output"])[-1]
+    if done.returncode == 255:  # from ssh itself
+        return f"cannot be reached by ssh ({said}): `ssh {host} true` must work without asking for anything"
     return f"cromic-ds does not run there ({said}): it must be installed at the same path, {sys.executable}, as here"
 
 
 def launcher_environment() -> dict[str, str]:
-    """What DeepSpeed's launcher sets on every host: variables of Python, and the lines of .deepspeed_env."""
+    """Return the variables that DeepSpeed's launcher sets on every host: those of Python, and the lines of .deepspeed_env."""
     values = {name: value for name, value in os.environ.items() if name.startswith("PYTHON")}
     for folder in (Path.home(), Path.cwd()):
         path = folder / os.environ.get("DS_ENV_FILE", ".deepspeed_env")
@@ -85,11 +85,11 @@ def launcher_environment() -> dict[str, str]:
     return values
 
 
-def compare(hosts: dict[str, Report | str], slots: dict[str, int]) -> tuple[list[str], list[str]]:
-    """(what would stop a run, what is worth a note) on the hosts, a line each that names the host."""
+def compare_hosts(hosts: dict[str, HostReport | str], slots: dict[str, int]) -> tuple[list[str], list[str]]:
+    """Return (what would stop a run, what is worth a note) on the hosts; each line names its host."""
     stops = [f"{name}: {why}" for name, why in hosts.items() if isinstance(why, str)]
     warns = []
-    reports = {name: report for name, report in hosts.items() if isinstance(report, Report)}
+    reports = {name: report for name, report in hosts.items() if isinstance(report, HostReport)}
     if not reports:
         return stops, warns
     first_name, first = next(iter(reports.items()))

@@ -1,213 +1,66 @@
-"""What a run needs, looked for on this machine. Each check says what was found, and what to do where that stops a run."""
+"""All checks of what a run needs on this machine. Each says what was found, and what to do if that would stop a run."""
 
 from __future__ import annotations
 
-import importlib
 import os
-import re
 import shutil
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
-from packaging.requirements import Requirement
-
 from cromic_ds.errors import UserError
+from cromic_ds.run_folder import RunFolder
+from cromic_ds.tools.doctor.checks import (
+    GIGA,
+    MEGA,
+    Check,
+    HostReport,
+    existing,
+    program_version,
+    run_program,
+    writable,
+)
+from cromic_ds.tools.doctor.software import (
+    check_launcher,
+    check_operation,
+    check_packages,
+    check_shipped_files,
+    check_torch,
+)
 
-SHOWN = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "lmdb", "wandb")
-OPTIONAL = ("apex", "liger-kernel", "triton")
-TOOLS = {
-    "C++ compiler": [os.environ.get("CXX", "c++"), "--version"],  # the one torch compiles extensions with
-    "ninja": ["ninja", "--version"],
-    "nvcc": ["nvcc", "--version"],
-    "ssh": ["ssh", "-V"],
-    "pdsh": ["pdsh", "-V"],
-    "java": ["java", "-version"],
+PROGRAMS = {  # name: how to ask for the version, what it is needed for
+    "C++ compiler": ([os.environ.get("CXX", "c++"), "--version"], "to compile, once"),  # the one that torch uses
+    "ninja": (["ninja", "--version"], "to compile, once"),
+    "nvcc": (["nvcc", "--version"], "ZeRO++, apex"),
+    "ssh": (["ssh", "-V"], "--hostfile"),
+    "pdsh": (["pdsh", "-V"], "--hostfile"),
+    "java": (["java", "-version"], "METEOR"),
 }
-USED_FOR = {
-    "C++ compiler": "to compile, once",
-    "ninja": "to compile, once",
-    "nvcc": "ZeRO++, apex",
-    "ssh": "--hostfile",
-    "pdsh": "--hostfile",
-    "java": "METEOR",
-}
-OPERATION = "deepspeed_shm_comm"  # ShareMemCommBuilder of deepspeed.ops.op_builder.cpu
 REDUCE_BUFFER = 66 * 2**20  # bytes of /dev/shm that DeepSpeed takes for each CPU rank
-MEGA, GIGA = 1e6, 1e9
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at. `stops`, `warns`: what is wrong and what to do, in one line; empty = nothing."""
-
-    section: str
-    name: str
-    found: str
-    needed: str = ""
-    stops: str = ""
-    warns: str = ""
-
-
-@dataclass
-class Report:
-    """What was found on one machine."""
-
-    host: str
-    checks: list[Check]
-    device: str = ""  # "cuda" or "cpu"; empty where torch cannot be imported
-    slots: int = 0  # GPUs, or CPU cores
-    versions: dict[str, str] = field(default_factory=dict)  # what must be the same on all hosts of a run
-
-
-def look(data: str = "", out: str = "") -> Report:
-    """Look at everything; nothing is raised and nothing written."""
-    report = Report(socket.gethostname(), [])
-    with ThreadPoolExecutor() as pool:  # the programs answer while torch is being imported
-        tools = {name: pool.submit(version_of, command) for name, command in TOOLS.items()}
+def look(data: str | None = None, out: str | None = None) -> HostReport:
+    """Run all checks. Raises nothing and writes nothing."""
+    report = HostReport(socket.gethostname(), [])
+    with ThreadPoolExecutor() as pool:  # the programs answer while torch is imported
+        programs = {name: pool.submit(program_version, command) for name, (command, _) in PROGRAMS.items()}
         slurm = pool.submit(check_slurm)
-        report.checks += check_packages(report)
+        report.checks += [*check_packages(report), *check_shipped_files()]
         report.checks += check_torch(report)
-        found = {name: tool.result() for name, tool in tools.items()}
+        found = {name: program.result() for name, program in programs.items()}
         report.checks += [
-            Check("tools", name, version or "not found", USED_FOR[name]) for name, version in found.items()
+            Check("tools", name, found[name] or "not found", needed) for name, (_, needed) in PROGRAMS.items()
         ]
+        report.checks.append(check_launcher())
         if report.device == "cpu":
             report.checks.append(check_operation(found))
-        report.checks += [slurm.result(), check_wandb(), *check_room(report, out)]
+        report.checks += [slurm.result(), check_wandb(), *check_memory_and_disk(report, out)]
     if data:
         report.checks.append(check_data(data))
     if out:
         report.checks.append(check_out(Path(out)))
     return report
-
-
-def run(command: list[str], seconds: float = 8) -> tuple[int, str]:
-    """Exit code and output (both streams) of a program; -1 and why where it does not run or end."""
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds)
-    except OSError as error:
-        return -1, error.strerror or ""
-    except subprocess.TimeoutExpired:
-        return -1, f"no answer in {seconds:.0f} s"
-    return done.returncode, (done.stdout + done.stderr).strip()
-
-
-def version_of(command: list[str]) -> str:
-    """The version that a program says it has; empty where it does not run."""
-    code, output = run(command) if shutil.which(command[0]) else (-1, "")
-    number = re.search(r"\d+\.\d+[\w.]*", output)
-    return number[0] if code == 0 and number else ""
-
-
-# ---- Python packages
-
-
-def check_packages(report: Report) -> Iterator[Check]:
-    yield Check("Python", "python", sys.version.split()[0], "", "")
-    report.versions["Python"] = sys.version.split()[0]
-    try:
-        required = [Requirement(line) for line in metadata.requires("cromic-ds") or ()]
-    except metadata.PackageNotFoundError:
-        yield Check("Python", "cromic-ds", "not installed", stops="cromic-ds is not installed: `make setup`")
-        return
-    for need in required:
-        if need.marker and not need.marker.evaluate({"extra": ""}):  # for developers
-            continue
-        version = installed_version(need.name)
-        if version is None:
-            problem = f"the package {need.name} is missing: install {need.name}{need.specifier} (`make setup`)"
-        elif not need.specifier.contains(version, prereleases=True):
-            problem = f"{need.name} {version} is installed and {need.specifier} is needed: `make setup`"
-        else:
-            problem = ""
-        if problem or need.name in SHOWN:
-            yield Check("Python", need.name, version or "missing", str(need.specifier), stops=problem)
-        if need.name in SHOWN and version:
-            report.versions[need.name] = version
-    for name in OPTIONAL:
-        yield Check("Python", name, installed_version(name) or "not installed", "optional")
-
-
-def installed_version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-# ---- what torch and DeepSpeed can do here
-
-
-def check_torch(report: Report) -> Iterator[Check]:
-    for name in ("torch", "transformers", "deepspeed", "cromic_ds.training.run"):
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # whatever a broken installation raises
-            why = " ".join(str(error).split())[:300]
-            yield Check(
-                "Python", name, "cannot be imported", stops=f"{name} cannot be imported: {type(error).__name__}: {why}"
-            )
-            return
-    import torch
-
-    from cromic_ds.engine.adam import choose_kernel
-    from cromic_ds.models.common.kernels import select
-    from cromic_ds.models.common.precision import choose_precision
-    from cromic_ds.ranks.preflight import code_fingerprint
-
-    report.versions["code of cromic_ds"] = code_fingerprint()
-    report.device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(report.device)
-    cores = len(os.sched_getaffinity(0))
-    yield Check("devices", "CPU cores", str(cores))
-    if report.device == "cuda":
-        report.slots = torch.cuda.device_count()
-        for i in range(report.slots):
-            about = torch.cuda.get_device_properties(i)
-            yield Check("devices", f"GPU {i}", f"{about.name}, {about.total_memory / GIGA:.0f} GB")
-        yield Check("devices", "CUDA of torch", str(torch.version.cuda))
-    else:
-        report.slots = cores
-        unused = Path("/proc/driver/nvidia/version").exists()
-        warning = f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it: a run would be on the CPU"
-        yield Check("devices", "GPUs", "none that torch can use", warns=warning if unused else "")
-    kernels = {**select(device).names, "optimizer": choose_kernel("auto", device)}
-    yield Check("kernels", "precision", choose_precision("auto", device))
-    for what, name in kernels.items():
-        yield Check("kernels", what.replace("_", " "), name)
-
-
-def check_operation(tools: dict[str, str]) -> Check:
-    """DeepSpeed's operation for CPU ranks, compiled at the first start into torch's folder of extensions."""
-    from torch.utils.cpp_extension import get_default_build_root
-
-    given = os.environ.get("TORCH_EXTENSIONS_DIR")
-    # Without the variable torch adds a folder for the Python and CUDA versions.
-    folders = [Path(given)] if given else [*Path(get_default_build_root()).glob("py*"), Path(get_default_build_root())]
-    built = next((f / OPERATION for f in folders if (f / OPERATION / f"{OPERATION}.so").exists()), None)
-    about = {"section": "DeepSpeed", "name": "its CPU operation", "needed": "compiled once"}
-    for lock in (f / OPERATION / "lock" for f in folders):
-        if lock.exists() and (age := time.time() - lock.stat().st_mtime) > 600:
-            problem = f"{lock} is {age / 60:.0f} minutes old, of a killed compilation, and every start waits for it: remove it"
-            return Check(**about, found="locked", stops=problem)
-    if built:
-        return Check(**about, found=f"compiled, in {built}")
-    lacking = [tool for tool in ("C++ compiler", "ninja") if not tools[tool]]
-    problem = ""
-    if lacking:
-        problem = (
-            f"DeepSpeed's CPU operation is not compiled yet, which needs {' and '.join(lacking)}: install g++ and ninja"
-        )
-    elif not writable(folders[-1]):
-        problem = f"DeepSpeed's CPU operation cannot be written to {folders[-1]}: set TORCH_EXTENSIONS_DIR to a folder of yours"
-    return Check(**about, found="not compiled yet: about a minute at the first start", stops=problem)
 
 
 # ---- services
@@ -216,7 +69,7 @@ def check_operation(tools: dict[str, str]) -> Check:
 def check_slurm() -> Check:
     if not shutil.which("sinfo"):
         return Check("services", "Slurm", "not installed", "sbatch, srun")
-    code, output = run(["sinfo", "--noheader", "--format", "%P %D × %T"], seconds=5)
+    code, output = run_program(["sinfo", "--noheader", "--format", "%P %D × %T"], seconds=5)
     last = output.splitlines()[-1] if output else "no partitions"
     if code != 0:
         return Check("services", "Slurm", f"sinfo fails: {last}", "sbatch, srun")
@@ -228,24 +81,24 @@ def check_wandb() -> Check:
         from cromic_ds.tracking.wandb import resolve_mode
 
         mode = resolve_mode("auto")
-    except Exception as error:  # a run goes on without W&B, whatever it does
+    except Exception as error:  # a run continues without W&B in any case
         return Check("services", "W&B", "cannot be used", warns=f"W&B cannot be used: {error}")
-    told = {"online": "online (a login was found)", "offline": "offline (`wandb login` for online)"}
-    return Check("services", "W&B", told.get(mode, mode))
+    modes = {"online": "online (a login was found)", "offline": "offline (`wandb login` for online)"}
+    return Check("services", "W&B", modes.get(mode, mode))
 
 
-# ---- room
+# ---- memory and disk
 
 
-def check_room(report: Report, out: str) -> Iterator[Check]:
+def check_memory_and_disk(report: HostReport, out: str | None) -> Iterator[Check]:
     import psutil
 
     memory = psutil.virtual_memory()
-    yield Check("room", "memory", f"{memory.available / GIGA:.1f} of {memory.total / GIGA:.1f} GB free")
+    yield Check("space", "memory", f"{memory.available / GIGA:.1f} of {memory.total / GIGA:.1f} GB free")
     where = existing(Path(out or "."))
     free = shutil.disk_usage(where).free
     tight = f"only {free / GIGA:.1f} GB are free in {where}: a checkpoint of the paper's model takes 1.9 GB"
-    yield Check("room", f"disk of {where}", f"{free / GIGA:.1f} GB free", warns=tight if free < 8 * GIGA else "")
+    yield Check("space", f"disk of {where}", f"{free / GIGA:.1f} GB free", warns=tight if free < 8 * GIGA else "")
     shm = Path("/dev/shm")
     if not shm.is_dir():
         return
@@ -256,23 +109,12 @@ def check_room(report: Report, out: str) -> Iterator[Check]:
         stops = f"/dev/shm has {free / MEGA:.0f} MB free, and DeepSpeed takes {REDUCE_BUFFER / MEGA:.0f} for a CPU rank: {more}"
     elif free < GIGA:
         warns = (
-            f"/dev/shm has {free / MEGA:.0f} MB free, and the workers that read the data hand them over there: {more}"
+            f"/dev/shm has {free / MEGA:.0f} MB free, and the workers that read the data pass them through it: {more}"
         )
-    yield Check("room", "/dev/shm", f"{free / GIGA:.1f} GB free", stops=stops, warns=warns)
+    yield Check("space", "/dev/shm", f"{free / GIGA:.1f} GB free", stops=stops, warns=warns)
 
 
-def existing(path: Path) -> Path:
-    """The path, or its nearest parent that is there."""
-    path = path.absolute()
-    return next(p for p in (path, *path.parents) if p.exists())
-
-
-def writable(folder: Path) -> bool:
-    there = existing(folder)
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-
-
-# ---- what a run reads and writes
+# ---- the store and the run folder
 
 
 def check_data(data: str) -> Check:
@@ -294,22 +136,23 @@ def check_out(out: Path) -> Check:
         return Check("run folder", str(out), "does not exist yet")
 
     def about() -> str:
-        from cromic_ds.run_folder import RunFolder
-
+        folder = RunFolder(out)
         if not any(out.iterdir()):
             return "empty"
-        if not (out / "config.yaml").exists():
-            raise UserError(f"--out {out} is not empty and holds no run (no config.yaml): name another folder")
-        steps = RunFolder(out).step_names()
+        if not folder.config.exists():
+            raise UserError(
+                f"--out {out} is not empty and contains no run (no {folder.config.name}): name another folder"
+            )
+        steps = folder.step_names()
         if not steps:
-            return "a run without a checkpoint: the same command starts from its beginning"
-        newest = out / "checkpoints" / steps[-1]
+            return "a run without a checkpoint: the same command starts it from the beginning"
+        newest = folder.checkpoints / steps[-1]
         size, free = sum(p.stat().st_size for p in newest.rglob("*") if p.is_file()), shutil.disk_usage(out).free
         if size > free:
             raise UserError(
                 f"--out {out}: a checkpoint takes {size / GIGA:.1f} GB and {free / GIGA:.1f} GB are free: make room"
             )
-        return f"a run, to go on from {newest.name}; `cromic-ds status {out}` says more"
+        return f"a run that resumes from {newest.name}; `cromic-ds status {out}` says more"
 
     return found_or_why("run folder", str(out), about)
 
@@ -319,7 +162,6 @@ def found_or_why(section: str, name: str, about: Callable[[], str]) -> Check:
         return Check(section, name, about())
     except UserError as error:
         return Check(section, name, "cannot be used", stops=str(error))
-    except Exception as error:  # torch is broken, say: what needs it is not to be looked at
-        return Check(
-            section, name, "not looked at", warns=f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"
-        )
+    except Exception as error:  # for example because torch is broken
+        problem = f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"
+        return Check(section, name, "not checked", warns=problem)

@@ -1,5 +1,5 @@
-"""The human Turing test of FM-IQA: people judge, blind to who wrote it, whether an answer may be a person's.
+"""The human Turing test of FM-IQA: people judge whether a person may have written an answer, without knowing who wrote it.
 
-`rate` is the command, `sheet` what is shown in which order, `judgments` the SQLite file that holds the sheet and every
-judgment, `server` the local web page, `report` the numbers and the picture.
+`rate` is the command, `sheet` selects and orders the answers, `judgments` is the SQLite file of the sheet and all judgments,
+`server` is the local web page, and `report` and `chart` show the results.
 """

@@ -1,100 +1,90 @@
-"""The picture of a report: PassRate with its interval beside the quality scores, a line for each writer."""
+"""The chart of a report: PassRate with its interval beside the quality scores, one line for each writer."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cromic_ds.tools.contact_sheet import find_font
+from cromic_ds.tools.figures import BLUE, GRID, MUTED, OCHRE, png_figure, remove_frame
 from cromic_ds.tools.rating.sheet import HUMAN
 
-INK, MUTED, GRID = "#1f2933", "#616e7c", "#e4e7eb"
-SYSTEM_COLOR, HUMAN_COLOR = "#2b6cb0", "#b7791f"
-QUALITY_COLORS = ("#dde3ea", "#92b3db", "#2b6cb0")  # of 0, 1 and 2: the better, the more ink
-QUALITY_NAMES = ("0 wrong", "1 partly right", "2 right")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+QUALITY_COLORS = ("#dde3ea", "#92b3db", BLUE)  # of 0, 1 and 2: a better quality is darker
+QUALITY_LABELS = ("0 wrong", "1 partly right", "2 right")
 
 _CHINESE = "Chinese of cromic_ds"
 
 
-def draw(result: dict, path: Path) -> None:
-    """Write the PNG of `summarize`'s result; writers that nobody judged yet are left out."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    writers = {writer: of for writer, of in result["writers"].items() if of["judgments"]}
-    with matplotlib.rc_context({"font.size": 10, "text.color": INK}):
-        figure = Figure(figsize=(9, 1.9 + 0.55 * len(writers)), dpi=150, layout="constrained")
+def draw_rating(result: dict[str, Any], path: Path) -> None:
+    """Write the result of `summarize_rating` as a PNG, without the writers that nobody has judged yet."""
+    writers = {writer: about for writer, about in result["writers"].items() if about["judgments"]}
+    with png_figure(path, 9, 1.9 + 0.55 * len(writers), font_size=10) as figure:
         rates, qualities = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         _draw_rates(rates, writers)
         _draw_qualities(qualities, writers)
         figure.suptitle(_subtitle(result), x=0.01, ha="left", fontsize=9, color=MUTED)
-        aside = path.with_name(f"{path.name}.tmp")
-        figure.savefig(aside, format="png")
-    aside.replace(path)
 
 
 def _font_families() -> list[str]:
-    """For names of systems in Chinese; where no installed font has the characters, they are drawn as boxes."""
+    """Return the fonts for names of systems. Chinese characters are drawn as boxes if no installed font has them."""
     from matplotlib import font_manager
 
     chinese = find_font()
     if chinese is None:
         return ["DejaVu Sans"]
-    # Under a name of its own and as of normal weight, whatever it is, or matplotlib would warn of a bold one.
+    # Registered under its own name with normal weight, because matplotlib would warn if only a bold font were found.
     font_manager.fontManager.ttflist.append(font_manager.FontEntry(fname=str(chinese), name=_CHINESE, weight=400))
     return ["DejaVu Sans", _CHINESE]
 
 
-def _draw_rates(axes, writers: dict[str, dict]) -> None:
+def _draw_rates(axes: Axes, writers: dict[str, dict[str, Any]]) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    for line, (writer, of) in enumerate(writers.items()):
-        color = HUMAN_COLOR if writer == HUMAN else SYSTEM_COLOR
-        low, high = of["interval"]
+    for line, (writer, about) in enumerate(writers.items()):
+        color = OCHRE if writer == HUMAN else BLUE
+        low, high = about["interval"]
         axes.plot([low, high], [line, line], color=color, linewidth=2.5, alpha=0.45, solid_capstyle="round")
-        axes.plot(of["pass_rate"], line, "o", color=color, markersize=8)
+        axes.plot(about["pass_rate"], line, "o", color=color, markersize=8)
         axes.annotate(
-            f"{of['pass_rate']:.1%}",
-            (of["pass_rate"], line),
+            f"{about['pass_rate']:.1%}",
+            (about["pass_rate"], line),
             (0, 9),
             textcoords="offset points",
             ha="center",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
     if HUMAN in writers:
-        axes.axvline(writers[HUMAN]["pass_rate"], color=HUMAN_COLOR, linewidth=1, linestyle=":")
+        axes.axvline(writers[HUMAN]["pass_rate"], color=OCHRE, linewidth=1, linestyle=":")
     axes.set_title("PassRate, with its 95% interval", loc="left", fontsize=11, fontweight="bold")
     axes.set_yticks(range(len(writers)), list(writers), fontfamily=_font_families())
     axes.set_ylim(len(writers) - 0.4, -0.7)  # the first on top
     axes.set_xlim(-0.02, 1.04)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(axis="x", color=GRID)
-    _plain(axes)
+    remove_frame(axes)
 
 
-def _draw_qualities(axes, writers: dict[str, dict]) -> None:
-    for line, of in enumerate(writers.values()):
+def _draw_qualities(axes: Axes, writers: dict[str, dict[str, Any]]) -> None:
+    for line, about in enumerate(writers.values()):
         left = 0.0
-        for count, color, name in zip(of["quality_counts"], QUALITY_COLORS, QUALITY_NAMES):
-            share = count / of["judgments"]
+        for count, color, name in zip(about["quality_counts"], QUALITY_COLORS, QUALITY_LABELS):
+            share = count / about["judgments"]
             axes.barh(line, share, 0.5, left, color=color, label=name if line == 0 else None)
             left += share
-        axes.annotate(f"{of['quality']:.2f}", (1, line), (6, 0), textcoords="offset points", va="center")
+        axes.annotate(f"{about['quality']:.2f}", (1, line), (6, 0), textcoords="offset points", va="center")
     axes.set_title("Quality, and its mean", loc="left", fontsize=11, fontweight="bold")
     axes.set_xlim(0, 1.12)
     axes.set_xticks([])
     axes.legend(
         loc="upper left", bbox_to_anchor=(0, 0), ncols=3, frameon=False, fontsize=8, handlelength=1, columnspacing=1
     )
-    _plain(axes)
+    remove_frame(axes)
 
 
-def _plain(axes) -> None:
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    axes.set_axisbelow(True)
-
-
-def _subtitle(result: dict) -> str:
+def _subtitle(result: dict[str, Any]) -> str:
     counts, raters = result["counts"], len(result["raters"])
     judged = f"{counts['judgments']:,} judgments by {raters} {'rater' if raters == 1 else 'raters'}"
     kappas = [pair["passed"]["kappa"] for pair in result["agreement"] if pair["passed"]["kappa"] is not None]

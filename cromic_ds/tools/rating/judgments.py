@@ -1,12 +1,12 @@
 """The file of a rating: the sheet and every judgment, in SQLite.
 
-A judgment is on disk before its rater sees the next answer. One that is taken back stays, marked as withdrawn. A unique
-index over those that stand makes it impossible to judge an answer twice, whatever two browsers or two servers do at once.
+A judgment is on the disk before its rater sees the next answer. A judgment that is taken back stays in the file, marked as
+withdrawn. A unique index over the valid judgments makes it impossible to judge an answer twice, even with two browsers or two
+servers at once.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 import unicodedata
@@ -15,11 +15,13 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from cromic_ds.errors import UserError
+from cromic_ds.files import digest
 from cromic_ds.tools.rating.sheet import Item
 
-FILE_NAME = "ratings.sqlite"
+RATING_FILE = "ratings.sqlite"
 QUALITIES = (0, 1, 2)
 MAX_NAME = 40  # characters of a rater's name
 
@@ -50,16 +52,16 @@ CREATE UNIQUE INDEX standing ON judgments (rater, position) WHERE withdrawn_at I
 
 
 class Malformed(ValueError):
-    """A judgment that says nothing valid; the text is for its rater."""
+    """A judgment that is not valid; the text is shown to its rater."""
 
 
 class Conflict(ValueError):
-    """A judgment that is valid, but not now; the text is for its rater."""
+    """A judgment that is valid, but not now; the text is shown to its rater."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One judgment that stands."""
+    """One valid judgment, which was not withdrawn."""
 
     rater: str
     position: int
@@ -69,7 +71,7 @@ class Judged:
 
 
 def rater_name(text: object) -> str:
-    """A rater's name as it is shown. Raises Malformed."""
+    """Return a rater's name as it is shown. Raises Malformed."""
     name = " ".join(unicodedata.normalize("NFKC", text).split()) if isinstance(text, str) else ""
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise Malformed(f"rater must be a name of 1 to {MAX_NAME} characters")
@@ -77,7 +79,7 @@ def rater_name(text: object) -> str:
 
 
 class Judgments:
-    """An existing rating file. Safe to use from many threads: every call has its own connection."""
+    """An existing rating file. It can be used from many threads, because every call has its own connection."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -91,12 +93,12 @@ class Judgments:
             raise UserError(f"{path}: not readable as a rating ({error}); choose another --out") from None
         if version != _FORMAT:
             raise UserError(f"{path}: format {version} of a rating, this program reads {_FORMAT}; choose another --out")
-        self.about: dict = json.loads(about)
-        self.sheet = hashlib.blake2b(about.encode(), digest_size=8).hexdigest()
+        self.about: dict[str, Any] = json.loads(about)
+        self.sheet = digest(about)
 
     @classmethod
-    def create(cls, path: Path, about: dict, items: Iterable[Item]) -> Judgments:
-        """A new file; it appears under its name when the sheet is complete."""
+    def create(cls, path: Path, about: dict[str, Any], items: Iterable[Item]) -> Judgments:
+        """Write a new file; it appears under its name only when the sheet is complete."""
         aside = path.with_name(f"{path.name}.tmp")
         aside.unlink(missing_ok=True)
         with closing(sqlite3.connect(aside)) as db, db:
@@ -110,7 +112,7 @@ class Judgments:
         return cls(path)
 
     def item(self, position: int) -> Item | None:
-        """What stands at a position, None beyond the sheet."""
+        """Return the item at a position, None outside of the sheet."""
         if not 0 <= position < self.n_items:
             return None
         columns = "record, record_id, writer, question, answer"
@@ -119,12 +121,12 @@ class Judgments:
         return Item(*row)
 
     def place(self, rater: str) -> int:
-        """The position that a rater is to judge next; the number of items when all are judged."""
+        """Return the position that a rater judges next, or the number of items if all are judged."""
         with closing(self._connect()) as db:
             return _place(db, rater_name(rater).casefold())
 
     def judge(self, rater: str, position: int, passed: bool, quality: int) -> None:
-        """Store a judgment. Raises Malformed for values out of range, Conflict out of turn; then nothing is stored."""
+        """Store a judgment. Raises Malformed for values out of range and Conflict out of turn, and then stores nothing."""
         name = rater_name(rater)
         self._check(position)
         if quality not in QUALITIES:
@@ -142,7 +144,7 @@ class Judgments:
             )
 
     def withdraw(self, rater: str, position: int) -> None:
-        """Take back a rater's last judgment, which must be of `position`. Raises as `judge`."""
+        """Withdraw a rater's last judgment, which must be that of `position`. Raises the same errors as `judge`."""
         name = rater_name(rater)
         self._check(position)
         with self._transaction() as db:
@@ -153,8 +155,8 @@ class Judgments:
                 [_now(), name.casefold(), position],
             )
 
-    def standing(self) -> Iterator[Judged]:
-        """All judgments that stand, rater by rater, in the order of the sheet."""
+    def valid(self) -> Iterator[Judged]:
+        """Yield all judgments that were not withdrawn, rater by rater, in the order of the sheet."""
         with closing(self._connect()) as db:
             rows = db.execute(
                 "SELECT name, position, writer, passed, quality FROM judgments JOIN items USING (position) "
@@ -172,7 +174,7 @@ class Judgments:
             raise Malformed(f"position {position} is not on the sheet: it has 0 to {self.n_items - 1}")
 
     def _connect(self) -> sqlite3.Connection:
-        # mode=rw: a file that is missing is an error and not a new, empty one.
+        # mode=rw: a missing file is an error, instead of being created empty.
         db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=rw", uri=True, timeout=10, isolation_level=None)
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("PRAGMA synchronous = FULL")  # with WAL, NORMAL would lose the last judgments when the power fails
@@ -180,7 +182,7 @@ class Judgments:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that nobody else writes during; rolled back when the body raises."""
+        """Run the block as a transaction that excludes other writers; roll it back if the block raises."""
         with closing(self._connect()) as db:
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -192,7 +194,7 @@ class Judgments:
 
 
 def _place(db: sqlite3.Connection, key: str) -> int:
-    # Judgments are made in order and only the last is taken back, so their number is the place.
+    # Judgments are made in order and only the last can be withdrawn, so their number is the next position.
     query = "SELECT count(*) FROM judgments WHERE rater = ? AND withdrawn_at IS NULL"
     return db.execute(query, [key]).fetchone()[0]
 

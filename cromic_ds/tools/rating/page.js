@@ -1,6 +1,6 @@
-// The rating page. The server alone knows where a rater stands: this page shows the place it is given, and sends a
-// judgment as soon as both its parts are chosen. The rater's name is in the address (?rater=NAME), so that a reload,
-// a bookmark or another browser continues at the same place.
+// The rating page. Only the server knows a rater's position: this page shows the answer that it is given, and sends a
+// judgment as soon as both parts are chosen. The rater's name is in the address (?rater=NAME), so that a reload, a
+// bookmark or another browser continues at the same position.
 "use strict";
 
 const TEXT = {
@@ -47,15 +47,15 @@ const find = (id) => document.getElementById(id);
 const buttons = [...document.querySelectorAll("[data-choice]")];
 const undoButtons = [...document.querySelectorAll(".undo")];
 let language = localStorage.getItem("language") ?? (navigator.language.startsWith("zh") ? "zh" : "en");
-let place = null; // what the server said last: {rater, sheet, position, of, question, answer}
-let chosen = {}; // {passed, quality}, as far as chosen
-let busy = false; // a request is on its way
+let place = null; // the last response: {rater, sheet, position, of, question, answer}
+let chosen = {}; // {passed, quality}, as far as they are chosen
+let busy = false; // a request is in progress
 
 class Refused extends Error {}
 
-// ---- talking to the server
+// ---- requests
 
-// Repeats until the server answers, which is safe: a judgment that did arrive is refused the second time.
+// Repeats until the server answers. This is safe, because a judgment that did arrive is refused the second time.
 async function call(path, body) {
   const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
   for (;;) {
@@ -76,7 +76,7 @@ async function call(path, body) {
 
 const whereIs = (rater) => call(`/api/place?rater=${encodeURIComponent(rater)}`);
 
-// One request at a time; whatever is refused, the page then shows where the server says the rater stands.
+// One request at a time. After a refusal the page shows the position that the server reports.
 async function proceed(request, says) {
   if (busy) return;
   busy = true;
@@ -136,7 +136,7 @@ function show() {
   find("answer").textContent = place.answer;
   const source = `/picture/${place.sheet}/${place.position}`;
   if (find("picture").getAttribute("src") !== source) {
-    find("picture").removeAttribute("src"); // not the last picture beside the next question
+    find("picture").removeAttribute("src"); // do not show the last picture beside the next question
     find("picture").src = source;
   }
   if (place.position + 1 < place.of) new Image().src = `/picture/${place.sheet}/${place.position + 1}`;
@@ -169,7 +169,7 @@ function speak() {
   if (place && place.position < place.of) find("count").textContent = text.count(place.position + 1, place.of);
 }
 
-// ---- hands
+// ---- input
 
 for (const button of buttons) {
   button.addEventListener("click", () => choose(button.dataset.choice, JSON.parse(button.dataset.value)));
@@ -189,7 +189,7 @@ find("join").addEventListener("submit", (event) => {
 });
 document.addEventListener("keydown", (event) => {
   if (event.repeat || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input")) return;
-  // While a Chinese input method is on, `key` is "Process".
+  // While a Chinese input method is active, `key` is "Process".
   const key = event.key === "Process" ? event.code.replace(/^Key|^Digit|^Numpad/, "") : event.key;
   if (key === "p" || key === "P") choose("passed", true);
   else if (key === "f" || key === "F") choose("passed", false);

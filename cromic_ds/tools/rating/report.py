@@ -1,55 +1,54 @@
-"""The report of a rating: PassRate and quality by writer, agreement by pair of raters; printed, as JSON and drawn."""
+"""The report of a rating: PassRate and quality by writer, and the agreement of each pair of raters."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from cromic_ds.errors import UserError
+from cromic_ds.files import write_json
 from cromic_ds.metrics.agreement import cohen_kappa, wilson
-from cromic_ds.tools.rating.chart import draw
+from cromic_ds.tools.rating.chart import draw_rating
 from cromic_ds.tools.rating.judgments import QUALITIES, Judged, Judgments
 from cromic_ds.tools.rating.sheet import HUMAN
 
 
-def write_report(judgments: Judgments, folder: Path) -> dict:
-    """Print the results, write `report.json`, draw `report.png`. Raises UserError where nothing is judged yet."""
-    result = summarize(judgments)
+def write_rating_report(judgments: Judgments, folder: Path) -> dict[str, Any]:
+    """Print the results, write report.json and draw report.png. Raises UserError if nothing is judged yet."""
+    result = summarize_rating(judgments)
     if not result["raters"]:
         raise UserError(f"{judgments.path}: no judgments yet")
     _print(result)
-    aside = folder / "report.json.tmp"
-    aside.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    aside.replace(folder / "report.json")
-    draw(result, folder / "report.png")
+    write_json(folder / "report.json", result, indent=1)
+    draw_rating(result, folder / "report.png")
     print(f"written to {folder / 'report.json'} and {folder / 'report.png'}")
     return result
 
 
-def summarize(judgments: Judgments) -> dict:
-    """All numbers of the report.
+def summarize_rating(judgments: Judgments) -> dict[str, Any]:
+    """Return all numbers of the report.
 
-    `pass_rate` is passed / judgments. Judgments of the same answer are not independent, so `interval` (95%, Wilson)
-    counts an answer once, however many raters judged it: with one rater it is the usual interval, with several it is
-    rather too wide than too narrow. Agreement (share, and Cohen's κ; null where that is not defined) is over the answers
-    that both raters judged, on pass or fail and on quality.
+    `pass_rate` is passed / judgments. Judgments of the same answer are not independent, so `interval` (95%, Wilson) counts an
+    answer once, even if several raters judged it: with one rater it is the usual interval, with several it is an upper bound on
+    the width. Agreement (share, and Cohen's κ; null if that is undefined) is computed on pass or fail and on quality, over the
+    answers that both raters judged.
     """
     by_writer: dict[str, list[Judged]] = {writer: [] for writer in [HUMAN, *judgments.about["systems"]]}
     by_rater: dict[str, dict[int, Judged]] = defaultdict(dict)
-    for judged in judgments.standing():
+    for judged in judgments.valid():
         by_writer[judged.writer].append(judged)
         by_rater[judged.rater][judged.position] = judged
     return {
-        "writers": {writer: _of_writer(made) for writer, made in by_writer.items()},
-        "raters": {rater: _of_rater(list(made.values())) for rater, made in by_rater.items()},
-        "agreement": [_of_pair(a, b, by_rater) for a, b in combinations(by_rater, 2)],
+        "writers": {writer: _writer_numbers(made) for writer, made in by_writer.items()},
+        "raters": {rater: _rater_numbers(list(made.values())) for rater, made in by_rater.items()},
+        "agreement": [_pair_numbers(a, b, by_rater) for a, b in combinations(by_rater, 2)],
         "counts": {
             "items": judgments.n_items,
             "judgments": sum(map(len, by_rater.values())),
@@ -59,7 +58,7 @@ def summarize(judgments: Judgments) -> dict:
     }
 
 
-def _of_writer(made: list[Judged]) -> dict:
+def _writer_numbers(made: list[Judged]) -> dict[str, Any]:
     n, answers = len(made), len({judged.position for judged in made})
     if not n:
         return {"judgments": 0, "answers": 0}
@@ -76,11 +75,11 @@ def _of_writer(made: list[Judged]) -> dict:
     }
 
 
-def _of_rater(made: list[Judged]) -> dict:
+def _rater_numbers(made: list[Judged]) -> dict[str, Any]:
     return {"judgments": len(made), "pass_rate": sum(judged.passed for judged in made) / len(made)}
 
 
-def _of_pair(a: str, b: str, by_rater: dict[str, dict[int, Judged]]) -> dict:
+def _pair_numbers(a: str, b: str, by_rater: dict[str, dict[int, Judged]]) -> dict[str, Any]:
     both = [(by_rater[a][p], by_rater[b][p]) for p in sorted(by_rater[a].keys() & by_rater[b].keys())]
     return {
         "raters": [a, b],
@@ -90,30 +89,30 @@ def _of_pair(a: str, b: str, by_rater: dict[str, dict[int, Judged]]) -> dict:
     }
 
 
-def _agreement(labels: list[tuple[int, int]]) -> dict:
+def _agreement(labels: list[tuple[int, int]]) -> dict[str, Any]:
     kappa = cohen_kappa(labels)
     return {"agreed": sum(a == b for a, b in labels), "kappa": None if math.isnan(kappa) else kappa}
 
 
-def _print(result: dict) -> None:
+def _print(result: dict[str, Any]) -> None:
     console = Console()
     table = Table("answers of", "PassRate", "95% interval", "quality (0-2)", "answers", "judgments", box=None)
-    for writer, of in result["writers"].items():
-        if not of["judgments"]:
+    for writer, about in result["writers"].items():
+        if not about["judgments"]:
             table.add_row(escape(writer), "not judged yet", "", "", "0", "0")
             continue
-        low, high = of["interval"]
-        rates = (f"{of['pass_rate']:.1%}", f"{low:.1%} to {high:.1%}", f"{of['quality']:.2f}")
-        table.add_row(escape(writer), *rates, f"{of['answers']:,}", f"{of['judgments']:,}")
+        low, high = about["interval"]
+        rates = (f"{about['pass_rate']:.1%}", f"{low:.1%} to {high:.1%}", f"{about['quality']:.2f}")
+        table.add_row(escape(writer), *rates, f"{about['answers']:,}", f"{about['judgments']:,}")
     console.print(table)
     n_items = result["counts"]["items"]
-    for rater, of in result["raters"].items():
-        print(f"{rater}: {of['judgments']:,} of {n_items:,} judged, {of['pass_rate']:.1%} passed")
+    for rater, about in result["raters"].items():
+        print(f"{rater}: {about['judgments']:,} of {n_items:,} judged, {about['pass_rate']:.1%} passed")
     for pair in result["agreement"]:
-        print(_of_pair_in_words(pair))
+        print(_pair_text(pair))
 
 
-def _of_pair_in_words(pair: dict) -> str:
+def _pair_text(pair: dict[str, Any]) -> str:
     names, n = " and ".join(pair["raters"]), pair["answers"]
     if not n:
         return f"{names}: no answer judged by both"

@@ -1,19 +1,19 @@
-"""The web page of a rating, and what it talks to.
+"""The web page of a rating and its requests.
 
     GET  /                       the page; /page.css and /page.js belong to it
-    GET  /api/place?rater=NAME   where NAME stands: {"rater", "sheet", "position", "of"}, and while answers are left to
-                                 judge {"question", "answer"}
+    GET  /api/place?rater=NAME   the next position of NAME: {"rater", "sheet", "position", "of"}, and while answers are
+                                 left to judge {"question", "answer"}
     POST /api/judge              {"rater", "sheet", "position", "passed": true | false, "quality": 0 | 1 | 2};
-                                 answers with the next place (201)
-    POST /api/withdraw           {"rater", "sheet", "position"}: takes the last judgment back, answers with its place
+                                 answers with the next position (201)
+    POST /api/withdraw           {"rater", "sheet", "position"}: withdraws the last judgment, answers with its position
     GET  /picture/SHEET/POSITION the picture at a position of the sheet; there is no other way to a picture
 
-Whatever is refused gets {"error": one line} with status 400 (malformed, out of range), 403 (another site), 404, 409
-(already judged, or out of turn), 413 or 415, and stores nothing. Nothing that leaves here says who wrote an answer: items
-are known by their position alone, and `sheet` is a hash that changes when the sheet does.
+A refused request gets {"error": one line} with status 400 (malformed, out of range), 403 (another site), 404, 409 (already
+judged, or out of turn), 413 or 415, and nothing is stored. No response says who wrote an answer: items are identified by their
+position only, and `sheet` is a hash that changes with the sheet.
 
-A server on the loopback interface can still be reached by every site that the rater's browser has open. So a request must
-name this machine as its host (against DNS rebinding), and a POST must be JSON and come from the page itself.
+Every site that the rater's browser has open can send requests to a server on the loopback interface. So a request must name
+this machine as its host (against DNS rebinding), and a POST must be JSON and come from the page itself.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import ipaddress
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, jsonify, request, send_file
@@ -32,7 +33,7 @@ from cromic_ds.errors import UserError
 from cromic_ds.tools.rating.judgments import Conflict, Judgments, Malformed, rater_name
 
 PAGE = Path(__file__).with_name("page.html")
-MAX_BODY_BYTES = 800  # ample for a judgment, and too little to nest JSON deeper than Python parses
+MAX_BODY_BYTES = 800  # enough for a judgment, and too little for JSON nested deeper than Python can parse
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -46,7 +47,7 @@ _HEADERS = {
 
 
 def make_app(judgments: Judgments, picture: Callable[[int], bytes | None], host: str) -> Flask:
-    """The application. `picture` gives a record's JPEG bytes and is safe to call from many threads."""
+    """Return the application. picture: returns a record's JPEG bytes; it can be called from many threads."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json.ensure_ascii = False
@@ -115,14 +116,17 @@ def make_app(judgments: Judgments, picture: Callable[[int], bytes | None], host:
         judgments.withdraw(**values)
         return jsonify(place_of(values["rater"]))
 
-    def body(fields: dict[str, type]) -> dict:
-        """The request's JSON object, which has exactly these fields and those that name an item. Raises Malformed, Conflict."""
+    def body(fields: dict[str, type]) -> dict[str, Any]:
+        """Return the request's JSON object, which must have exactly these fields and those that identify an item.
+
+        Raises Malformed or Conflict.
+        """
         values = _checked(request.get_json(), {"rater": str, "sheet": str, "position": int, **fields})
         if values.pop("sheet") != judgments.sheet:
             raise Conflict("this is a judgment of another sheet than the server's")
         return values
 
-    def place_of(rater: object) -> dict:
+    def place_of(rater: object) -> dict[str, Any]:
         name = rater_name(rater)
         position = judgments.place(name)
         place = {"rater": name, "sheet": judgments.sheet, "position": position, "of": judgments.n_items}
@@ -133,11 +137,11 @@ def make_app(judgments: Judgments, picture: Callable[[int], bytes | None], host:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one. Raises UserError."""
+    """Return a socket that listens on a port, or on a free port if it is 0. Raises UserError."""
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # start again at once after a crash
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # allows a restart directly after a crash
         bound.bind(target)
         bound.listen(64)
     except OSError as error:
@@ -148,32 +152,32 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def make_threaded_server(app: Flask, bound: socket.socket) -> BaseWSGIServer:
-    """Serves each connection in a thread of its own; the caller starts it with `serve_forever`."""
+    """Return a server that handles each connection in its own thread; the caller starts it with `serve_forever`."""
     host, port = bound.getsockname()[:2]
     return make_server(host, port, app, threaded=True, request_handler=_Quiet, fd=bound.fileno())
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a bound address (numeric) can be reached from this machine only."""
+    """Return whether a bound (numeric) address can be reached from this machine only."""
     return ipaddress.ip_address(host).is_loopback
 
 
 def address(host: str, port: int) -> str:
-    """What to type into a browser for a bound address."""
+    """Return the URL of a bound address."""
     if ipaddress.ip_address(host).is_unspecified:
         host = socket.gethostname()
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 class _Quiet(WSGIRequestHandler):
-    """Without a log line a request: raters' names and their pace are nobody's business."""
+    """Handles requests without logging them, because a log would contain the raters' names and times."""
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         pass
 
 
 def _is_own(host: str, names: set[str]) -> bool:
-    """An IP address cannot be rebound by somebody's name server, and of names only our own count."""
+    """Return whether a request's host is an IP address, which no name server can rebind, or one of our own names."""
     try:
         name = (urlsplit(f"//{host}").hostname or "").split("%")[0]
     except ValueError:
@@ -187,12 +191,12 @@ def _is_own(host: str, names: set[str]) -> bool:
     return True
 
 
-def _checked(values: object, fields: dict[str, type]) -> dict:
-    """`values`, if it is an object with exactly these fields. Raises Malformed."""
+def _checked(values: object, fields: dict[str, type]) -> dict[str, Any]:
+    """Return `values` if it is an object with exactly these fields. Raises Malformed."""
     if not isinstance(values, dict) or values.keys() != fields.keys():
         raise Malformed(f"send a JSON object with exactly {', '.join(fields)}")
     for name, kind in fields.items():
-        if type(values[name]) is not kind:  # and not isinstance: true would pass for the number 1
+        if type(values[name]) is not kind:  # isinstance would accept true as the number 1
             words = {str: "text", int: "a whole number", bool: "true or false"}
             raise Malformed(f"{name} must be {words[kind]}")
     return values

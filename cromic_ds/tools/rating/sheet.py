@@ -1,38 +1,39 @@
-"""The rating sheet: which answers are shown, in which order, drawn from a seed.
+"""The rating sheet: which answers are shown and in which order, drawn at random from a seed.
 
 A sheet has N questions and W writers: the people who answered (the data set's own answers) and one or more systems.
 Every question is shown W times, once with each writer's answer, in W rounds:
 
-- all questions in random order, the same in every round, so that a picture returns only after all others;
+- all questions in a random order, which is the same in every round, so that a picture returns only after all others;
 - in each round every writer answers N/W of the questions (one more or less); which one comes first is random for each
   question.
 
-So whoever stops early has still judged a balanced part, and neighbors say nothing about who wrote an answer. All raters
-get the same order: agreement is counted over the answers that two raters both judged, and in the same order these are all
-that the slower one has judged.
+So a rater who stops early has still judged a balanced part, and neighboring answers say nothing about who wrote an answer.
+All raters get the same order, because agreement is counted over the answers that two raters both judged: in the same order
+these are all that the slower one has judged.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cromic_ds.data.dataset import Dataset, UnreadableRecord
 from cromic_ds.data.order import order_key, permute
 from cromic_ds.errors import UserError
+from cromic_ds.files import file_digest
 from cromic_ds.tasks import TASKS
 
 HUMAN = "human"
-"""The writer of the data set's own answers, as the report names it."""
+"""The name of the people whose answers are in the data set."""
 
 
 @dataclass(frozen=True)
-class Question:
+class RatedQuestion:
     """A question of the sheet, with the answer that a person gave."""
 
     record: int  # index in the split
@@ -43,7 +44,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Item:
-    """One answer to be judged: what stands at one position of the sheet."""
+    """One answer to judge: the content of one position of the sheet."""
 
     record: int  # index in the split, for the picture
     record_id: str
@@ -53,7 +54,7 @@ class Item:
 
 
 def parse_systems(predictions: list[str]) -> dict[str, Path]:
-    """Name to file, from `FILE` (named as the file, without extension) or `NAME=FILE`. Raises UserError."""
+    """Return files by system, from `FILE` (named after the file, without extension) or `NAME=FILE`. Raises UserError."""
     if not predictions:
         raise UserError("predictions is missing: give one file for each system to be rated")
     systems: dict[str, Path] = {}
@@ -64,31 +65,33 @@ def parse_systems(predictions: list[str]) -> dict[str, Path]:
         if not Path(file).is_file():
             raise UserError(f"{file}: no such predictions file; `cromic-ds predict` writes one")
         if name == HUMAN or name in systems:
-            taken = "stands for the people's answers" if name == HUMAN else "is given twice"
+            taken = "means the people's answers" if name == HUMAN else "is given twice"
             raise UserError(f"{given}: the name {name!r} {taken}; give another as NAME=FILE")
         systems[name] = Path(file)
     return systems
 
 
-def describe(dataset: Dataset, data: str, systems: dict[str, Path], count: int, seed: int) -> dict:
-    """All that a sheet follows from. Two sheets with equal descriptions are equal."""
+def describe_sheet(
+    dataset: Dataset, data: str, systems: dict[str, Path], count: int | None, seed: int
+) -> dict[str, Any]:
+    """Return everything that determines a sheet. Two sheets with equal descriptions are equal."""
     return {
         "data": {"path": str(Path(data).resolve()), "split": dataset.split, "fingerprint": dataset.fingerprint},
-        "count": count,
+        "count": count or 0,  # rating files of all versions say 0 for all
         "seed": seed,
-        "systems": {name: _digest(file) for name, file in systems.items()},
+        "systems": {name: file_digest(file)["blake2b"] for name, file in systems.items()},
     }
 
 
-def draw_questions(dataset: Dataset, count: int, seed: int) -> tuple[list[Question], Counter[str]]:
-    """`count` random questions (0 = all), and why others were passed over. Reads no more records than it needs.
+def sample_questions(dataset: Dataset, count: int | None, seed: int) -> tuple[list[RatedQuestion], Counter[str]]:
+    """Return `count` random questions (None = all), and why others were skipped. Reads no more records than needed.
 
-    Raises UserError where no record can be rated.
+    Raises UserError if no record can be rated.
     """
     n, key = len(dataset), order_key(seed, 0)
     wanted = count or n
-    questions: list[Question] = []
-    passed_over: Counter[str] = Counter()
+    questions: list[RatedQuestion] = []
+    skipped: Counter[str] = Counter()
     for position in range(n):
         if len(questions) == wanted:
             break
@@ -97,34 +100,34 @@ def draw_questions(dataset: Dataset, count: int, seed: int) -> tuple[list[Questi
             texts = dataset.texts(index)
             has_picture = dataset.image(index) is not None
         except UnreadableRecord as error:
-            passed_over[error.reason] += 1
+            skipped[error.reason] += 1
             continue
         human_answer = tidy(texts.comments[0]) if texts.comments else ""
         if not has_picture or not human_answer:
-            passed_over["no answer of a person" if has_picture else "no picture"] += 1
+            skipped["no answer of a person" if has_picture else "no picture"] += 1
             continue
-        questions.append(Question(index, texts.id, texts.post.strip(), human_answer))
+        questions.append(RatedQuestion(index, texts.id, texts.post.strip(), human_answer))
     if not questions:
-        why = ", ".join(f"{n:,} {reason}" for reason, n in passed_over.items()) or "it is empty"
+        why = ", ".join(f"{n:,} {reason}" for reason, n in skipped.items()) or "it is empty"
         raise UserError(f"split {dataset.split!r} has no record to rate ({why}); choose one with pictures and answers")
-    return questions, passed_over
+    return questions, skipped
 
 
-def read_answers(file: Path, task: str, questions: Sequence[Question], split_size: int) -> dict[str, str]:
-    """What a system answers to the sheet's questions, by record id. The whole file is read, only these are kept.
+def read_system_answers(file: Path, task: str, questions: Sequence[RatedQuestion], split_size: int) -> dict[str, str]:
+    """Return a system's answers to the sheet's questions, by record id. The whole file is read and checked.
 
-    Raises UserError for a file that is not of this split: other in number, or a question's answer missing or there twice.
+    Raises UserError for a file of another split: a different number of answers, or a missing or duplicate one.
     """
     wanted = {question.id for question in questions}
     if len(wanted) < len(questions):
         repeated, _ = Counter(question.id for question in questions).most_common(1)[0]
-        raise UserError(f"record id {repeated!r} is there more than once, so answers cannot be told apart")
+        raise UserError(f"record id {repeated!r} is there more than once, so its answers cannot be distinguished")
     answers: dict[str, str] = {}
     total = 0
     for id, text in TASKS[task].read_predictions(file):
         total += 1
         if id in answers:
-            raise UserError(f"{file}: id {id!r} has two answers; each id of the split must be there once")
+            raise UserError(f"{file}: id {id!r} has two answers; each id of the split must have one")
         if id in wanted:
             answers[id] = tidy(text)
     missing = [question.id for question in questions if question.id not in answers]
@@ -138,8 +141,8 @@ def read_answers(file: Path, task: str, questions: Sequence[Question], split_siz
     return answers
 
 
-def arrange(questions: Sequence[Question], answers: dict[str, dict[str, str]], seed: int) -> Iterator[Item]:
-    """The sheet, position by position; `answers` are the systems' (name to record id to text)."""
+def arrange(questions: Sequence[RatedQuestion], answers: dict[str, dict[str, str]], seed: int) -> Iterator[Item]:
+    """Yield the sheet, position by position. answers: text by record id, by system."""
     writers = [HUMAN, *answers]
     first_writer = [i % len(writers) for i in range(len(questions))]
     random.Random(f"writers {seed}").shuffle(first_writer)
@@ -151,21 +154,13 @@ def arrange(questions: Sequence[Question], answers: dict[str, dict[str, str]], s
 
 
 def tidy(text: str) -> str:
-    """An answer as it is shown, whoever wrote it: in lower case, without stray blanks.
+    """Return an answer as it is shown for every writer: in lower case, without unnecessary spaces.
 
-    Most tokenizers here lower-case what a model reads and says, and blanks are lost around Chinese characters: capitals
-    and blanks would give people away.
+    Most tokenizers here lower-case the text that a model reads and writes, and drop spaces around Chinese characters: capitals
+    and spaces would reveal the people.
     """
-    return _BLANK_BESIDE_CHINESE.sub("", " ".join(text.lower().split()))
+    return _SPACE_BESIDE_CHINESE.sub("", " ".join(text.lower().split()))
 
 
 _CHINESE = r"\u3000-\u303f\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
-_BLANK_BESIDE_CHINESE = re.compile(rf"(?<=[{_CHINESE}]) | (?=[{_CHINESE}])")
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with file.open("rb") as f:
-        while piece := f.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
+_SPACE_BESIDE_CHINESE = re.compile(rf"(?<=[{_CHINESE}]) | (?=[{_CHINESE}])")

@@ -1,1 +1,1 @@
-"""The results table: every model pretrained, fine-tuned on every task and evaluated, as a folder of jobs."""
+"""The results table: every model is pretrained, fine-tuned on every task and evaluated, as a folder of jobs."""

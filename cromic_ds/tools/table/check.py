@@ -11,8 +11,8 @@ import subprocess
 import sys
 
 from cromic_ds.errors import UserError
-from cromic_ds.tools.table.folder import Folder
-from cromic_ds.tools.table.plan import Job
+from cromic_ds.tools.table.folder import TableFolder
+from cromic_ds.tools.table.plan import TableJob
 
 SETTINGS = {
     "pretrain": ("cromic_ds.training.pretrain", "PretrainSettings"),
@@ -21,7 +21,7 @@ SETTINGS = {
 }
 
 
-def check_commands(folder: Folder, jobs: list[Job]) -> None:
+def check_commands(folder: TableFolder, jobs: list[TableJob]) -> None:
     """Raises UserError with the first setting that is unknown or mistyped; the folder must hold the recipes."""
     asked = questions(jobs)
     if not asked:
@@ -32,14 +32,14 @@ def check_commands(folder: Folder, jobs: list[Job]) -> None:
         raise UserError((done.stderr.strip().splitlines() or ["the settings could not be checked"])[-1])
 
 
-def questions(jobs: list[Job]) -> list[tuple[str, str, list[str]]]:
+def questions(jobs: list[TableJob]) -> list[tuple[str, str, list[str]]]:
     """Id, stage and arguments of each job that has settings to check."""
     asked = []
     for job in jobs:
         if job.stage == "evaluate":  # cromic-ds evaluate EXPORT --…
             asked.append((job.id, job.stage, ["--export", *job.command[2:]]))
         elif job.trains:
-            asked.append((job.id, job.stage, list(job.command[1:])))
+            asked.append((job.id, job.stage, list(job.command[2:])))
     return asked
 
 

@@ -1,19 +1,16 @@
-"""A table's folder: the state of each job, kept in files that any number of runners can read and only one writes.
+"""A table's folder. It holds the state of each job in files that any number of processes can read and only one writes.
 
-jobs/<id>/state.json   started, stopped, failed or done; done only after the result was looked at
-jobs/<id>/lock         held by the runner and by the job itself, so that it outlives a runner that was killed
-jobs/<id>/log.txt      all that the job printed
+jobs/<id>/state.json   started, stopped, failed or done; "done" is written only after the job's product was checked
+jobs/<id>/lock         locked by the process that runs the job and by the job itself, so that the lock survives a killed runner
+jobs/<id>/log.txt      everything that the job printed
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
-import os
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -22,96 +19,99 @@ from typing import Any, Literal
 import yaml
 
 from cromic_ds.errors import UserError
+from cromic_ds.files import digest, exclusive, read_json, write_json
 from cromic_ds.prepare.store_writer import partial_folder
-from cromic_ds.tools.table.plan import Job
+from cromic_ds.tools.table.plan import TableJob
 
 
 @dataclass
-class State:
-    """What became of a job."""
+class JobState:
+    """What state.json says about a job."""
 
     state: Literal["started", "stopped", "failed", "done"]
-    fingerprint: str  # of the command, its recipe and all that came before; see `Folder.fingerprints`
+    fingerprint: str  # hash of the command, its recipe and the jobs before it; see `TableFolder.fingerprints`
     command: list[str]
     host: str
     pid: int
     started: float  # seconds since the epoch
-    seconds: float = 0.0  # spent on it so far, interruptions left out
+    seconds: float = 0.0  # run time so far, without interruptions
     reason: str = ""  # why it failed
-    result: dict[str, Any] = field(default_factory=dict)  # of what it made; see products.py
+    result: dict[str, Any] = field(default_factory=dict)  # summary of its product; see `jobs.check_product`
+
+
+JobStates = dict[str, JobState | None]
 
 
 class Busy(Exception):
-    """Another process holds the job."""
+    """Another process runs the job."""
 
 
-class Folder:
+class TableFolder:
     """The jobs of a table and their states."""
 
-    def __init__(self, path: Path, jobs: list[Job], recipes: dict[str, str]):
-        """recipes: name in the folder (recipes/x.yaml) to text, for all that the jobs' commands name."""
+    def __init__(self, path: Path, jobs: list[TableJob], recipes: dict[str, str]):
+        """recipes: text of each recipe that the jobs' commands name, by its path in the folder (recipes/x.yaml)."""
         self.path, self.jobs, self.recipes = path, jobs, recipes
         self.by_id = {job.id: job for job in jobs}
         self.fingerprints = self._fingerprints()
 
     def _fingerprints(self) -> dict[str, str]:
-        """Of each job's command, the content of its recipe and the fingerprints of what it needs."""
+        """Hash each job's command, the content of its recipe and the fingerprints of the jobs that it needs."""
         contents = {name: yaml.safe_load(text) for name, text in self.recipes.items()}
         made: dict[str, str] = {}
         for job in self.jobs:
             about = [job.command, [contents[a] for a in job.command if a in contents], [made[n] for n in job.needs]]
-            digest = hashlib.blake2b(json.dumps(about, default=str, sort_keys=True).encode(), digest_size=16)
-            made[job.id] = digest.hexdigest()
+            made[job.id] = digest(json.dumps(about, default=str, sort_keys=True), size=16)
         return made
 
-    def at(self, job: Job, name: str) -> Path:
+    def job_file(self, job: TableJob, name: str) -> Path:
         return self.path / "jobs" / job.id / name
 
-    def state(self, job: Job) -> State | None:
-        """None for a job that was never started as it is now, or whose product was removed."""
+    def state(self, job: TableJob) -> JobState | None:
+        """Return None for a job that was never started with its present settings, or whose product was removed."""
         state = self._written(job)
         if state is None or state.fingerprint != self.fingerprints[job.id]:
             return None
         return state if state.state != "done" or (self.path / job.makes).exists() else None
 
-    def _written(self, job: Job) -> State | None:
-        path = self.at(job, "state.json")
+    def _written(self, job: TableJob) -> JobState | None:
+        path = self.job_file(job, "state.json")
         try:
-            return State(**json.loads(path.read_text(encoding="utf-8")))
+            return JobState(**read_json(path))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError) as error:
-            raise UserError(f"{path}: damaged ({error}); remove it, and the job is started again") from None
+            raise UserError(f"{path}: damaged ({error}); remove it to start the job again") from None
 
-    def write(self, job: Job, state: State) -> None:
-        write_aside(self.at(job, "state.json"), json.dumps(asdict(state), ensure_ascii=False, indent=1) + "\n")
+    def write(self, job: TableJob, state: JobState) -> None:
+        path = self.job_file(job, "state.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, asdict(state), indent=1)
 
     @contextmanager
-    def lock(self, job: Job, wait: bool = False) -> Iterator[int]:
-        """Hold the job; gives the descriptor of the lock, for the job's own process to inherit.
+    def lock(self, job: TableJob, wait: bool = False) -> Iterator[int]:
+        """Lock the job and yield the file descriptor of the lock, which the job's own process inherits.
 
-        Raises Busy where another process holds it, unless `wait`.
+        Raises:
+            Busy: another process has locked it, unless `wait` is set.
         """
-        path = self.at(job, "lock")
+        path = self.job_file(job, "lock")
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                file = stack.enter_context(exclusive(path, wait))
             except BlockingIOError:
                 raise Busy(job.id) from None
-            yield descriptor
-        finally:
-            os.close(descriptor)
+            yield file.fileno()
 
-    def ready(self, states: dict[str, State | None]) -> list[Job]:
-        """Jobs that can be started, or gone on with: all that they need is done."""
+    def ready(self, states: JobStates) -> list[TableJob]:
+        """Return the jobs that can be started or resumed, because all jobs that they need are done."""
         done = {id for id, state in states.items() if state and state.state == "done"}
-        over = done | {id for id, state in states.items() if state and state.state == "failed"}
-        return [job for job in self.jobs if job.id not in over and done.issuperset(job.needs)]
+        ended = done | {id for id, state in states.items() if state and state.state == "failed"}
+        return [job for job in self.jobs if job.id not in ended and done.issuperset(job.needs)]
 
-    def skipped(self, states: dict[str, State | None]) -> dict[str, str]:
-        """Jobs that can never start, with the failed one that they wait for."""
+    def skipped(self, states: JobStates) -> dict[str, str]:
+        """Return the jobs that can never start, each with the failed job that it waits for."""
         because: dict[str, str] = {}
         for job in self.jobs:
             for need in job.needs:
@@ -120,46 +120,46 @@ class Folder:
                     because[job.id] = because.get(need, need)
         return because
 
-    def states(self) -> dict[str, State | None]:
+    def states(self) -> JobStates:
         return {job.id: self.state(job) for job in self.jobs}
 
     def refuse_changed(self) -> None:
-        """Raise UserError where something was made with other settings than those of now.
+        """Raise UserError where a product was made with other settings than the present ones.
 
-        A job whose product was removed is simply made anew.
+        A job whose product was removed is simply run again.
         """
         for job in self.jobs:
             state, left = self._written(job), [path for path in self._remains(job) if path.exists()]
             if state and state.fingerprint != self.fingerprints[job.id] and left:
                 raise UserError(
                     f"{job.id} was {'made' if state.state == 'done' else 'begun'} with other settings "
-                    f"({_difference(state.command, job)}): put the recipe back, choose another --out, or remove "
-                    f"{' and '.join(map(str, left))} (and so for each job that needs it) to make it anew"
+                    f"({_difference(state.command, job)}): restore the recipe, choose another --out, or remove "
+                    f"{' and '.join(map(str, left))} (and the same for each job that needs it) to run it again"
                 )
 
-    def _remains(self, job: Job) -> list[Path]:
-        """Where a job leaves what it makes, finished or not."""
+    def _remains(self, job: TableJob) -> list[Path]:
+        """Return where a job leaves its product, finished or not."""
         product = self.path / job.makes
         return [product.parent if job.trains else product, partial_folder(product)]
 
     def retry(self) -> None:
-        """Let the failed jobs be tried again, from where they stopped."""
+        """Mark the failed jobs as stopped, so that they are resumed."""
         for job in self.jobs:
             state = self.state(job)
             if state and state.state == "failed":
                 self.write(job, replace(state, state="stopped", reason=""))
 
 
-def _difference(before: list[str], job: Job) -> str:
-    """The first thing in which two commands differ, in words."""
+def _difference(before: list[str], job: TableJob) -> str:
+    """Describe the first setting in which two commands differ."""
     for old, new in zip_longest(_settings(before), _settings(job.command)):
         if old != new:
             return f"was {old or 'nothing'}, is {new or 'nothing'}"
     return f"the recipe it names has changed, or {' or '.join(job.needs) or 'what it needs'}"
 
 
-def _settings(command) -> list[str]:
-    """A command in pieces: `--name value` is one."""
+def _settings(command: Sequence[str]) -> list[str]:
+    """Split a command into pieces, in which `--name value` is one."""
     pieces: list[str] = []
     for text in command:
         if pieces and pieces[-1].startswith("--") and " " not in pieces[-1] and not text.startswith("--"):
@@ -167,11 +167,3 @@ def _settings(command) -> list[str]:
         else:
             pieces.append(text)
     return pieces
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Written beside, then moved into place: a reader sees the old text or the new one, whoever else writes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

@@ -1,4 +1,4 @@
-"""Running one job: hold it, start its command, look at what it made, and write down what became of it."""
+"""Running one job: lock it, start its command, check its product, and write down the outcome."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
 
-import psutil
-
+from cromic_ds.data.store import read_meta
 from cromic_ds.errors import UserError
-from cromic_ds.tools.table.folder import Folder, State
-from cromic_ds.tools.table.plan import Job
-from cromic_ds.tools.table.products import look_at
-from cromic_ds.tools.table.settings import PROJECT
+from cromic_ds.ranks.launcher import free_port
+from cromic_ds.ranks.processes import group_runs
+from cromic_ds.shipped import PACKAGE
+from cromic_ds.tasks.results import read_result
+from cromic_ds.tools.table.folder import JobState, TableFolder
+from cromic_ds.tools.table.plan import TableJob
 
-Look = Callable[[Job, Path], dict]
-LOG_LINES = 8  # of a failed job, shown
-SCRIPTS = ("pretrain.py", "finetune.py")
+LOG_LINES = 8  # shown of a failed job's log
 KILL_AFTER = 120.0
 """Seconds between asking a job to stop and killing it: a training saves a checkpoint first."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a job runs: the environment says on which devices, with how many threads."""
+    """Where a job runs: the environment selects its devices and its number of threads."""
 
     environment: dict[str, str]
     processes: int = 1  # of a training
@@ -39,60 +40,126 @@ class Slot:
 
 @dataclass
 class Stop:
-    """What the user or the scheduler asked for."""
+    """Whether the user or the scheduler asked to stop."""
 
     asked: bool = False
     at_once: bool = False
 
     def listen(self) -> Stop:
-        """Ask on SIGTERM, SIGUSR1 and SIGINT; the second SIGINT means at once."""
+        """Set `asked` on SIGTERM, SIGUSR1 and SIGINT, and `at_once` on the second SIGINT."""
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._heard)
+            signal.signal(number, self._on_signal)
         return self
 
-    def _heard(self, number: int, _frame) -> None:
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self.at_once = self.at_once or (self.asked and number == signal.SIGINT)
         self.asked = True
 
 
-def run_job(folder: Folder, job: Job, slot: Slot, stop: Stop, *, wait: bool = False, look: Look = look_at) -> State:
-    """Bring a job to its end, or to a stop; returns what is written in its state.json.
+class Executor(Protocol):
+    """What runs the jobs: `Local` or `Slurm`."""
+
+    @property
+    def slots(self) -> int | None:
+        """How many jobs run at a time; None where that is not known."""
+
+    @property
+    def running(self) -> list[str]:
+        """Ids of the jobs that run."""
+
+    @property
+    def queued(self) -> list[str]:
+        """Ids of the jobs that were handed over and do not run yet."""
+
+    def start(self, ready: list[TableJob]) -> None:
+        """Start or queue as many of these jobs as possible."""
+
+    def wait(self) -> list[TableJob]:
+        """Return the jobs that have ended, after a short wait."""
+
+    def close(self) -> None:
+        """Wait for what must not be left behind."""
+
+
+# ---- the product of a job
+
+ProductCheck = Callable[[TableJob, Path], dict[str, Any]]
+
+
+def check_product(job: TableJob, folder: Path) -> dict[str, Any]:
+    """Return a summary of what the job made; for an evaluation, everything that the report shows.
+
+    Raises:
+        UserError: the product is missing, or not what it should be.
+    """
+    product = folder / job.makes
+    if not product.exists():
+        raise UserError(f"{product} is missing")
+    if job.trains:
+        if not list(product.glob("*.safetensors")):
+            raise UserError(f"{product}: an export without weights")
+        return {}
+    if job.stage == "evaluate":
+        result = read_result(product)
+        if result["task"] != job.task:
+            raise UserError(f"{product}: a result of {result['task']}, not of {job.task}")
+        kept = ("scores", "counts", "tokenization", "notes", "decoding")
+        return {name: result.get(name) for name in kept} | {"split": result["data"].get("split")}
+    if (job.stage, job.makes) == ("sample", "official"):  # this folder appears only when all its files are written
+        return {}
+    return {"records": {split: about["records"] for split, about in read_meta(product)["splits"].items()}}
+
+
+# ---- running a job
+
+
+def run_job(
+    folder: TableFolder,
+    job: TableJob,
+    slot: Slot,
+    stop: Stop,
+    *,
+    wait: bool = False,
+    check: ProductCheck = check_product,
+) -> JobState:
+    """Run a job to its end or until it is stopped; return what is written in its state.json.
 
     Args:
-        wait: wait while another process runs it, instead of raising Busy.
+        wait: wait while another process runs the job, instead of raising Busy.
     """
     with folder.lock(job, wait) as lock:
         state = folder.state(job)
         if state and state.state == "done":
             return state
-        if state and (result := _left_behind(folder, job, look)) is not None:
+        if state and (result := _left_behind(folder, job, check)) is not None:
             state.state, state.reason, state.result = "done", "", result
             folder.write(job, state)
             return state
         spent, started = (state.seconds if state else 0.0), time.monotonic()
-        state = State(
+        state = JobState(
             "started", folder.fingerprints[job.id], list(job.command), socket.gethostname(), 0, time.time(), spent
         )
         folder.write(job, state)
+        code: int | str
         try:
             process = _start(folder, job, slot, lock)
             state.pid = process.pid
             folder.write(job, state)
-            code = _end_of(process, stop)
+            code = _wait_for(process, stop)
         except FileNotFoundError as error:
             code = f"{error.filename}: no such command"
         state.seconds = spent + time.monotonic() - started
-        _judge(state, code, stop, folder, job, look)
+        _judge(state, code, stop, folder, job, check)
         folder.write(job, state)
         return state
 
 
-def _start(folder: Folder, job: Job, slot: Slot, lock: int) -> subprocess.Popen:
-    command = executable(job.command, slot)
-    with folder.at(job, "log.txt").open("ab") as log:
+def _start(folder: TableFolder, job: TableJob, slot: Slot, lock: int) -> subprocess.Popen[bytes]:
+    command = started_command(job, slot)
+    with folder.job_file(job, "log.txt").open("ab") as log:
         log.write(f"=== {time.ctime()} on {socket.gethostname()}: {shlex.join(command)}\n".encode())
         log.flush()
-        # In a session of its own: Ctrl-C reaches it through us, and our signals reach all of a launcher's processes.
+        # The job gets its own session: Ctrl-C reaches it only through us, and our signals reach all processes of a launcher.
         return subprocess.Popen(
             command,
             cwd=folder.path,
@@ -105,46 +172,49 @@ def _start(folder: Folder, job: Job, slot: Slot, lock: int) -> subprocess.Popen:
         )
 
 
-def _left_behind(folder: Folder, job: Job, look: Look) -> dict | None:
-    """What an earlier start finished, though its runner was killed before it could write that down."""
+def _left_behind(folder: TableFolder, job: TableJob, check: ProductCheck) -> dict[str, Any] | None:
+    """Return the summary of a product whose runner was killed before it could write "done"."""
     with suppress(UserError):
-        return look(job, folder.path)
+        return check(job, folder.path)
     return None
 
 
-def _judge(state: State, code: int | str, stop: Stop, folder: Folder, job: Job, look: Look) -> None:
-    """An exit code of 0 is not enough: a training that was asked to stop, and some launchers, end so unfinished.
+def _judge(
+    state: JobState, code: int | str, stop: Stop, folder: TableFolder, job: TableJob, check: ProductCheck
+) -> None:
+    """Set the state of a job that has ended. Exit code 0 is not enough: a training that was asked to stop, and some
+    launchers, return it without a product.
 
-    code: as Popen has it, or why the command could not be started.
+    code: the exit code as Popen returns it, or why the command could not be started.
     """
     try:
         if code:
-            raise UserError(_why(code))
-        state.result = look(job, folder.path)
+            raise UserError(_reason(code))
+        state.result = check(job, folder.path)
         state.state = "done"
     except UserError as error:
         state.state = "stopped" if stop.asked else "failed"
         state.reason = "" if stop.asked else str(error) if code else f"it exited with code 0, but {error}"
 
 
-def _why(code: int | str) -> str:
+def _reason(code: int | str) -> str:
     if isinstance(code, str):
         return code
     return f"ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
 
 
-def _end_of(process: subprocess.Popen, stop: Stop) -> int:
-    """The exit code, once all processes of its session are gone; passes on a request to stop."""
-    patience_ends: float | None = None
-    while process.poll() is None or _alive(process.pid):
-        if patience_ends is None and (stop.asked or process.returncode is not None):
-            patience_ends = time.monotonic() + KILL_AFTER
+def _wait_for(process: subprocess.Popen[bytes], stop: Stop) -> int:
+    """Return the exit code once all processes of the job's session have ended; pass on a request to stop."""
+    kill_at: float | None = None
+    while (code := process.poll()) is None or group_runs(process.pid):
+        if kill_at is None and (stop.asked or code is not None):
+            kill_at = time.monotonic() + KILL_AFTER
             if stop.asked:
                 _signal(process.pid, signal.SIGTERM)
-        if stop.at_once or (patience_ends is not None and time.monotonic() > patience_ends):
+        if stop.at_once or (kill_at is not None and time.monotonic() > kill_at):
             _signal(process.pid, signal.SIGKILL)
         time.sleep(0.1)
-    return process.returncode
+    return code
 
 
 def _signal(group: int, number: int) -> None:
@@ -152,37 +222,25 @@ def _signal(group: int, number: int) -> None:
         os.killpg(group, number)
 
 
-def _alive(group: int) -> bool:
-    """Whether a process group has a process that still runs (a launcher can end before those that it started)."""
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                return True
-    return False
-
-
-def executable(command: tuple[str, ...], slot: Slot) -> list[str]:
-    """The command as it is started here: the project's scripts by this Python, or by a launcher for several processes."""
-    name, *arguments = command
-    if name not in SCRIPTS:
-        return [name, *arguments]
-    script = str(PROJECT / name)
+def started_command(job: TableJob, slot: Slot) -> list[str]:
+    """Return the command as it is started: `cromic-ds` by this Python, a training of several processes by DeepSpeed's
+    launcher."""
+    program, *arguments = job.command
+    if program != "cromic-ds":
+        return [program, *arguments]
+    if not job.trains:
+        return [sys.executable, "-m", "cromic_ds", *arguments]
+    script = str(PACKAGE.parent / f"{job.stage}.py")
     if slot.processes == 1:
-        return [sys.executable, script, *arguments]
+        return [sys.executable, script, *arguments[1:]]
     launcher = ["deepspeed", "--master_port", str(free_port()), "--log_level", "error"]
-    if "CUDA_VISIBLE_DEVICES" not in slot.environment:  # given --num_gpus the launcher would ignore it
+    if "CUDA_VISIBLE_DEVICES" not in slot.environment:  # the launcher would ignore it if it was given --num_gpus
         launcher += ["--num_gpus", str(slot.processes)]
-    return [*launcher, script, *arguments]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    return [*launcher, script, *arguments[1:]]
 
 
 def last_lines(path: Path, count: int = LOG_LINES) -> list[str]:
-    """The end of a log; carriage returns of progress bars end lines too."""
+    """Return the last lines of a log that are not empty; the carriage returns of progress bars end lines too."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 20_000))
         lines = file.read().decode(errors="replace").replace("\r", "\n").splitlines()

@@ -1,4 +1,4 @@
-"""Jobs on this machine: one on each GPU, or as many as asked for on its CPU."""
+"""Jobs on this machine: one on each GPU (or group of GPUs), or as many as asked for on the CPU."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from cromic_ds.errors import UserError
-from cromic_ds.tools.table.folder import Busy, Folder
-from cromic_ds.tools.table.jobs import Look, Slot, Stop, run_job
-from cromic_ds.tools.table.plan import Job
-from cromic_ds.tools.table.products import look_at
-from cromic_ds.tools.table.settings import PROJECT, TableSettings
+from cromic_ds.shipped import PACKAGE
+from cromic_ds.tools.table.folder import Busy, JobState, TableFolder
+from cromic_ds.tools.table.jobs import ProductCheck, Slot, Stop, check_product, run_job
+from cromic_ds.tools.table.plan import TableJob
+from cromic_ds.tools.table.settings import TableSettings
 
 BUSY_SECONDS = 2.0
-"""Until a job that another runner holds is looked at again."""
+"""Seconds after which a job that another process runs is tried again."""
 
 
 class Local:
-    """Runs jobs in threads that each wait for one process."""
+    """Runs jobs in threads, each of which waits for one process."""
 
-    def __init__(self, folder: Folder, slots: list[Slot], stop: Stop, look: Look = look_at):
-        self.folder, self.stop, self.look = folder, stop, look
+    def __init__(self, folder: TableFolder, slots: list[Slot], stop: Stop, check: ProductCheck = check_product):
+        self.folder, self.stop, self.check = folder, stop, check
         self.slots = len(slots)
         self._free = slots
         self._threads = ThreadPoolExecutor(len(slots))
-        self._running: dict[Future, tuple[Job, Slot]] = {}
-        self._held: dict[str, float] = {}  # by another runner; until when they are left alone
+        self._running: dict[Future[JobState], tuple[TableJob, Slot]] = {}
+        self._busy: dict[str, float] = {}  # until when the jobs of other processes are left alone
 
     @property
     def running(self) -> list[str]:
@@ -38,19 +38,19 @@ class Local:
     def queued(self) -> list[str]:
         return []
 
-    def start(self, ready: list[Job]) -> None:
-        """Start the first of these for which there is a slot."""
+    def start(self, ready: list[TableJob]) -> None:
+        """Start as many of these jobs as there are free slots."""
         for job in ready:
             if not self._free:
                 return
-            if self._held.get(job.id, 0.0) < time.monotonic():
+            if self._busy.get(job.id, 0.0) < time.monotonic():
                 slot = self._free.pop(0)
-                future = self._threads.submit(run_job, self.folder, job, slot, self.stop, look=self.look)
+                future = self._threads.submit(run_job, self.folder, job, slot, self.stop, check=self.check)
                 self._running[future] = job, slot
 
-    def wait(self) -> list[Job]:
-        """Jobs that have come to an end or a stop, after a short wait."""
-        if not self._running:  # all that is ready is held by others
+    def wait(self) -> list[TableJob]:
+        """Return the jobs that have ended or stopped, after a short wait."""
+        if not self._running:  # other processes run all jobs that are ready
             time.sleep(0.5)
             return []
         ended = []
@@ -61,22 +61,20 @@ class Local:
                 future.result()
                 ended.append(job)
             except Busy:
-                if job.id not in self._held:
-                    print(f"{job.id} is run by another process already{self._where(job)}; waiting for that")
-                self._held[job.id] = time.monotonic() + BUSY_SECONDS
+                if job.id not in self._busy:
+                    state = self.folder.state(job)
+                    where = f" ({state.pid} on {state.host})" if state and state.pid else ""
+                    print(f"another process already runs {job.id}{where}; waiting for it")
+                self._busy[job.id] = time.monotonic() + BUSY_SECONDS
         return ended
 
-    def _where(self, job: Job) -> str:
-        state = self.folder.state(job)
-        return f" ({state.pid} on {state.host})" if state and state.pid else ""
-
     def close(self) -> None:
-        """Wait for what is running; after an error it is asked to stop first."""
+        """Wait for the running jobs; after an error the caller asks them to stop first."""
         self._threads.shutdown()
 
 
 def make_slots(settings: TableSettings) -> list[Slot]:
-    """Groups of `processes` GPUs, or shares of the CPU's cores.
+    """Return groups of `processes` GPUs, or shares of the CPU's cores.
 
     Raises:
         UserError: a job needs more GPUs than there are.
@@ -86,15 +84,15 @@ def make_slots(settings: TableSettings) -> list[Slot]:
     if gpus and not groups:
         raise UserError(f"processes {size}: a training needs as many GPUs, and there are {len(gpus)} here")
     count = settings.jobs or len(groups) or 1
-    threads = max(1, cores() // (count * size))
-    return [Slot(environment(groups[i % len(groups)] if groups else [], threads), size) for i in range(count)]
+    threads = max(1, usable_cores() // (count * size))
+    return [Slot(job_environment(groups[i % len(groups)] if groups else [], threads), size) for i in range(count)]
 
 
-def environment(gpus: list[str], threads: int) -> dict[str, str]:
-    """This process's, with the commands of this installation on the path, for the given devices."""
+def job_environment(gpus: list[str], threads: int) -> dict[str, str]:
+    """Return this process's environment for a job on the given devices, with this installation's programs on the path."""
     variables = dict(os.environ)
     variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables.get('PATH', '')}"
-    variables.setdefault("TORCH_EXTENSIONS_DIR", str(PROJECT / ".cache" / "torch_extensions"))
+    variables.setdefault("TORCH_EXTENSIONS_DIR", str(PACKAGE.parent / ".cache" / "torch_extensions"))
     variables.setdefault("TOKENIZERS_PARALLELISM", "false")
     variables.setdefault("OMP_NUM_THREADS", str(threads))
     if gpus:
@@ -105,7 +103,7 @@ def environment(gpus: list[str], threads: int) -> dict[str, str]:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
     count = torch.cuda.device_count()
@@ -113,6 +111,6 @@ def visible_gpus() -> list[str]:
     return (named or [str(i) for i in range(count)])[:count]
 
 
-def cores() -> int:
-    """Cores of this process; in a Slurm job those that it was given."""
+def usable_cores() -> int:
+    """Return the number of cores of this process; in a Slurm job, those that were allocated to it."""
     return int(os.environ.get("SLURM_CPUS_ON_NODE", 0)) or len(os.sched_getaffinity(0))

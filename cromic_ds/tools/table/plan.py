@@ -1,8 +1,8 @@
-"""The jobs of a table and what each waits for: a pure function of its recipe.
+"""The jobs of a table and the jobs that each waits for: a pure function of its recipe.
 
-Commands run in the table's folder, so that paths inside it are relative and the folder can be moved:
+Commands run in the table's folder, so paths inside it are relative and the folder can be moved:
 
-    recipes/          the recipes that trainings start from, as they were
+    recipes/          copies of the recipes that trainings start from
     posts/ official/  the sample world
     stores/<task>/    runs/<pretrain or finetune>-…/    results/<cell>.json
     jobs/<id>/        state.json, log.txt, lock
@@ -16,19 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cromic_ds.run_folder import RunFolder
 from cromic_ds.tools.table.settings import TableSettings, layered
 
 Stage = Literal["sample", "prepare", "pretrain", "finetune", "evaluate"]
 
 
 @dataclass(frozen=True)
-class Job:
-    """A command of the project, what it makes, and the jobs that must be finished before."""
+class TableJob:
+    """A command, what it makes, and the jobs that must be done before it."""
 
     id: str
     stage: Stage
     command: tuple[str, ...]
-    makes: str  # path in the table's folder; which kind of thing it is follows from the stage
+    makes: str  # path in the table's folder; the stage says what kind of product it is
     needs: tuple[str, ...] = ()
     model: str = ""  # row of the table
     task: str = ""
@@ -40,41 +41,44 @@ class Job:
         return self.stage in ("pretrain", "finetune")
 
 
-def plan(settings: TableSettings) -> list[Job]:
-    """All jobs, each after those it needs. Seed after seed, so that a first whole table is there as early as possible, and an
-    evaluation right after its fine-tuning."""
+def plan_jobs(settings: TableSettings) -> list[TableJob]:
+    """Return all jobs, each after those that it needs.
+
+    One seed comes after the other, so that a first whole table exists as early as possible, and each evaluation directly after
+    its fine-tuning.
+    """
     return [*_data_jobs(settings), *(job for seed in settings.seeds for job in _jobs_of_seed(settings, seed))]
 
 
 def recipe_of(settings: TableSettings, stage: Stage, row: str, task: str = "") -> str:
-    """The recipe that a training starts from, as the settings name it."""
+    """Return the recipe that a training starts from, as the settings name it."""
     pattern = settings.pretrain_recipe if stage == "pretrain" else settings.finetune_recipe
     return pattern.replace("{model}", settings.kind_of(row)).replace("{task}", task)
 
 
-def _data_jobs(settings: TableSettings) -> Iterator[Job]:
+def _data_jobs(settings: TableSettings) -> Iterator[TableJob]:
     data = settings.data
     sampled = data.source == "sample"
     if sampled:
         world = ["cromic-ds", "sample", "--seed", data.sample_seed]
         posts = [*world, "--out", "posts", "--posts", data.sample_posts]
-        yield Job("sample-posts", "sample", _texts(posts), "posts")
+        yield TableJob("sample-posts", "sample", _texts(posts), "posts")
         pictures = data.sample_pictures + 2 * data.sample_val_pictures
         share = data.sample_val_pictures / pictures
         official = [*world, "--official", "official", "--posts", pictures, "--val_fraction", share]
-        yield Job("sample-official", "sample", _texts(official), "official")
+        yield TableJob("sample-official", "sample", _texts(official), "official")
     for task in settings.tasks:
         root = f"official/{task}" if sampled else data.official[task]
-        command = ["cromic-ds", "prepare", "--task", task, "--root", root, "--out", f"stores/{task}"]
+        command: list[Any] = ["cromic-ds", "prepare", "--task", task, "--root", root, "--out", f"stores/{task}"]
         command += ["--tokenizer", f"{_posts(settings)}/tokenizer", "--split", *_splits(settings, task)]
         if sampled:
             command += ["--extras", f"{root}/grounding.jsonl"]
         command += _flags(layered(settings.prepare, {task}))
         needs = ("sample-posts", "sample-official") if sampled else ()
-        yield Job(f"prepare-{task}", "prepare", _texts(command), f"stores/{task}", needs, task=task)
+        yield TableJob(f"prepare-{task}", "prepare", _texts(command), f"stores/{task}", needs, task=task)
 
 
-def _jobs_of_seed(settings: TableSettings, seed: int) -> Iterator[Job]:
+def _jobs_of_seed(settings: TableSettings, seed: int) -> Iterator[TableJob]:
     if "pretrained" in settings.starts:
         for row in settings.models:
             yield _pretraining(settings, row, seed)
@@ -86,39 +90,49 @@ def _jobs_of_seed(settings: TableSettings, seed: int) -> Iterator[Job]:
                 yield _evaluation(settings, finetuning)
 
 
-def _pretraining(settings: TableSettings, row: str, seed: int) -> Job:
+def _pretraining(settings: TableSettings, row: str, seed: int) -> TableJob:
     id = f"pretrain-{row}-{seed}"
-    command = ["pretrain.py", "--config", _config(recipe_of(settings, "pretrain", row))]
-    command += ["--data.path", _posts(settings), "--out", f"runs/{id}", "--seed", seed]
+    command: list[Any] = ["cromic-ds", "pretrain", "--config", _config(recipe_of(settings, "pretrain", row))]
+    run = RunFolder(Path("runs", id))
+    command += ["--data.path", _posts(settings), "--out", str(run.path), "--seed", seed]
     command += ["--model.name", settings.kind_of(row), *_flags(_random_start(settings, row))]
     command += _flags(layered(settings.pretrain, _names(settings, row)))
     needs = ("sample-posts",) if settings.data.source == "sample" else ()
-    return Job(id, "pretrain", _texts(command), f"runs/{id}/export", needs, model=row, seed=seed)
+    return TableJob(id, "pretrain", _texts(command), str(run.export), needs, model=row, seed=seed)
 
 
-def _finetuning(settings: TableSettings, row: str, task: str, start: str, seed: int) -> Job:
+def _finetuning(settings: TableSettings, row: str, task: str, start: str, seed: int) -> TableJob:
     id = f"finetune-{row}-{task}-{start}-{seed}"
-    command = ["finetune.py", "--config", _config(recipe_of(settings, "finetune", row, task)), "--task", task]
-    command += ["--data.path", f"stores/{task}", "--out", f"runs/{id}", "--seed", seed]
+    command: list[Any] = [
+        "cromic-ds",
+        "finetune",
+        "--config",
+        _config(recipe_of(settings, "finetune", row, task)),
+        "--task",
+        task,
+    ]
+    run = RunFolder(Path("runs", id))
+    command += ["--data.path", f"stores/{task}", "--out", str(run.path), "--seed", seed]
     command += ["--model.name", settings.kind_of(row)]
     needs = [f"prepare-{task}"]
     if start == "pretrained":
-        needs.append(f"pretrain-{row}-{seed}")
-        command += ["--backbone", f"runs/pretrain-{row}-{seed}/export"]
+        pretraining = _pretraining(settings, row, seed)
+        needs.append(pretraining.id)
+        command += ["--backbone", pretraining.makes]
     else:
         command += _flags(_random_start(settings, row))
     command += _flags(layered(settings.finetune, {*_names(settings, row), task, start}))
-    return Job(id, "finetune", _texts(command), f"runs/{id}/export", tuple(needs), row, task, start, seed)
+    return TableJob(id, "finetune", _texts(command), str(run.export), tuple(needs), row, task, start, seed)
 
 
-def _evaluation(settings: TableSettings, finetuning: Job) -> Job:
+def _evaluation(settings: TableSettings, finetuning: TableJob) -> TableJob:
     row, task, start, seed = finetuning.model, finetuning.task, finetuning.start, finetuning.seed
     cell = f"{row}-{task}-{start}-{seed}"
     command = ["cromic-ds", "evaluate", finetuning.makes, "--task", task, "--data", f"stores/{task}"]
-    command += ["--out", f"results/{cell}.json"]
-    command += _flags(layered(settings.evaluate, {*_names(settings, row), task, start}))
+    result = f"results/{cell}.json"
+    command += ["--out", result, *_flags(layered(settings.evaluate, {*_names(settings, row), task, start}))]
     needs = (finetuning.id,)
-    return Job(f"evaluate-{cell}", "evaluate", _texts(command), f"results/{cell}.json", needs, row, task, start, seed)
+    return TableJob(f"evaluate-{cell}", "evaluate", _texts(command), result, needs, row, task, start, seed)
 
 
 def _posts(settings: TableSettings) -> str:
@@ -138,7 +152,7 @@ def _random_start(settings: TableSettings, row: str) -> dict[str, Any]:
 
 
 def _splits(settings: TableSettings, task: str) -> list[str]:
-    """What is trained on, what chooses the best checkpoint, and what the models are scored on in the end."""
+    """Return the splits for training, for choosing the best checkpoint and for the final scores."""
     return list(dict.fromkeys(["train", "val", layered(settings.evaluate, {task}).get("split", "val")]))
 
 

@@ -1,30 +1,26 @@
-"""How far the table is: a bar on a terminal, a line for each finished job everywhere, and the time left."""
+"""How far the table is: a bar on a terminal, a line for each job that ended, and the time left."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections import defaultdict
-from datetime import timedelta
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from cromic_ds.tools.table.executor import Executor
-from cromic_ds.tools.table.folder import Folder, State
-from cromic_ds.tools.table.jobs import last_lines
-from cromic_ds.tools.table.plan import Job
-
-States = dict[str, State | None]
-COLORS = {"done": "green", "failed": "red", "stopped": "yellow"}
+from cromic_ds.tools.display import STATE_COLORS, duration
+from cromic_ds.tools.table.folder import JobState, JobStates, TableFolder
+from cromic_ds.tools.table.jobs import Executor, last_lines
+from cromic_ds.tools.table.plan import TableJob
 
 
 class Progress:
     """Prints what happens."""
 
-    def __init__(self, folder: Folder, console: Console | None = None):
+    def __init__(self, folder: TableFolder, console: Console | None = None):
         self.folder, self.console = folder, console or Console(soft_wrap=True)
         self._bar: Bar | None = None
         if self.console.is_terminal:
@@ -37,28 +33,28 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._bar:
             self._bar.stop()
 
-    def show(self, states: States, executor: Executor) -> None:
-        """What is running now; on a terminal only."""
+    def update(self, states: JobStates, executor: Executor) -> None:
+        """Show on a terminal what is running now."""
         if self._bar:
             names = ", ".join([*executor.running[:4], *(["…"] if len(executor.running) > 4 else [])])
             status = escape(f"{names}  {self._summary(states, executor)}")
             self._bar.update(self._task, completed=count(states, "done"), status=status)
 
-    def ended(self, job: Job, state: State | None, states: States, executor: Executor) -> None:
-        """A line for a job that came to its end, and for a failed one the last lines of its log."""
-        what = state.state if state else "lost"
+    def ended(self, job: TableJob, state: JobState | None, states: JobStates, executor: Executor) -> None:
+        """Print a line for a job that ended, and for a failed one the last lines of its log."""
+        outcome = state.state if state else "lost"
         head = f"[{count(states, 'done')}/{len(states)}]"
         took = f" after {duration(state.seconds)}" if state else ""
-        line = f"{escape(head)} {escape(job.id)} [{COLORS.get(what, 'yellow')}]{what}[/]{took}"
+        line = f"{escape(head)} {escape(job.id)} [{STATE_COLORS.get(outcome, 'yellow')}]{outcome}[/]{took}"
         self.console.print(f"{line}  ({escape(self._summary(states, executor))})", highlight=False)
         if state and state.state == "failed":
-            self.console.print(failure(self.folder, job, state), markup=False, highlight=False)
+            self.console.print(explain_failure(self.folder, job, state), markup=False, highlight=False)
 
-    def _summary(self, states: States, executor: Executor) -> str:
+    def _summary(self, states: JobStates, executor: Executor) -> str:
         parts = [f"{len(executor.running)} running"]
         if executor.queued:
             parts.append(f"{len(executor.queued)} queued")
@@ -68,19 +64,20 @@ class Progress:
         return ", ".join([*parts, time_left(self.folder, states, executor.running, slots)])
 
 
-def count(states: States, what: str) -> int:
-    return sum(state is not None and state.state == what for state in states.values())
+def count(states: JobStates, wanted: str) -> int:
+    return sum(state is not None and state.state == wanted for state in states.values())
 
 
-def failure(folder: Folder, job: Job, state: State) -> str:
-    """Why a job failed, where its log is, and how that ends."""
-    log = folder.at(job, "log.txt")
-    lines = [f"    {state.reason}; its log {log} ends with"] if log.exists() else [f"    {state.reason}"]
-    return "\n".join([*lines, *(f"    | {line}" for line in (last_lines(log) if log.exists() else []))])
+def explain_failure(folder: TableFolder, job: TableJob, state: JobState) -> str:
+    """Return why a job failed, with the path and the last lines of its log."""
+    log = folder.job_file(job, "log.txt")
+    if not log.exists():
+        return f"    {state.reason}"
+    return "\n".join([f"    {state.reason}; its log {log} ends with", *(f"    | {line}" for line in last_lines(log))])
 
 
-def time_left(folder: Folder, states: States, running: list[str], slots: int) -> str:
-    """In words; from the jobs that are done, and from below while some kind of job never was."""
+def time_left(folder: TableFolder, states: JobStates, running: list[str], slots: int) -> str:
+    """Return the estimated time left as text; a lower bound until each kind of job has finished once."""
     seconds, unknown = estimate(folder, states, running, slots)
     if not seconds and unknown:
         return "time left unknown"
@@ -88,15 +85,15 @@ def time_left(folder: Folder, states: States, running: list[str], slots: int) ->
 
 
 def estimate(
-    folder: Folder, states: States, running: list[str], slots: int, now: float | None = None
+    folder: TableFolder, states: JobStates, running: list[str], slots: int, now: float | None = None
 ) -> tuple[float, int]:
-    """Seconds that the jobs not yet done take on `slots` at a time, and how many of them nothing is known of.
+    """Return the seconds that the remaining jobs take on `slots` at a time, and how many of them cannot be estimated.
 
-    A job takes as long as the mean of those done that are most like it: the same model, task and start; then the same
-    model and task; the same model; the same stage.
+    A job is assumed to take the mean time of the finished jobs that are most like it: those of the same model, task and start;
+    else of the same model and task; else of the same model; else of the same stage.
     """
     now = time.time() if now is None else now
-    took: dict[tuple, list[float]] = defaultdict(list)
+    took: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for job in folder.jobs:
         state = states[job.id]
         if state and state.state == "done":
@@ -118,11 +115,7 @@ def estimate(
     return work / max(1, slots), unknown
 
 
-def _kinds(job: Job) -> list[tuple]:
-    """From the most alike to the least."""
+def _kinds(job: TableJob) -> list[tuple[str, ...]]:
+    """Return the kinds of job that this one belongs to, the narrowest first."""
     about = (job.stage, job.model, job.task, job.start)
     return [about[:n] for n in (4, 3, 2, 1)]
-
-
-def duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))

@@ -1,94 +1,91 @@
-"""The table from what is evaluated so far: as Markdown, as JSON and as a picture."""
+"""The report on the evaluations done so far, as Markdown, as JSON and as a chart."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import defaultdict
 from typing import Any
 
+from cromic_ds.files import write_atomically, write_json
 from cromic_ds.tasks import TASKS
-from cromic_ds.tools.table.columns import SCORES, TASK_NAMES
-from cromic_ds.tools.table.folder import Folder, State, write_aside
-from cromic_ds.tools.table.progress import count, duration
-from cromic_ds.tools.table.settings import TableSettings
+from cromic_ds.tools.display import duration
+from cromic_ds.tools.table.folder import JobState, JobStates, TableFolder
+from cromic_ds.tools.table.progress import count
+from cromic_ds.tools.table.settings import TABLE_SCORES, TABLE_TASKS, TableSettings
 
-LABELS = {"cmt": "CroMIC-CMT", "vlp": "Unified VLP", "vilt": "ViLT"}
+MODEL_LABELS = {"cmt": "CroMIC-CMT", "vlp": "Unified VLP", "vilt": "ViLT"}
 INTERPRETED = ("vlp", "vilt")
-STARTS = {"pretrained": "with comments", "scratch": "without"}
-GROUNDED = {task: {"grounded": ""} for task in TASK_NAMES}
+COMMENTS_COLUMN = {"pretrained": "with comments", "scratch": "without"}
+GROUNDED = {task.name: {"grounded": ""} for task in TABLE_TASKS}
 MISSING = "–"
 
 
-def write_report(folder: Folder, settings: TableSettings) -> dict:
-    """Write results.json, results.md and results.png; returns the first's content."""
-    from cromic_ds.tools.table.chart import draw
+def write_table_report(folder: TableFolder, settings: TableSettings) -> dict[str, Any]:
+    """Write results.json, results.md and results.png; return the content of the first."""
+    from cromic_ds.tools.table.chart import draw_table
 
-    result = summarize(folder, settings)
-    write_aside(folder.path / "results.json", json.dumps(result, ensure_ascii=False, indent=1) + "\n")
-    write_aside(folder.path / "results.md", markdown(result))
-    draw(result, folder.path / "results.png")
+    result = summarize_table(folder, settings)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_json(folder.path / "results.json", result, indent=1)
+    write_atomically(folder.path / "results.md", markdown(result))
+    draw_table(result, folder.path / "results.png")
     return result
 
 
-def summarize(folder: Folder, settings: TableSettings) -> dict:
-    """All numbers of the table, and what they were measured on.
+def summarize_table(folder: TableFolder, settings: TableSettings) -> dict[str, Any]:
+    """Return all numbers of the table, and what they were measured on.
 
-    `rows`: model, start, and `cells` by task: `status`, and the `scores` by name: mean and standard deviation (of a sample,
-    n - 1; null with one seed) over the seeds that are evaluated, and each seed's value.
+    Each of the `rows` has model, start, and `cells` by task, each with a `status` and `scores` by name: mean and standard
+    deviation (of a sample, n - 1; null with one seed) over the seeds that are evaluated, and each seed's value.
     """
     states = folder.states()
     skipped = folder.skipped(states)
-    rows: dict[tuple[str, str], dict] = {}
+    failures = {id: state.reason for id, state in states.items() if state and state.state == "failed"}
+    evaluations = [job for job in folder.jobs if job.stage == "evaluate"]
+    rows: list[dict[str, Any]] = []
     for row in settings.models:
         for start in settings.starts:
-            rows[row, start] = {"model": row, "label": label(settings, row), "start": start, "cells": {}}
-    evaluations = [job for job in folder.jobs if job.stage == "evaluate"]
-    for (row, start), about in rows.items():
-        for task in settings.tasks:
-            jobs = [job for job in evaluations if (job.model, job.task, job.start) == (row, task, start)]
-            of_seed = {job.seed: state for job in jobs if (state := states[job.id]) and state.state == "done"}
-            failed = any(job.id in skipped or _failed(states[job.id]) for job in jobs)
-            about["cells"][task] = _cell(of_seed, "failed" if failed else "waiting")
+            cells = {}
+            for task in settings.tasks:
+                jobs = [job for job in evaluations if (job.model, job.task, job.start) == (row, task, start)]
+                by_seed = {job.seed: state for job in jobs if (state := states[job.id]) and state.state == "done"}
+                failed = any(job.id in skipped or job.id in failures for job in jobs)
+                cells[task] = _cell(by_seed, "failed" if failed else "waiting")
+            rows.append({"model": row, "label": row_label(settings, row), "start": start, "cells": cells})
+    data: dict[str, Any] = {"source": settings.data.source}
+    if settings.data.source == "sample":
+        data |= {name: value for name, value in vars(settings.data).items() if name.startswith("sample_")}
     return {
-        "rows": list(rows.values()),
-        "tasks": [task for task in TASK_NAMES if task in settings.tasks],
+        "rows": rows,
+        "tasks": [task.name for task in TABLE_TASKS if task.name in settings.tasks],
         "seeds": settings.seeds,
         "evaluated": {task: _measured(folder, states, task) for task in settings.tasks},
-        "data": {"source": settings.data.source}
-        | ({k: v for k, v in vars(settings.data).items() if k.startswith("sample_")} if _sampled(settings) else {}),
+        "data": data,
         "interpreted": [row for row in settings.models if settings.kind_of(row) in INTERPRETED],
         "jobs": {
             "total": len(folder.jobs),
-            **{what: count(states, what) for what in ("done", "failed")},
+            "done": count(states, "done"),
+            "failed": len(failures),
             "evaluations": len(evaluations),
             "evaluated": sum(count({job.id: states[job.id]}, "done") for job in evaluations),
             "seconds": sum(state.seconds for state in states.values() if state),
         },
         "published": settings.published,
-        "failed": {id: state.reason for id, state in states.items() if state and state.state == "failed"},
+        "failed": failures,
         "recipe": settings.recipe(),
     }
 
 
-def label(settings: TableSettings, row: str) -> str:
-    """A row's name as people read it; of a second row of the same model with its own name."""
+def row_label(settings: TableSettings, row: str) -> str:
+    """Return a row's name as it is printed; a second row of the same model is printed with its own name too."""
     kind = settings.kind_of(row)
-    name = LABELS.get(kind, kind)
+    name = MODEL_LABELS.get(kind, kind)
     return name if row == kind else f"{name} {row}"
 
 
-def _sampled(settings: TableSettings) -> bool:
-    return settings.data.source == "sample"
-
-
-def _failed(state: State | None) -> bool:
-    return state is not None and state.state == "failed"
-
-
-def _cell(of_seed: dict[int, State], otherwise: str) -> dict:
+def _cell(by_seed: dict[int, JobState], otherwise: str) -> dict[str, Any]:
     values: dict[str, dict[int, float]] = defaultdict(dict)
-    for seed, state in of_seed.items():
+    for seed, state in by_seed.items():
         for name, value in state.result["scores"].items():
             values[name][seed] = value
     scores = {
@@ -99,78 +96,82 @@ def _cell(of_seed: dict[int, State], otherwise: str) -> dict:
         }
         for name, seeds in values.items()
     }
-    return {"status": "done" if of_seed else otherwise, "seeds": list(of_seed), "scores": scores}
+    return {"status": "done" if by_seed else otherwise, "seeds": list(by_seed), "scores": scores}
 
 
-def _measured(folder: Folder, states: dict[str, State | None], task: str) -> list[dict]:
-    """The different ways (one, as a rule) in which a task's cells were scored."""
-    found: list[dict] = []
+def _measured(folder: TableFolder, states: JobStates, task: str) -> list[dict[str, Any]]:
+    """Return the different ways (usually one) in which a task's cells were scored."""
+    found: list[dict[str, Any]] = []
     for job in folder.jobs:
         state = states[job.id]
         if job.stage == "evaluate" and job.task == task and state and state.state == "done":
-            of = state.result
-            way = {"split": of["split"], "items": of["counts"].get("items"), "tokenization": of["tokenization"]}
-            way["beams"] = (of["decoding"] or {}).get("beams")
+            result = state.result
+            way = {
+                "split": result["split"],
+                "items": result["counts"].get("items"),
+                "tokenization": result["tokenization"],
+                "beams": (result["decoding"] or {}).get("beams"),
+            }
             if way not in found:
                 found.append(way)
     return found
 
 
-def markdown(result: dict) -> str:
-    """The report as people read it; all scores × 100."""
+def markdown(result: dict[str, Any]) -> str:
+    """Return the report as Markdown; all scores are × 100."""
     jobs, n_seeds = result["jobs"], len(result["seeds"])
     over = "one seed" if n_seeds == 1 else f"mean ± standard deviation over {n_seeds} seeds"
     lines = ["# Results", ""]
     lines += [f"Scores × 100, {over}; {jobs['evaluated']} of {jobs['evaluations']} evaluations done.", ""]
-    lines += [*_table(result, SCORES), *_published(result)]
+    lines += [*_table(result, TABLE_SCORES), *_published(result)]
     if any("grounded" in cell["scores"] for row in result["rows"] for cell in row["cells"].values()):
         lines += ["", "Answers and captions that name what the picture shows (grounded accuracy):", ""]
         lines += _table(result, GROUNDED)
     return "\n".join([*lines, "", *(f"- {note}" for note in _notes(result)), ""])
 
 
-def _columns(result: dict, scores: dict[str, dict[str, str]]) -> list[tuple[str, str, str]]:
-    """Task, score and title of each."""
+def _columns(result: dict[str, Any], scores: dict[str, dict[str, str]]) -> list[tuple[str, str, str]]:
+    """Return task, score and title of each column."""
     return [
-        (task, score, f"{TASK_NAMES[task]} {short}".strip())
+        (task, score, f"{TASKS[task].title} {short}".strip())
         for task in result["tasks"]
         for score, short in scores[task].items()
     ]
 
 
-def _published(result: dict) -> list[str]:
-    """Rows of the same columns, with the numbers that others published."""
+def _published(result: dict[str, Any]) -> list[str]:
+    """Return rows with the numbers that others published, in the same columns."""
     lines = []
-    for name, of_task in result["published"].items():
-        values = [of_task.get(task, {}).get(score) for task, score, _ in _columns(result, SCORES)]
+    for name, by_task in result["published"].items():
+        values = [by_task.get(task, {}).get(score) for task, score, _ in _columns(result, TABLE_SCORES)]
         cells = [MISSING if value is None else f"{value:.1f}" for value in values]
         lines.append("| " + " | ".join([f"*{name}*", "*published*", *cells]) + " |")
     return lines
 
 
-def _table(result: dict, scores: dict[str, dict[str, str]]) -> list[str]:
+def _table(result: dict[str, Any], scores: dict[str, dict[str, str]]) -> list[str]:
     columns = _columns(result, scores)
     lines = ["| Model | Comments | " + " | ".join(title for _, _, title in columns) + " |"]
     lines.append("|---|---|" + "---:|" * len(columns))
     for row in result["rows"]:
         name = row["label"] + (" (our interpretation)" if row["model"] in result["interpreted"] else "")
         cells = [_text(row["cells"][task], score, len(result["seeds"])) for task, score, _ in columns]
-        lines.append("| " + " | ".join([name, STARTS[row["start"]], *cells]) + " |")
+        lines.append("| " + " | ".join([name, COMMENTS_COLUMN[row["start"]], *cells]) + " |")
     return lines
 
 
-def _text(cell: dict, score: str, n_seeds: int) -> str:
-    of = cell["scores"].get(score)
-    if of is None:
+def _text(cell: dict[str, Any], score: str, n_seeds: int) -> str:
+    found = cell["scores"].get(score)
+    if found is None:
         return "failed" if cell["status"] == "failed" else MISSING
-    text = f"{100 * of['mean']:.1f}" + (f" ± {100 * of['std']:.1f}" if of["std"] is not None else "")
-    return text if len(of["seeds"]) == n_seeds else f"{text} ({len(of['seeds'])} of {n_seeds} seeds)"
+    text = f"{100 * found['mean']:.1f}" + (f" ± {100 * found['std']:.1f}" if found["std"] is not None else "")
+    return text if len(found["seeds"]) == n_seeds else f"{text} ({len(found['seeds'])} of {n_seeds} seeds)"
 
 
-def _notes(result: dict) -> list[str]:
+def _notes(result: dict[str, Any]) -> list[str]:
     notes = ["With comments: pretrained on posts' comments, then fine-tuned on the task. Without: fine-tuned alone."]
     tasks = result["tasks"]
-    if any("cider" in SCORES[task] for task in tasks):
+    if any("cider" in TABLE_SCORES[task] for task in tasks):
         notes.append("C: CIDEr, B@4: BLEU-4, R: ROUGE-L, over the whole split and on text.")
     notes += [TASKS[task].table_note for task in tasks if TASKS[task].table_note]
     if result["interpreted"]:
@@ -180,7 +181,7 @@ def _notes(result: dict) -> list[str]:
         )
     if result["published"]:
         notes.append("Published: as given in the recipe, measured by others on their own data and models.")
-    ways = [f"{TASK_NAMES[task]} {_way(way)}" for task in tasks for way in result["evaluated"][task]]
+    ways = [f"{TASKS[task].title} {_way(way)}" for task in tasks for way in result["evaluated"][task]]
     if ways:
         notes.append(f"Scored on: {'; '.join(ways)}.")
     notes.append(_data(result["data"]))
@@ -197,7 +198,7 @@ def _way(way: dict[str, Any]) -> str:
     return f"{way['split']} ({way['items']:,} items{tokens}{beams})"
 
 
-def _data(data: dict) -> str:
+def _data(data: dict[str, Any]) -> str:
     if data["source"] == "real":
         return "Data: the tasks' official files."
     return (

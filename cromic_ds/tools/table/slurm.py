@@ -1,12 +1,11 @@
-"""Jobs in Slurm: what is ready is submitted as a job array, each task of which runs `cromic-ds table … --job ID`.
+"""Jobs in Slurm: the jobs that are ready are submitted as an array, each task of which runs `cromic-ds table … --job ID`.
 
-An evaluation is submitted together with the fine-tuning that it waits for, so that the queue goes on without this
-process. Whether a job is done is read from the table's folder; Slurm is only asked which tasks it still holds.
+An evaluation is submitted together with the fine-tuning that it waits for, so that the queue advances without this process.
+Whether a job is done is read from the table's folder; Slurm is only asked which tasks it still holds.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -15,30 +14,34 @@ import time
 from pathlib import Path
 
 from cromic_ds.errors import UserError
-from cromic_ds.tools.table.folder import Folder, State, write_aside
+from cromic_ds.files import read_json_if_there, write_atomically, write_json
+from cromic_ds.ranks.launcher import number_ranges
+from cromic_ds.tools.table.folder import JobState, TableFolder
 from cromic_ds.tools.table.jobs import Stop
-from cromic_ds.tools.table.plan import Job
+from cromic_ds.tools.table.plan import TableJob
 
 POLL_SECONDS = 15.0
 GRACE_SECONDS = 90.0
-"""After a task has left the queue, until its job counts as lost: shared file systems show new files late."""
+"""Seconds between a task leaving the queue and its job counting as lost: shared file systems show new files late."""
 MOST_LOST = 3
-"""Times that Slurm may end a job without a word before it counts as failed."""
+"""How often Slurm may end a job without an error of its own before the job counts as failed."""
 LARGEST_ARRAY = 1000  # Slurm's default MaxArraySize is 1001
 
 
 class Slurm:
-    """Submits arrays, and watches them."""
+    """Submits job arrays and watches them."""
 
-    def __init__(self, folder: Folder, arguments: str, at_a_time: int, stop: Stop, poll: float = POLL_SECONDS):
-        """arguments: of sbatch, for every array; at_a_time: tasks of an array that may run together, 0 = all."""
+    def __init__(
+        self, folder: TableFolder, arguments: str, at_a_time: int | None, stop: Stop, poll: float = POLL_SECONDS
+    ):
+        """arguments: options of sbatch for every array; at_a_time: how many tasks of an array may run together, None = all."""
         self.folder, self.stop, self.poll = folder, stop, poll
-        self.arguments, self.at_a_time = shlex.split(arguments), at_a_time
+        self.arguments = shlex.split(arguments)
         self.slots = at_a_time
         self._tasks: dict[str, str] = {}  # job id → task id in Slurm (123_4)
         self._held: dict[str, str] = {}  # task id → state in Slurm
-        self._gone: dict[str, float] = {}  # job id → since when its task is not in the queue
-        self._losses: dict[str, int] = {}  # job id → how often its task was ended before it was done
+        self._gone: dict[str, float] = {}  # job id → when its task was first missing from the queue
+        self._losses: dict[str, int] = {}  # job id → how often its task ended before the job was done
         submitted = {job.id: task for job in folder.jobs if (task := self._submission(job).get("task"))}
         if submitted:
             self._held = held_tasks()
@@ -50,14 +53,15 @@ class Slurm:
 
     @property
     def queued(self) -> list[str]:
-        """With those of which it is not yet known how they ended."""
+        """Ids of the jobs that wait, and of those that left the queue with an outcome that is not known yet."""
         return [] if self.stop.asked else [id for id, task in self._tasks.items() if self._held.get(task) != "RUNNING"]
 
-    def start(self, ready: list[Job]) -> None:
-        """Submit them, and the jobs that wait for nothing but one of them.
+    def start(self, ready: list[TableJob]) -> None:
+        """Submit these jobs, and the jobs that wait for only one of them.
 
         Raises:
-            UserError: Slurm refuses, and holds nothing that is worth watching; else it is asked again later.
+            UserError: Slurm refuses and holds no job of the table. If it holds any, the refusal is printed as a warning and
+                the jobs are submitted again later.
         """
         try:
             for first in range(0, len(ready), LARGEST_ARRAY):
@@ -70,8 +74,8 @@ class Slurm:
                 raise
             print(f"warning: {error}", file=sys.stderr)
 
-    def _following(self, jobs: dict[int, Job]) -> dict[int, Job]:
-        """For each task of an array the one job, if there is one, that can be started when it is done."""
+    def _following(self, jobs: dict[int, TableJob]) -> dict[int, TableJob]:
+        """Return, for each task of an array, the job that becomes ready with it, if there is exactly one."""
         states = self.folder.states()
         following = {}
         for index, job in jobs.items():
@@ -81,22 +85,24 @@ class Slurm:
                 following[index] = waiting[0]
         return following
 
-    def _submit(self, jobs: dict[int, Job], after: str = "") -> str:
-        """The array's id; its task of each index runs that job."""
+    def _submit(self, jobs: dict[int, TableJob], after: str = "") -> str:
+        """Submit an array whose tasks run the jobs of the same index; return its id."""
         folder = self.folder.path / "slurm"
         folder.mkdir(exist_ok=True)
         script = folder / f"array-{len(list(folder.glob('array-*.sh'))) + 1:04d}.sh"
-        write_aside(script, array_script(self.folder.path, jobs))
-        command = ["sbatch", "--parsable", *array_arguments(folder, jobs, self.at_a_time, after), *self.arguments]
-        array = call([*command, str(script)]).strip().split(";")[0]  # id;cluster
+        write_atomically(script, array_script(self.folder.path, jobs))
+        command = ["sbatch", "--parsable", *array_arguments(folder, jobs, self.slots, after), *self.arguments]
+        array = run_slurm([*command, str(script)]).strip().split(";")[0]  # id;cluster
         for index, job in jobs.items():
             task = f"{array}_{index}"
-            write_aside(self.folder.at(job, "slurm.json"), json.dumps({"task": task}))
+            submission = self.folder.job_file(job, "slurm.json")
+            submission.parent.mkdir(parents=True, exist_ok=True)
+            write_json(submission, {"task": task})
             self._tasks[job.id], self._held[task] = task, "PENDING"
         return array
 
-    def wait(self) -> list[Job]:
-        """Jobs that have come to an end, after a while."""
+    def wait(self) -> list[TableJob]:
+        """Return the jobs that have ended since the last call, after POLL_SECONDS."""
         self._pause()
         self._ask()
         ended = []
@@ -114,7 +120,7 @@ class Slurm:
         return ended
 
     def close(self) -> None:
-        """Nothing to wait for: Slurm goes on."""
+        """Do nothing: Slurm keeps running the jobs."""
 
     def _pause(self) -> None:
         until = time.monotonic() + self.poll
@@ -122,18 +128,18 @@ class Slurm:
             time.sleep(min(0.2, self.poll))
 
     def _ask(self) -> None:
-        """Ask Slurm which tasks it holds. Where it does not answer, all stays as it was."""
+        """Ask Slurm which tasks it holds. If it does not answer, its last answer is kept."""
         try:
             self._held = held_tasks()
         except UserError as error:
             print(f"warning: {error}", file=sys.stderr)
             self._gone.clear()
 
-    def _lost(self, job: Job, state: State | None) -> bool:
-        """Whether Slurm ended the task of a job that could have been done: killed, out of memory, never started.
+    def _lost(self, job: TableJob, state: JobState | None) -> bool:
+        """Return whether Slurm ended the task of a job that could have run: killed, out of memory, or never started.
 
-        It is submitted again, but not for ever. One that was asked to stop, or waited for a job that was not done, is not
-        counted.
+        Such a job is submitted again, at most MOST_LOST times in all. A job that was asked to stop, or whose needs were not
+        done, is not counted.
         """
         needed = [self.folder.state(self.folder.by_id[id]) for id in job.needs]
         if any(need is None or need.state != "done" for need in needed):
@@ -143,72 +149,57 @@ class Slurm:
         lost = self._losses.get(job.id, 0) + 1
         self._losses[job.id] = lost
         if lost >= MOST_LOST:
-            state = state or State("failed", self.folder.fingerprints[job.id], list(job.command), "", 0, time.time())
+            state = state or JobState("failed", self.folder.fingerprints[job.id], list(job.command), "", 0, time.time())
             state.state = "failed"
-            state.reason = f"Slurm ended it {lost} times without a word; its output is in {self.folder.path / 'slurm'}"
+            output = self.folder.path / "slurm"
+            state.reason = f"Slurm ended it {lost} times without an error of the job; its output is in {output}"
             self.folder.write(job, state)
         return True
 
-    def _forget(self, job: Job) -> None:
+    def _forget(self, job: TableJob) -> None:
         self._gone.pop(job.id, None)
         self._tasks.pop(job.id, None)
-        self.folder.at(job, "slurm.json").unlink(missing_ok=True)
+        self.folder.job_file(job, "slurm.json").unlink(missing_ok=True)
 
-    def _submission(self, job: Job) -> dict:
-        try:
-            return json.loads(self.folder.at(job, "slurm.json").read_text())
-        except FileNotFoundError:
-            return {}
+    def _submission(self, job: TableJob) -> dict[str, str]:
+        return read_json_if_there(self.folder.job_file(job, "slurm.json")) or {}
 
 
-def array_script(folder: Path, jobs: dict[int, Job]) -> str:
-    """The batch script of an array: one command a task, in place of the shell, so that Slurm's signals reach it."""
-    program = Path(sys.executable).parent / "cromic-ds"
+def array_script(folder: Path, jobs: dict[int, TableJob]) -> str:
+    """Return the batch script of an array. Each task's command replaces the shell, so that Slurm's signals reach it."""
+    program = shlex.join([sys.executable, "-m", "cromic_ds"])
     ids = " ".join(f"[{index}]={job.id}" for index, job in jobs.items())
     table = f"--recipe {shlex.quote(str(folder / 'table.yaml'))} --out {shlex.quote(str(folder))}"
-    return (
-        "#!/bin/bash\n"
-        f"jobs=({ids})\n"
-        f'exec {shlex.quote(str(program))} table {table} --job "${{jobs[$SLURM_ARRAY_TASK_ID]}}"\n'
-    )
+    return f'#!/bin/bash\njobs=({ids})\nexec {program} table {table} --job "${{jobs[$SLURM_ARRAY_TASK_ID]}}"\n'
 
 
-def array_arguments(folder: Path, jobs: dict[int, Job], at_a_time: int, after: str) -> list[str]:
-    """Of sbatch; those of the user come later and win.
+def array_arguments(folder: Path, jobs: dict[int, TableJob], at_a_time: int | None, after: str) -> list[str]:
+    """Return the options of sbatch for an array; the user's options come after them and override them.
 
-    Requeued when a node fails or a job with more priority comes; two minutes before the time limit a training is asked to
-    save and stop, and is submitted again.
+    Slurm requeues a task whose node fails or that is preempted. Two minutes before the time limit a training is asked to save
+    and stop; it is submitted again.
     """
     stages = "-".join(sorted({job.stage for job in jobs.values()}))
     arguments = [
-        f"--array={ranges(sorted(jobs))}" + (f"%{at_a_time}" if at_a_time else ""),
+        f"--array={number_ranges(jobs)}" + (f"%{at_a_time}" if at_a_time else ""),
         f"--job-name=table-{stages}",
         f"--output={folder}/%A_%a.log",
-        *("--open-mode=append", "--requeue", "--signal=B:USR1@120"),
+        "--open-mode=append",
+        "--requeue",
+        "--signal=B:USR1@120",
     ]
-    # aftercorr: a task waits for the task of the same index; one whose own failed is taken out of the queue.
+    # aftercorr: a task waits for the task of the same index, and leaves the queue if that one fails.
     return arguments + ([f"--dependency=aftercorr:{after}", "--kill-on-invalid-dep=yes"] if after else [])
 
 
-def ranges(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] → 0-2,5."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1] = [parts[-1][0], number]
-        else:
-            parts.append([number])
-    return ",".join("-".join(map(str, part)) for part in parts)
-
-
 def held_tasks() -> dict[str, str]:
-    """The tasks of this user's arrays that are waiting or running, with what they do (PENDING, RUNNING, …)."""
-    lines = call(["squeue", "--me", "--array", "--noheader", "--format=%i %T"]).splitlines()
+    """Return the waiting and running tasks of this user's arrays with their states in Slurm (PENDING, RUNNING, …)."""
+    lines = run_slurm(["squeue", "--me", "--array", "--noheader", "--format=%i %T"]).splitlines()
     return dict(line.split() for line in lines)
 
 
-def call(command: list[str]) -> str:
-    """What a Slurm command prints. Raises UserError where it fails."""
+def run_slurm(command: list[str]) -> str:
+    """Return what a Slurm command prints. Raises UserError if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | {"LC_ALL": "C"})
     except FileNotFoundError:

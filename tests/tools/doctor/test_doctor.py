@@ -1,4 +1,4 @@
-"""`cromic-ds doctor`: a healthy machine passes, and each thing that is broken is one line that names it."""
+"""`cromic-ds doctor`: a healthy machine passes, and each broken thing is one line that names it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ import torch
 from helpers.paths import REPOSITORY
 
 from cromic_ds.errors import UserError
-from cromic_ds.tools.doctor import look
+from cromic_ds.tools.doctor import look, software
+from cromic_ds.tools.doctor.checks import Check, HostReport
 from cromic_ds.tools.doctor.command import DoctorSettings, doctor
-from cromic_ds.tools.doctor.hosts import compare, read_hostfile
-from cromic_ds.tools.doctor.look import Check, Report
+from cromic_ds.tools.doctor.hosts import compare_hosts, read_hostfile
 
 COMPILED = os.environ.get("TORCH_EXTENSIONS_DIR", str(REPOSITORY / ".cache" / "torch_extensions"))
 
@@ -69,6 +69,24 @@ def test_the_tables_say_the_same(capsys, monkeypatch, store):
     assert "a-secret" not in shown
 
 
+def test_an_installation_without_its_recipes_is_not_reassuring(diagnose, monkeypatch, tmp_path):
+    assert found(diagnose()[1], "recipes").endswith(str(REPOSITORY / "recipes"))
+    monkeypatch.setattr(software, "shipped", lambda name: tmp_path / name)
+    code, answer = diagnose()
+    configs, recipes = answer["stops"]
+    assert code == 1
+    assert f"there are no ds_configs in {tmp_path / 'ds_configs'}: the installation is incomplete" in configs
+    assert f"there are no recipes in {tmp_path / 'recipes'}" in recipes
+
+
+def test_a_launcher_that_is_not_on_the_path_is_a_note(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "deepspeed" in software.check_launcher().warns
+    (tmp_path / "deepspeed").write_text("")
+    (tmp_path / "deepspeed").chmod(0o755)
+    assert (software.check_launcher().found, software.check_launcher().warns) == (str(tmp_path / "deepspeed"), "")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="GPU runs do not need the operation")
 def test_an_operation_that_cannot_be_compiled(diagnose, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
@@ -85,7 +103,7 @@ def test_an_operation_that_cannot_be_compiled(diagnose, monkeypatch, tmp_path):
 def test_the_operation_has_deepspeeds_name():
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
-    assert look.OPERATION == ShareMemCommBuilder.NAME
+    assert software.OPERATION == ShareMemCommBuilder.NAME
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="GPU runs do not need the operation")
@@ -114,7 +132,7 @@ def test_packages_that_are_missing_or_too_old(diagnose, monkeypatch):
 
 def test_a_library_that_fails_to_import_is_a_line_and_no_traceback(tmp_path):
     (tmp_path / "transformers.py").write_text("raise RuntimeError('operator torchvision::nms\\ndoes not exist')")
-    command = [sys.executable, "-c", "from cromic_ds.cli import main; main()", "doctor", "--json", "true"]
+    command = [sys.executable, "-m", "cromic_ds", "doctor", "--json", "true"]
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{REPOSITORY}", "WANDB_MODE": "offline"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
@@ -138,7 +156,7 @@ def run_folder(tmp_path: Path, what: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("what", "says"), [("below a file", "is no folder: name another one"), ("something else", "and holds no run")]
+    ("what", "says"), [("below a file", "is no folder: name another one"), ("something else", "and contains no run")]
 )
 def test_run_folders_that_cannot_be_used(diagnose, tmp_path, what, says):
     code, answer = diagnose(out=str(run_folder(tmp_path, what)))
@@ -146,7 +164,7 @@ def test_run_folders_that_cannot_be_used(diagnose, tmp_path, what, says):
     assert says in answer["stops"][0]
 
 
-@pytest.mark.parametrize(("what", "says"), [("nothing yet", "empty"), ("a run", "to go on from step-00000020")])
+@pytest.mark.parametrize(("what", "says"), [("nothing yet", "empty"), ("a run", "resumes from step-00000020")])
 def test_run_folders_that_can_be_used(diagnose, tmp_path, what, says):
     out = run_folder(tmp_path, what)
     code, answer = diagnose(out=str(out))
@@ -188,7 +206,7 @@ def test_a_slurm_that_does_not_answer_is_shown(tmp_path, monkeypatch):
     [
         ("node1\n", "line 1: 'node1': a line is `host slots=N`"),
         ("node1 slots=8\nnode2 slots=0\n", "line 2: 'node2 slots=0'"),
-        ("node1 slots=8\n\nnode1 slots=4\n", "line 3: the host node1 is there twice"),
+        ("node1 slots=8\n\nnode1 slots=4\n", "line 3: the host node1 is listed twice"),
         ("# none\n", "no hosts in it"),
     ],
 )
@@ -210,7 +228,7 @@ def test_a_hostfile(tmp_path):
 
 def test_what_differs_between_hosts_is_a_line_that_names_the_host():
     versions = {"torch": "2.9", "code of cromic_ds": "a1"}
-    good = Report("node1", [], "cuda", 8, versions)
+    good = HostReport("node1", [], "cuda", 8, versions)
     hosts = {
         "node1": good,
         "node2": dataclasses.replace(good, versions={"torch": "2.8", "code of cromic_ds": "a1"}),
@@ -219,7 +237,7 @@ def test_what_differs_between_hosts_is_a_line_that_names_the_host():
         "node5": dataclasses.replace(good, checks=[Check("data", "s", "", stops="s: no such data set")]),
         "node6": "cannot be reached by ssh (Connection refused)",
     }
-    stops, warns = compare(hosts, dict.fromkeys(hosts, 8))
+    stops, warns = compare_hosts(hosts, dict.fromkeys(hosts, 8))
     assert stops == [
         "node6: cannot be reached by ssh (Connection refused)",
         "node2: torch is 2.8 there and 2.9 on node1: install the same on all hosts",

@@ -12,7 +12,7 @@ from PIL import Image
 from cromic_ds.data.record import Record
 from cromic_ds.data.tokenizer import SPECIAL, load_tokenizer
 from cromic_ds.prepare.store_writer import StoreWriter
-from cromic_ds.tools.rating.judgments import FILE_NAME, Judgments
+from cromic_ds.tools.rating.judgments import RATING_FILE, Judgments
 from cromic_ds.tools.rating.rate import RateSettings, start_rating
 
 NO_PICTURE, NO_ANSWER = 12, 13  # further records of the split, which cannot be rated
@@ -43,12 +43,12 @@ def predictions(tmp_path: Path) -> list[str]:
 def settings(fmiqa: Path, predictions: list[str], tmp_path: Path) -> RateSettings:
     """Of a rating with four questions, so 12 answers, that is not started yet."""
     return RateSettings(
-        predictions=predictions, data=str(fmiqa), split="val", count=4, seed=1, port=0, out=str(tmp_path / "rating")
+        predictions=predictions, data=str(fmiqa), split="val", count=4, seed=1, port=None, out=str(tmp_path / "rating")
     )
 
 
 @pytest.fixture
 def judgments(settings: RateSettings) -> Judgments:
     """The rating of `settings`, started."""
-    started, _ = start_rating(Path(settings.out) / FILE_NAME, settings)
+    started, _ = start_rating(Path(settings.out) / RATING_FILE, settings)
     return started

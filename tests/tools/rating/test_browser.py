@@ -19,9 +19,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from cromic_ds.tools.rating.judgments import FILE_NAME, Judgments
+from cromic_ds.tools.rating.judgments import RATING_FILE, Judgments
 from cromic_ds.tools.rating.rate import RateSettings
-from cromic_ds.tools.rating.report import summarize
+from cromic_ds.tools.rating.report import summarize_rating
 
 pytestmark = pytest.mark.slow
 
@@ -108,7 +108,7 @@ def open_browser(tmp_path: Path) -> Iterator[Callable[[], Rater]]:
 
 
 def judged(settings: RateSettings) -> list[tuple]:
-    made = Judgments(Path(settings.out) / FILE_NAME).standing()
+    made = Judgments(Path(settings.out) / RATING_FILE).valid()
     return [(one.rater, one.position, one.passed, one.quality) for one in made]
 
 
@@ -117,7 +117,7 @@ def test_judging_by_keyboard(settings, open_browser):
         rater = open_browser()
         rater.join(server.url, "小明")
         assert "?rater=" in rater.browser.current_url and "小明" in rater.text()
-        items = [Judgments(Path(settings.out) / FILE_NAME).item(i) for i in range(12)]
+        items = [Judgments(Path(settings.out) / RATING_FILE).item(i) for i in range(12)]
         expected = []
         for i, item in enumerate(items):
             rater.wait(
@@ -214,7 +214,7 @@ def test_two_raters_at_once(settings, open_browser):
         for thread in threads:
             thread.join()
         assert failures == []
-    result = summarize(Judgments(Path(settings.out) / FILE_NAME))
+    result = summarize_rating(Judgments(Path(settings.out) / RATING_FILE))
     assert {name: of["judgments"] for name, of in result["raters"].items()} == {"Anna": 30, "Bo": 30}
     assert [name for name, *_ in judged(settings)] == ["Anna"] * 30 + ["Bo"] * 30
     # Anna passes 10 of 30, Bo these and 4 more: agreed 26/30, by chance (10·14 + 20·16) / 900.

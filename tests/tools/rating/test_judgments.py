@@ -28,7 +28,7 @@ def test_every_rater_has_a_place(judgments):
     judgments.judge("anna ", 1, False, 1)  # the same person
     assert [judgments.place(name) for name in ("Anna", "ＡＮＮＡ", "小明", "Bo")] == [2, 2, 1, 0]
     again = Judgments(judgments.path)
-    assert list(again.standing()) == [
+    assert list(again.valid()) == [
         Judged("Anna", 0, "s", True, 2),
         Judged("Anna", 1, "human", False, 1),
         Judged("小明", 0, "s", False, 0),

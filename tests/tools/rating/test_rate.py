@@ -11,7 +11,8 @@ import pytest
 from helpers.rating_server import Server, write_predictions
 
 from cromic_ds.errors import UserError
-from cromic_ds.tools.rating.judgments import FILE_NAME, Judgments
+from cromic_ds.settings import check_settings
+from cromic_ds.tools.rating.judgments import RATING_FILE, Judgments
 from cromic_ds.tools.rating.rate import RateSettings, continue_rating, rate
 
 
@@ -21,7 +22,7 @@ def everything(judgments: Judgments) -> list:
 
 def test_a_rating_continues_with_the_same_settings_or_with_none(settings, judgments, fmiqa):
     judgments.judge("Anna", 0, True, 1)
-    file = Path(settings.out) / FILE_NAME
+    file = Path(settings.out) / RATING_FILE
     for again in (settings, RateSettings(out=settings.out)):
         continued, dataset = continue_rating(file, again)
         assert everything(continued) == everything(judgments) and continued.place("Anna") == 1
@@ -31,7 +32,7 @@ def test_a_rating_continues_with_the_same_settings_or_with_none(settings, judgme
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 2}, "holds a sheet with another seed; choose another --out"),
+        ({"seed": 2}, "contains a sheet with another seed; choose another --out"),
         ({"count": 5, "seed": 2}, "another count and seed"),
         ({"predictions": []}, "predictions is missing"),
         ({"data": ""}, "data is missing"),
@@ -60,7 +61,8 @@ def test_data_that_changed_is_refused(settings, judgments, store):
     ("changes", "message"),
     [
         ({"out": ""}, "out is missing"),
-        ({"count": -1}, "count is -1: it must be at least 0"),
+        ({"count": 0}, "count is 0: it must be at least 1"),
+        ({"count": -1}, "count is -1: it must be at least 1"),
         ({"port": 65536}, "port is 65536"),
         ({"data": ""}, "data is missing"),
         ({"split": "vla"}, r"no split 'vla' \(did you mean 'val'\?\)"),
@@ -70,7 +72,9 @@ def test_data_that_changed_is_refused(settings, judgments, store):
 )
 def test_wrong_settings_leave_nothing_behind(settings, changes, message):
     with pytest.raises(UserError, match=message):
-        rate(replace(settings, **changes))
+        wrong = replace(settings, **changes)
+        check_settings(wrong)
+        rate(wrong)
     assert not Path(settings.out).exists()
 
 
@@ -93,16 +97,16 @@ def test_a_split_without_answers_of_people(settings, fmiqa, tmp_path, monkeypatc
 
 
 def test_served_and_killed_and_served_again(settings):
-    with Server(replace(settings, count=0)) as server:
+    with Server(replace(settings, count=None)) as server:
         assert server.greeting[:3] == [
-            "passed over: 1 records (no picture)",
-            "passed over: 1 records (no answer of a person)",
-            f"36 answers to judge, of human and alpha-system, beta-system; judgments in {settings.out}/{FILE_NAME}",
+            "skipped: 1 records (no picture)",
+            "skipped: 1 records (no answer of a person)",
+            f"36 answers to judge, of human and alpha-system, beta-system; judgments in {settings.out}/{RATING_FILE}",
         ]
         place = json.load(urlopen(f"{server.url}api/place?rater=Anna"))
         server.judge(place, True, 2)
         server.kill()
-    with Server(replace(settings, count=0)) as server:
+    with Server(replace(settings, count=None)) as server:
         assert json.load(urlopen(f"{server.url}api/place?rater=Anna"))["position"] == 1
         assert "--report` shows the results" in server.interrupt()
         assert server.process.returncode == 0 and server.errors() == ""

@@ -7,7 +7,7 @@ from PIL import Image
 from cromic_ds.errors import UserError
 from cromic_ds.tools.rating import chart
 from cromic_ds.tools.rating.judgments import Judgments
-from cromic_ds.tools.rating.report import summarize, write_report
+from cromic_ds.tools.rating.report import summarize_rating, write_rating_report
 from cromic_ds.tools.rating.sheet import Item
 
 WRITERS = ["human", "s", "s", "human", "s", "human", "human", "s", "t", "t"]
@@ -27,7 +27,7 @@ def judge(judgments: Judgments, rater: str, passed: str, quality: str) -> None:
 def test_numbers(judgments, capsys, tmp_path):
     judge(judgments, "Anna", "pfpppfpf", "20121020")
     judge(judgments, "Bo", "pfff", "2001")
-    result = write_report(judgments, tmp_path)
+    result = write_rating_report(judgments, tmp_path)
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == result
     human, s = result["writers"]["human"], result["writers"]["s"]
     # Of people: Anna p p f p, Bo p f. Of s: Anna f p p f, Bo f f.
@@ -52,26 +52,26 @@ def test_numbers(judgments, capsys, tmp_path):
 
 def test_the_interval_of_one_rater_is_wilsons(judgments):
     judge(judgments, "Anna", "pffpf", "00000")
-    of = summarize(judgments)["writers"]["s"]
-    assert (of["passed"], of["judgments"]) == (0, 3)
-    assert of["interval"] == [0.0, pytest.approx(0.5615, abs=5e-5)]  # z² / (n + z²), of 3
+    about = summarize_rating(judgments)["writers"]["s"]
+    assert (about["passed"], about["judgments"]) == (0, 3)
+    assert about["interval"] == [0.0, pytest.approx(0.5615, abs=5e-5)]  # z² / (n + z²), of 3
 
 
 def test_withdrawn_judgments_do_not_count(judgments):
     judge(judgments, "Anna", "p", "2")
     judgments.withdraw("Anna", 0)
     with pytest.raises(UserError, match="no judgments yet"):
-        write_report(judgments, judgments.path.parent)
+        write_rating_report(judgments, judgments.path.parent)
     assert not (judgments.path.parent / "report.json").exists()
     judge(judgments, "Anna", "f", "0")
-    result = summarize(judgments)
+    result = summarize_rating(judgments)
     assert result["writers"]["human"]["pass_rate"] == 0 and result["counts"]["withdrawn"] == 1
 
 
 def test_agreement_that_is_not_defined(judgments, capsys, tmp_path):
     judge(judgments, "Anna", "pp", "22")
     judge(judgments, "Bo", "pp", "21")
-    write_report(judgments, tmp_path)
+    write_rating_report(judgments, tmp_path)
     assert "agree on pass or fail of 2 of 2 answers, κ = not defined; κ of quality = 0.00" in capsys.readouterr().out
     assert json.loads((tmp_path / "report.json").read_text())["agreement"][0]["passed"]["kappa"] is None
 
@@ -81,7 +81,7 @@ def test_the_picture_shows_rates_where_they_are(judgments, tmp_path, monkeypatch
     if not font:
         monkeypatch.setattr(chart, "find_font", lambda: None)
     judge(judgments, "Anna", "pffpfppfpp", "2001020022")
-    chart.draw(summarize(judgments), tmp_path / "report.png")
+    chart.draw_rating(summarize_rating(judgments), tmp_path / "report.png")
     pixels = np.asarray(Image.open(tmp_path / "report.png").convert("RGB")).astype(int)
     blue = np.abs(pixels - [0x2B, 0x6C, 0xB0]).sum(axis=2) < 20
     left = blue[:, : int(0.62 * pixels.shape[1])]  # the right part has blue bars

@@ -120,7 +120,7 @@ def test_refused_judgments_store_nothing(client, judgments, valid, changes, stat
     response = client.post("/api/judge", json=valid | changes)
     assert response.status_code == status
     assert list(response.json) == ["error"] and message in response.json["error"]
-    assert not list(judgments.standing()) and judgments.place("Anna") == 0
+    assert not list(judgments.valid()) and judgments.place("Anna") == 0
 
 
 @pytest.mark.parametrize("missing", ["rater", "sheet", "position", "passed", "quality"])
@@ -128,14 +128,14 @@ def test_incomplete_judgments_store_nothing(client, judgments, valid, missing):
     del valid[missing]
     response = client.post("/api/judge", json=valid)
     assert response.status_code == 400 and "with exactly rater, sheet" in response.json["error"]
-    assert not list(judgments.standing())
+    assert not list(judgments.valid())
 
 
 def test_a_judgment_is_taken_once(client, judgments, valid):
     assert client.post("/api/judge", json=valid).status_code == 201
     response = client.post("/api/judge", json=valid | {"passed": False})
     assert (response.status_code, response.json) == (409, {"error": "position 0 is already judged by Anna"})
-    assert [(judged.passed, judged.quality) for judged in judgments.standing()] == [(True, 2)]
+    assert [(judged.passed, judged.quality) for judged in judgments.valid()] == [(True, 2)]
     response = client.post("/api/withdraw", json={"rater": "Anna", "sheet": judgments.sheet, "position": 1})
     assert (response.status_code, response.json) == (409, {"error": "position 1 is not Anna's last judgment"})
 
@@ -152,7 +152,7 @@ def test_other_requests_that_are_refused(client, judgments, valid):
     assert client.get("/api/judge").status_code == 405
     assert client.get("/api/place").status_code == 400
     assert client.get("/nowhere").json == {"error": client.get("/nowhere").json["error"]}
-    assert not list(judgments.standing())
+    assert not list(judgments.valid())
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_other_requests_that_are_refused(client, judgments, valid):
 def test_other_sites_cannot_judge(client, judgments, valid, headers):
     response = client.post("/api/judge", json=valid, headers=headers)
     assert response.status_code in (400, 403) and list(response.json) == ["error"]
-    assert not list(judgments.standing())
+    assert not list(judgments.valid())
     if "Host" in headers:
         assert client.get("/api/place?rater=Anna", headers=headers).status_code in (400, 403)
         assert client.get(f"/picture/{judgments.sheet}/0", headers=headers).status_code in (400, 403)

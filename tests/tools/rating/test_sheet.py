@@ -6,7 +6,15 @@ import pytest
 
 from cromic_ds.data.open_dataset import open_dataset
 from cromic_ds.errors import UserError
-from cromic_ds.tools.rating.sheet import HUMAN, Question, arrange, draw_questions, parse_systems, read_answers, tidy
+from cromic_ds.tools.rating.sheet import (
+    HUMAN,
+    RatedQuestion,
+    arrange,
+    parse_systems,
+    read_system_answers,
+    sample_questions,
+    tidy,
+)
 
 
 class Counting:
@@ -29,17 +37,17 @@ class Counting:
 
 def test_a_sheet_reads_only_the_records_that_it_draws(fmiqa):
     counting = Counting(open_dataset(fmiqa, "val"))
-    questions, passed_over = draw_questions(counting, 5, seed=0)
+    questions, skipped = sample_questions(counting, 5, seed=0)
     assert counting.read == counting.pictures == [question.record for question in questions]
-    assert len(set(counting.read)) == 5 and not passed_over
+    assert len(set(counting.read)) == 5 and not skipped
     assert max(counting.read) > 100_000_000  # from all over the split
 
 
 def test_all_records_that_can_be_rated(fmiqa):
-    questions, passed_over = draw_questions(open_dataset(fmiqa, "val"), 0, seed=0)
+    questions, skipped = sample_questions(open_dataset(fmiqa, "val"), None, seed=0)
     assert sorted(question.record for question in questions) == list(range(12))
-    assert passed_over == {"no picture": 1, "no answer of a person": 1}
-    assert [q.record for q in questions] != [q.record for q in draw_questions(open_dataset(fmiqa, "val"), 0, 1)[0]]
+    assert skipped == {"no picture": 1, "no answer of a person": 1}
+    assert [q.record for q in questions] != [q.record for q in sample_questions(open_dataset(fmiqa, "val"), None, 1)[0]]
     first = questions[0]
     expected = (str(100 + first.record), f"问题{first.record}？", f"人的回答{first.record}")
     assert (first.id, first.text, first.human_answer) == expected
@@ -48,7 +56,7 @@ def test_all_records_that_can_be_rated(fmiqa):
 @pytest.mark.parametrize("n_systems", [1, 2, 4])
 def test_every_round_is_balanced_and_a_question_returns_after_all_others(n_systems):
     n, writers = 40, n_systems + 1
-    questions = [Question(i, str(i), f"q{i}", f"{HUMAN} {i}") for i in range(n)]
+    questions = [RatedQuestion(i, str(i), f"q{i}", f"{HUMAN} {i}") for i in range(n)]
     answers = {f"s{k}": {str(i): f"s{k} {i}" for i in range(n)} for k in range(n_systems)}
     items = list(arrange(questions, answers, seed=0))
     assert len(items) == len({(item.record, item.writer) for item in items}) == n * writers
@@ -85,7 +93,7 @@ def test_names_of_systems(tmp_path):
     assert parse_systems([f"ours={files[0]}", str(files[0])]) == {"ours": files[0], "a": files[0]}
     with pytest.raises(UserError, match="the name 'a' is given twice; give another as NAME=FILE"):
         parse_systems([str(files[0]), str(files[0])])
-    with pytest.raises(UserError, match="the name 'human' stands for the people's answers"):
+    with pytest.raises(UserError, match="the name 'human' means the people's answers"):
         parse_systems([str(files[2])])
     with pytest.raises(UserError, match="nowhere: no such predictions file"):
         parse_systems(["x=nowhere"])
@@ -109,15 +117,15 @@ def entries(ids):
     ],
 )
 def test_files_that_are_not_of_the_split(tmp_path, content, message):
-    questions = [Question(0, "100", "q", "h"), Question(1, "101", "q", "h")]
+    questions = [RatedQuestion(0, "100", "q", "h"), RatedQuestion(1, "101", "q", "h")]
     file = tmp_path / "p.json"
     file.write_text(entries(range(100, 114)))
-    assert read_answers(file, "fmiqa", questions, 14) == {"100": "答100", "101": "答101"}
+    assert read_system_answers(file, "fmiqa", questions, 14) == {"100": "答100", "101": "答101"}
     file.write_text(content)
     with pytest.raises(UserError, match=message):
-        read_answers(file, "fmiqa", questions, 14)
+        read_system_answers(file, "fmiqa", questions, 14)
 
 
 def test_ids_that_repeat_cannot_be_rated(tmp_path):
     with pytest.raises(UserError, match="record id '7' is there more than once"):
-        read_answers(tmp_path, "fmiqa", [Question(0, "7", "q", "h"), Question(1, "7", "r", "h")], 2)
+        read_system_answers(tmp_path, "fmiqa", [RatedQuestion(0, "7", "q", "h"), RatedQuestion(1, "7", "r", "h")], 2)

@@ -11,10 +11,10 @@ from jsonargparse import ArgumentParser
 
 from cromic_ds.errors import UserError
 from cromic_ds.tools.table.check import check_commands, problem, questions
-from cromic_ds.tools.table.command import open_folder, read_recipes, run_one, table
-from cromic_ds.tools.table.folder import Folder
+from cromic_ds.tools.table.command import read_recipes, run_one, table, write_recipes
+from cromic_ds.tools.table.folder import TableFolder
 from cromic_ds.tools.table.jobs import Stop
-from cromic_ds.tools.table.plan import plan
+from cromic_ds.tools.table.plan import plan_jobs
 from cromic_ds.tools.table.settings import TableSettings
 
 
@@ -23,11 +23,11 @@ def settings(out: Path, **changes) -> TableSettings:
     return TableSettings(out=str(out), **about | changes)
 
 
-def opened(out: Path, **changes) -> Folder:
+def opened(out: Path, **changes) -> TableFolder:
     made = settings(out, **changes)
-    jobs = plan(made)
-    folder = Folder(out, jobs, read_recipes(made, jobs))
-    open_folder(folder, made)
+    jobs = plan_jobs(made)
+    folder = TableFolder(out, jobs, read_recipes(made, jobs))
+    write_recipes(folder, made)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Running, failing, stopping, being killed and going on: with stand-ins for the jobs, and real processes."""
+"""Jobs that run, fail, stop, are killed and are resumed: stand-ins for the commands, in real processes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.stand_ins import job, look, run, runner, starts, states, wait_for
+from helpers.paths import REPOSITORY
+from helpers.stand_ins import check, job, run, runner, starts, states, wait_for
 
 from cromic_ds.errors import UserError
 from cromic_ds.tools.table import local
-from cromic_ds.tools.table.folder import Folder
-from cromic_ds.tools.table.jobs import Slot, Stop, executable, last_lines, run_job
-from cromic_ds.tools.table.settings import PROJECT, TableSettings
+from cromic_ds.tools.table.folder import TableFolder
+from cromic_ds.tools.table.jobs import Slot, Stop, last_lines, run_job, started_command
+from cromic_ds.tools.table.settings import TableSettings
 
 
-def folder_of(path: Path, *jobs) -> Folder:
-    return Folder(path, list(jobs), {})
+def folder_of(path: Path, *jobs) -> TableFolder:
+    return TableFolder(path, list(jobs), {})
 
 
 def test_jobs_run_after_what_they_need_and_never_again(tmp_path):
@@ -94,7 +95,7 @@ def test_a_job_that_outlives_its_killed_runner_is_not_started_twice(tmp_path):
     assert starts(folder) == ["a", "b"]
 
 
-def test_runner_and_job_killed_go_on(tmp_path):
+def test_a_killed_runner_and_job_are_resumed(tmp_path):
     folder = folder_of(tmp_path, job("a", SLOW), job("b", needs=("a",)))
     for _ in range(2):
         process = runner(folder)
@@ -116,7 +117,7 @@ def test_two_runners_share_the_jobs(tmp_path):
     assert sorted(starts(folder)) == sorted(states(folder))
 
 
-def test_asked_to_stop_it_asks_its_jobs_and_goes_on_later(tmp_path):
+def test_a_stopped_table_stops_its_jobs_and_is_resumed(tmp_path):
     careful = "trap 'touch saved; exit 0' TERM; until [ -e go ]; do sleep .02; done"
     folder = folder_of(tmp_path, job("a", careful), job("b", needs=("a",)))
     process = runner(folder)
@@ -153,14 +154,14 @@ def test_finished_but_not_written_down(tmp_path):
     state = folder.state(folder.jobs[0])
     state.state = "started"  # as if the runner was killed just before
     folder.write(folder.jobs[0], state)
-    assert run_job(folder, folder.jobs[0], Slot({}), Stop(), look=look).state == "done"
+    assert run_job(folder, folder.jobs[0], Slot({}), Stop(), check=check).state == "done"
     assert starts(folder) == ["a"]
 
 
 def test_what_was_made_with_other_settings_is_refused_until_removed(tmp_path):
     run(folder_of(tmp_path, job("a"), job("b", needs=("a",))))
     changed = folder_of(tmp_path, job("a", "sleep 0"), job("b", needs=("a",)))
-    with pytest.raises(UserError, match=r"a was made with other settings \(was .*\): put the recipe back") as error:
+    with pytest.raises(UserError, match=r"a was made with other settings \(was .*\): restore the recipe") as error:
         changed.refuse_changed()
     assert f"remove {tmp_path}/a.made (" in str(error.value)
     (tmp_path / "a.made").unlink()
@@ -175,10 +176,10 @@ def test_what_was_made_with_other_settings_is_refused_until_removed(tmp_path):
 
 def test_a_change_of_a_named_recipe_is_a_change_and_a_comment_in_it_is_not(tmp_path):
     jobs = [replace(job("a"), command=(*job("a").command, "recipes/x.yaml"))]
-    run(Folder(tmp_path, jobs, {"recipes/x.yaml": "loop: {steps: 3}"}))
-    Folder(tmp_path, jobs, {"recipes/x.yaml": "loop:\n  steps: 3 # three\n"}).refuse_changed()
+    run(TableFolder(tmp_path, jobs, {"recipes/x.yaml": "loop: {steps: 3}"}))
+    TableFolder(tmp_path, jobs, {"recipes/x.yaml": "loop:\n  steps: 3 # three\n"}).refuse_changed()
     with pytest.raises(UserError, match="the recipe it names has changed"):
-        Folder(tmp_path, jobs, {"recipes/x.yaml": "loop: {steps: 4}"}).refuse_changed()
+        TableFolder(tmp_path, jobs, {"recipes/x.yaml": "loop: {steps: 4}"}).refuse_changed()
 
 
 def test_new_jobs_join_finished_ones(tmp_path):
@@ -199,7 +200,7 @@ def test_slots(monkeypatch):
     settings = TableSettings(out="x", models={"cmt": {}})
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
-    monkeypatch.setattr(local, "cores", lambda: 8)
+    monkeypatch.setattr(local, "usable_cores", lambda: 8)
 
     def slots(gpus: int, **changes):
         monkeypatch.setattr(local, "visible_gpus", lambda: [str(i + 4) for i in range(gpus)])
@@ -219,14 +220,15 @@ def test_slots(monkeypatch):
 
 
 def test_the_command_that_is_started():
-    pretraining = ("pretrain.py", "--seed", "1")
-    assert executable(("cromic-ds", "sample"), Slot({}, 4)) == ["cromic-ds", "sample"]
-    assert executable(pretraining, Slot({})) == [sys.executable, f"{PROJECT}/pretrain.py", "--seed", "1"]
-    on_cpu = executable(pretraining, Slot({}, 2))
+    sampling = replace(job("a"), command=("cromic-ds", "sample"))
+    pretraining = replace(job("b", stage="pretrain"), command=("cromic-ds", "pretrain", "--seed", "1"))
+    assert started_command(sampling, Slot({}, 4)) == [sys.executable, "-m", "cromic_ds", "sample"]
+    assert started_command(pretraining, Slot({})) == [sys.executable, f"{REPOSITORY}/pretrain.py", "--seed", "1"]
+    on_cpu = started_command(pretraining, Slot({}, 2))
     assert on_cpu[:2] == ["deepspeed", "--master_port"] and on_cpu[3:7] == ["--log_level", "error", "--num_gpus", "2"]
-    assert on_cpu[7:] == [f"{PROJECT}/pretrain.py", "--seed", "1"]
+    assert on_cpu[7:] == [f"{REPOSITORY}/pretrain.py", "--seed", "1"]
     # With --num_gpus the launcher would take the first GPUs, whatever CUDA_VISIBLE_DEVICES says.
-    assert "--num_gpus" not in executable(pretraining, Slot({"CUDA_VISIBLE_DEVICES": "2,3"}, 2))
+    assert "--num_gpus" not in started_command(pretraining, Slot({"CUDA_VISIBLE_DEVICES": "2,3"}, 2))
 
 
 def test_the_end_of_a_log(tmp_path):

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from cromic_ds.errors import UserError
 from cromic_ds.tools.table.command import read_recipes
-from cromic_ds.tools.table.plan import plan
+from cromic_ds.tools.table.plan import plan_jobs
 from cromic_ds.tools.table.settings import DataSource, TableSettings, flat, layered
 
 
@@ -37,9 +37,9 @@ def one_cell(**changes) -> TableSettings:
 
 
 def test_every_command_of_a_cell():
-    jobs = {job.id: (shlex.join(job.command), job.needs, job.makes) for job in plan(one_cell())}
+    jobs = {job.id: (shlex.join(job.command), job.needs, job.makes) for job in plan_jobs(one_cell())}
     finetuning = (
-        "finetune.py --config recipes/finetune_vqa2.yaml --task vqa2 --data.path stores/vqa2 --out runs/{id} --seed 7 "
+        "cromic-ds finetune --config recipes/finetune_vqa2.yaml --task vqa2 --data.path stores/vqa2 --out runs/{id} --seed 7 "
         "--model.name vlp {more}"
     )
     evaluation = (
@@ -61,7 +61,7 @@ def test_every_command_of_a_cell():
             "stores/vqa2",
         ),
         "pretrain-small_vlp-7": (
-            "pretrain.py --config recipes/pretrain_cmt.yaml --data.path posts --out runs/pretrain-small_vlp-7 --seed 7 "
+            "cromic-ds pretrain --config recipes/pretrain_cmt.yaml --data.path posts --out runs/pretrain-small_vlp-7 --seed 7 "
             "--model.name vlp --model.preset small --loop.steps 9 --model.objective causal --optim.lr 0.1",
             ("sample-posts",),
             "runs/pretrain-small_vlp-7/export",
@@ -95,7 +95,7 @@ def test_real_data_take_the_place_of_the_sample_world(tmp_path):
     data = DataSource("real", posts=str(tmp_path / "posts"), official={"vqa2": str(tmp_path / "vqa")})
     settings = one_cell(data=data, starts=["pretrained"], prepare={"vqa2": {"answers": "a.json"}})
     settings.check()
-    jobs = {job.id: job for job in plan(settings)}
+    jobs = {job.id: job for job in plan_jobs(settings)}
     assert list(jobs) == [
         "prepare-vqa2",
         "pretrain-small_vlp-7",
@@ -116,9 +116,9 @@ def test_the_shipped_recipes(name):
     if settings.data.source == "sample":
         settings.check()
     else:
-        with pytest.raises(UserError, match=r"these are no folders: data.posts \(not given\), data.official.muge"):
+        with pytest.raises(UserError, match=r"no such folders: data.posts \(not given\), data.official.muge"):
             settings.check()
-    jobs = plan(settings)
+    jobs = plan_jobs(settings)
     cells = 3 * 5 * 2 * len(settings.seeds)
     assert Counter(job.stage for job in jobs) == {
         **({"sample": 2} if name == "table_sample" else {}),
@@ -130,13 +130,13 @@ def test_the_shipped_recipes(name):
     assert len({job.id for job in jobs}) == len({job.makes for job in jobs}) == len(jobs)
     before: set[str] = set()
     for job in jobs:
-        assert before.issuperset(job.needs), f"{job.id} stands before what it needs"
+        assert before.issuperset(job.needs), f"{job.id} comes before a job that it needs"
         before.add(job.id)
-    assert set(read_recipes(settings, jobs)) == {job.command[2] for job in jobs if job.trains}
+    assert set(read_recipes(settings, jobs)) == {job.command[3] for job in jobs if job.trains}
 
 
 def test_the_first_seed_is_whole_before_the_second_begins():
-    jobs = plan(one_cell(seeds=[3, 1], tasks=["muge", "vqa2"]))
+    jobs = plan_jobs(one_cell(seeds=[3, 1], tasks=["muge", "vqa2"]))
     seeds = [job.seed for job in jobs if job.stage not in ("sample", "prepare")]
     assert seeds == sorted(seeds, reverse=True)
 
@@ -153,21 +153,22 @@ def test_layers():
     [
         ({"out": ""}, "out is missing"),
         ({"models": {}}, "models is empty"),
-        ({"models": {"a/b": {}}}, "models: 'a/b' becomes part of file names"),
+        ({"models": {"a/b": {}}}, "models: 'a/b' is used in file names"),
         ({"tasks": ["vqa"]}, r"tasks: 'vqa' \(did you mean 'vqa2'\?\); one of"),
-        ({"seeds": [1, 1]}, r"seeds \[1, 1\]: one is there twice"),
+        ({"seeds": [1, 1]}, r"seeds \[1, 1\]: one is given twice"),
         ({"starts": []}, "starts is empty"),
         ({"processes": 0}, "processes 0 must be at least 1"),
+        ({"jobs": 0}, "jobs 0 must be at least 1"),
         ({"finetune": {"vqa": {}}}, r"finetune.vqa: 'vqa' is not in this table \(did you mean 'vqa2'\?\)"),
         ({"pretrain": {"vqa2": {}}}, "pretrain.vqa2: 'vqa2' is not in this table"),
         ({"prepare": {"vlp": {}}}, "prepare.vlp: 'vlp' is not in this table"),
-        ({"finetune": {"all": {"data": {"path": "x"}}}}, "finetune.all: data.path follows from the table"),
-        ({"evaluate": {"all": {"out": "x"}}}, "evaluate.all: out follows from the table"),
+        ({"finetune": {"all": {"data": {"path": "x"}}}}, "finetune.all: the table itself sets data.path"),
+        ({"evaluate": {"all": {"out": "x"}}}, "evaluate.all: the table itself sets out"),
         ({"published": {"X": {"vqa": {}}}}, r"published.X: no task 'vqa' \(did you mean 'vqa2'\?\)"),
         ({"published": {"X": {"fmiqa": {"pass_rate": 1}}}}, "published.X.fmiqa: the table has no column 'pass_rate'"),
         ({"data": DataSource(sample_pictures=0)}, "must be at least 1"),
         ({"data": DataSource("real", official={"vqa": "."})}, r"data.official: no task 'vqa' \(did you mean"),
-        ({"data": DataSource("real", posts=".")}, r"no folders: data.official.vqa2 \(not given\); name"),
+        ({"data": DataSource("real", posts=".")}, r"no such folders: data.official.vqa2 \(not given\); name"),
     ],
 )
 def test_a_recipe_that_cannot_work_is_refused(changes, message):
@@ -178,4 +179,4 @@ def test_a_recipe_that_cannot_work_is_refused(changes, message):
 def test_a_missing_recipe_is_named():
     settings = one_cell(pretrain_recipe="pretrain_{model}")
     with pytest.raises(UserError, match="pretrain_recipe: no file 'pretrain_vlp', and no pretrain_vlp"):
-        read_recipes(settings, plan(settings))
+        read_recipes(settings, plan_jobs(settings))

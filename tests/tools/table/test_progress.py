@@ -5,23 +5,23 @@ from __future__ import annotations
 import pytest
 from helpers.stand_ins import job
 
-from cromic_ds.tools.table.folder import Folder, State
+from cromic_ds.tools.table.folder import JobState, TableFolder
 from cromic_ds.tools.table.progress import estimate, time_left
 
 
 @pytest.fixture
-def folder(tmp_path) -> Folder:
+def folder(tmp_path) -> TableFolder:
     about = {"stage": "finetune", "task": "muge", "start": "scratch"}
     jobs = [job(f"cmt{seed}", model="cmt", seed=seed, **about) for seed in (0, 1, 2)]
     jobs += [job("vlp0", model="vlp", **about), job("eval", stage="evaluate", model="cmt", needs=("cmt0",))]
-    return Folder(tmp_path, jobs, {})
+    return TableFolder(tmp_path, jobs, {})
 
 
-def states(folder: Folder, **known) -> dict:
-    """known: seconds of a job that is done, or a State."""
+def states(folder: TableFolder, **known) -> dict:
+    """known: seconds of a job that is done, or a JobState."""
     made = dict.fromkeys(folder.by_id)
     for id, value in known.items():
-        made[id] = value if isinstance(value, State) else State("done", "", [], "", 0, 0.0, seconds=value)
+        made[id] = value if isinstance(value, JobState) else JobState("done", "", [], "", 0, 0.0, seconds=value)
     return made
 
 
@@ -34,14 +34,14 @@ def test_like_jobs_take_like_times(folder):
 
 
 def test_what_is_running_is_partly_done(folder):
-    started = State("started", "", [], "", 0, started=1000.0, seconds=10.0)
+    started = JobState("started", "", [], "", 0, started=1000.0, seconds=10.0)
     known = states(folder, cmt0=60.0, cmt1=started, vlp0=1.0, eval=1.0)
     assert estimate(folder, known, ["cmt1"], slots=1, now=1020.0) == (30.0 + 60.0, 0)
     assert estimate(folder, known, [], slots=1, now=1020.0) == (50.0 + 60.0, 0)  # interrupted
 
 
 def test_failed_and_skipped_jobs_take_no_time(folder):
-    failed = State("failed", "", [], "", 0, 0.0, seconds=3.0)
+    failed = JobState("failed", "", [], "", 0, 0.0, seconds=3.0)
     assert estimate(folder, states(folder, cmt0=failed, cmt1=60.0, vlp0=7.0), [], slots=1) == (60.0, 0)
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from cromic_ds.errors import UserError
-from cromic_ds.tools.table.folder import Folder, State
-from cromic_ds.tools.table.plan import Job, plan
-from cromic_ds.tools.table.products import look_at
-from cromic_ds.tools.table.report import STARTS, summarize, write_report
+from cromic_ds.tools.table.folder import JobState, TableFolder
+from cromic_ds.tools.table.jobs import check_product
+from cromic_ds.tools.table.plan import TableJob, plan_jobs
+from cromic_ds.tools.table.report import COMMENTS_COLUMN, summarize_table, write_table_report
 from cromic_ds.tools.table.settings import TableSettings
 
 SETTINGS = TableSettings(
@@ -34,9 +34,9 @@ def result(task: str, more: float) -> dict:
     return {"scores": scores, "counts": {"items": 1200}, "notes": [], "split": "val", **how}
 
 
-def state(folder: Folder, job: Job, what: str, **about) -> None:
-    made = State(what, folder.fingerprints[job.id], list(job.command), "here", 1, 0.0, 60.0)
-    folder.write(job, State(**vars(made) | about))
+def state(folder: TableFolder, job: TableJob, what: str, **about) -> None:
+    made = JobState(what, folder.fingerprints[job.id], list(job.command), "here", 1, 0.0, 60.0)
+    folder.write(job, JobState(**vars(made) | about))
     if what == "done":
         product = folder.path / job.makes
         product.parent.mkdir(parents=True, exist_ok=True)
@@ -44,9 +44,9 @@ def state(folder: Folder, job: Job, what: str, **about) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Folder:
+def folder(tmp_path: Path) -> TableFolder:
     """All but: cmt_wide on nothing; vlp failed on muge from scratch with both seeds, and has one seed on vqa2."""
-    folder = Folder(tmp_path, plan(SETTINGS), {})
+    folder = TableFolder(tmp_path, plan_jobs(SETTINGS), {})
     for job in folder.jobs:
         if job.model == "cmt_wide":
             continue
@@ -81,8 +81,8 @@ Scores × 100, mean ± standard deviation over 2 seeds; 20 of 36 evaluations don
 
 - With comments: pretrained on posts' comments, then fine-tuned on the task. Without: fine-tuned alone.
 - C: CIDEr, B@4: BLEU-4, R: ROUGE-L, over the whole split and on text.
-- FM-IQA: automatic scores (EM: answers equal to the reference). The PassRate of the literature is a human Turing test and \
-stands beside none of them.
+- FM-IQA: automatic scores (EM: answers equal to the reference). The PassRate of the literature is a human Turing test, \
+which none of them can be compared with.
 - Acc: the accuracy of the official tool.
 - What the paper changed in Unified VLP is not public: their rows are our interpretation.
 - Scored on: MUGE val (1,200 items, by char, 5 beams); FM-IQA val (1,200 items, by char, 5 beams); VQA v2.0 val (1,200 items).
@@ -96,7 +96,7 @@ stands beside none of them.
 def test_markdown_json_and_picture(folder):
     from PIL import Image
 
-    write_report(folder, SETTINGS)
+    write_table_report(folder, SETTINGS)
     assert (folder.path / "results.md").read_text(encoding="utf-8") == MARKDOWN
     written = json.loads((folder.path / "results.json").read_text(encoding="utf-8"))
     cell = written["rows"][0]["cells"]["vqa2"]
@@ -113,8 +113,8 @@ def test_markdown_json_and_picture(folder):
 
 
 def test_an_empty_table_is_a_table(tmp_path):
-    folder = Folder(tmp_path, plan(SETTINGS), {})
-    report = write_report(folder, SETTINGS)
+    folder = TableFolder(tmp_path, plan_jobs(SETTINGS), {})
+    report = write_table_report(folder, SETTINGS)
     assert report["jobs"]["evaluated"] == 0
     assert "| CroMIC-CMT | with comments | – | – |" in (tmp_path / "results.md").read_text(encoding="utf-8")
 
@@ -122,15 +122,17 @@ def test_an_empty_table_is_a_table(tmp_path):
 def test_no_automatic_score_is_called_passrate(folder):
     header = next(line for line in MARKDOWN.splitlines() if line.startswith("| Model"))
     assert "Pass" not in header
-    names = {name for row in summarize(folder, SETTINGS)["rows"] for c in row["cells"].values() for name in c["scores"]}
+    names = {
+        name for row in summarize_table(folder, SETTINGS)["rows"] for c in row["cells"].values() for name in c["scores"]
+    }
     assert not any("pass" in name.lower() for name in names)
-    assert set(STARTS) == set(SETTINGS.starts)
+    assert set(COMMENTS_COLUMN) == set(SETTINGS.starts)
 
 
 def test_published_numbers_are_marked_as_such(folder):
     settings = replace(SETTINGS, published={"CroMIC-CMT": {"muge": {"cider": 51.25}, "vqa2": {"accuracy": 60.0}}})
     settings._check_published()
-    write_report(folder, settings)
+    write_table_report(folder, settings)
     text = (folder.path / "results.md").read_text(encoding="utf-8")
     assert "| *CroMIC-CMT* | *published* | 51.2 | – | – | – | – | – | 60.0 |" in text
     assert "- Published: as given in the recipe, measured by others on their own data and models." in text
@@ -140,7 +142,7 @@ def test_grounded_accuracy_has_a_table_of_its_own(folder):
     job = next(job for job in folder.jobs if job.id == "evaluate-cmt-muge-scratch-0")
     made = result("muge", 0)
     state(folder, job, "done", result=made | {"scores": made["scores"] | {"grounded": 0.9}})
-    write_report(folder, SETTINGS)
+    write_table_report(folder, SETTINGS)
     text = (folder.path / "results.md").read_text(encoding="utf-8")
     table = text[text.index("Answers and captions that name") :].splitlines()
     assert table[2:6] == [
@@ -152,12 +154,12 @@ def test_grounded_accuracy_has_a_table_of_its_own(folder):
 
 
 def test_what_an_evaluation_must_have_left(tmp_path):
-    job = Job("evaluate-x", "evaluate", (), "x.json", task="muge")
+    job = TableJob("evaluate-x", "evaluate", (), "x.json", task="muge")
     with pytest.raises(UserError, match=r"x.json is missing"):
-        look_at(job, tmp_path)
+        check_product(job, tmp_path)
     (tmp_path / "x.json").write_text('{"task": "mu')
     with pytest.raises(UserError, match="not JSON"):
-        look_at(job, tmp_path)
+        check_product(job, tmp_path)
     whole = {
         "task": "muge",
         "scores": {"cider": 1.5},
@@ -170,20 +172,22 @@ def test_what_an_evaluation_must_have_left(tmp_path):
         "items": {"ids": ["a"], "images": ["a"], "means": {}, "groups": []},
     }
     (tmp_path / "x.json").write_text(json.dumps(whole))
-    assert look_at(job, tmp_path)["scores"] == {"cider": 1.5}
+    assert check_product(job, tmp_path)["scores"] == {"cider": 1.5}
     with pytest.raises(UserError, match="a result of muge, not of vqa2"):
-        look_at(Job("evaluate-x", "evaluate", (), "x.json", task="vqa2"), tmp_path)
+        check_product(TableJob("evaluate-x", "evaluate", (), "x.json", task="vqa2"), tmp_path)
 
 
 def test_what_the_other_jobs_must_have_left(tmp_path, store):
     export = tmp_path / "runs/r/export"
     export.mkdir(parents=True)
-    training = Job("pretrain-r", "pretrain", (), "runs/r/export")
+    training = TableJob("pretrain-r", "pretrain", (), "runs/r/export")
     with pytest.raises(UserError, match="an export without weights"):
-        look_at(training, tmp_path)
+        check_product(training, tmp_path)
     (export / "model.safetensors").touch()
-    assert look_at(training, tmp_path) == {}
+    assert check_product(training, tmp_path) == {}
     (tmp_path / "posts").symlink_to(store)
-    assert look_at(Job("sample-posts", "sample", (), "posts"), tmp_path) == {"records": {"train": 54, "val": 10}}
+    assert check_product(TableJob("sample-posts", "sample", (), "posts"), tmp_path) == {
+        "records": {"train": 54, "val": 10}
+    }
     with pytest.raises(UserError, match=r"stores/muge is missing"):
-        look_at(Job("prepare-muge", "prepare", (), "stores/muge"), tmp_path)
+        check_product(TableJob("prepare-muge", "prepare", (), "stores/muge"), tmp_path)

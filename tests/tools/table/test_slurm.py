@@ -1,4 +1,4 @@
-"""Job arrays: scripts and arguments, what is submitted when, and what becomes of tasks that Slurm ends. sbatch and squeue
+"""TableJob arrays: scripts and arguments, what is submitted when, and what becomes of tasks that Slurm ends. sbatch and squeue
 are stand-ins here."""
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import pytest
 from helpers.stand_ins import job, states
 
 from cromic_ds.errors import UserError
+from cromic_ds.ranks.launcher import number_ranges
 from cromic_ds.tools.table import slurm
-from cromic_ds.tools.table.folder import Folder, State
+from cromic_ds.tools.table.folder import JobState, TableFolder
 from cromic_ds.tools.table.jobs import Stop
-from cromic_ds.tools.table.slurm import MOST_LOST, Slurm, array_arguments, array_script, ranges
+from cromic_ds.tools.table.slurm import MOST_LOST, Slurm, array_arguments, array_script
 
 SBATCH = """#!/bin/bash
 printf '%s\\n' "$@" > FOLDER/called.$(ls FOLDER | grep -c called)
@@ -41,9 +42,9 @@ def cluster(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def finish(folder: Folder, id: str, what: str = "done") -> None:
+def finish(folder: TableFolder, id: str, what: str = "done") -> None:
     job = folder.by_id[id]
-    folder.write(job, State(what, folder.fingerprints[id], list(job.command), "node1", 1, 0.0, 1.0))
+    folder.write(job, JobState(what, folder.fingerprints[id], list(job.command), "node1", 1, 0.0, 1.0))
     (folder.path / job.makes).touch()
 
 
@@ -51,16 +52,16 @@ def called(cluster: Path) -> list[list[str]]:
     return [path.read_text().splitlines() for path in sorted(cluster.glob("called.*"))]
 
 
-def executor(folder: Folder, arguments: str = "--partition=gpu --gpus=1", at_a_time: int = 0) -> Slurm:
+def executor(folder: TableFolder, arguments: str = "--partition=gpu --gpus=1", at_a_time: int | None = None) -> Slurm:
     folder.path.mkdir(exist_ok=True)
     return Slurm(folder, arguments, at_a_time, Stop(), poll=0.0)
 
 
-def cells(path: Path) -> Folder:
+def cells(path: Path) -> TableFolder:
     jobs = [job("data")]
     for cell in "ab":
         jobs += [job(f"tune-{cell}", needs=("data",), stage="finetune"), job(f"eval-{cell}", needs=(f"tune-{cell}",))]
-    return Folder(path / "table", jobs, {})
+    return TableFolder(path / "table", jobs, {})
 
 
 def test_what_is_ready_is_one_array_and_what_waits_for_each_another(tmp_path, cluster):
@@ -93,23 +94,22 @@ def test_what_is_ready_is_one_array_and_what_waits_for_each_another(tmp_path, cl
 
 
 def test_the_script_of_an_array(tmp_path):
-    program = Path(sys.executable).parent / "cromic-ds"
     jobs = {0: job("tune-a", stage="finetune"), 2: job("tune-c", stage="finetune")}
     assert array_script(Path("/shared/my table"), jobs) == (
         "#!/bin/bash\n"
         "jobs=([0]=tune-a [2]=tune-c)\n"
-        f"exec {program} table --recipe '/shared/my table/table.yaml' --out '/shared/my table' "
+        f"exec {sys.executable} -m cromic_ds table --recipe '/shared/my table/table.yaml' --out '/shared/my table' "
         '--job "${jobs[$SLURM_ARRAY_TASK_ID]}"\n'
     )
     assert array_arguments(Path("/f"), jobs, 4, "")[0] == "--array=0,2%4"
 
 
 def test_ranges():
-    assert ranges([0]) == "0" and ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
+    assert number_ranges([0]) == "0" and number_ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
 
 
-def test_a_task_that_slurm_ends_is_submitted_again_but_not_for_ever(tmp_path, cluster):
-    folder = Folder(tmp_path / "table", [job("a")], {})
+def test_a_task_that_slurm_ends_is_submitted_again_a_limited_number_of_times(tmp_path, cluster):
+    folder = TableFolder(tmp_path / "table", [job("a")], {})
     queue = executor(folder)
     for attempt in range(MOST_LOST):
         assert states(folder)["a"] == ""
@@ -118,12 +118,12 @@ def test_a_task_that_slurm_ends_is_submitted_again_but_not_for_ever(tmp_path, cl
         assert [ended.id for ended in queue.wait()] == ["a"], attempt
     assert queue.queued == [] and states(folder) == {"a": "failed"}
     assert folder.state(folder.jobs[0]).reason == (
-        f"Slurm ended it 3 times without a word; its output is in {folder.path}/slurm"
+        f"Slurm ended it 3 times without an error of the job; its output is in {folder.path}/slurm"
     )
 
 
-def test_a_job_that_was_asked_to_stop_goes_on_as_often_as_need_be(tmp_path, cluster):
-    folder = Folder(tmp_path / "table", [job("a")], {})
+def test_a_job_that_was_asked_to_stop_is_resumed_every_time(tmp_path, cluster):
+    folder = TableFolder(tmp_path / "table", [job("a")], {})
     queue = executor(folder)
     for _ in range(MOST_LOST + 2):
         queue.start(folder.ready(folder.states()))
@@ -147,7 +147,7 @@ def test_a_task_that_waited_for_a_failed_one_is_only_forgotten(tmp_path, cluster
 
 
 def test_slurm_may_be_silent_for_a_while(tmp_path, cluster, capsys):
-    folder = Folder(tmp_path / "table", [job("a")], {})
+    folder = TableFolder(tmp_path / "table", [job("a")], {})
     queue = executor(folder)
     queue.start(folder.jobs)
     (cluster / "silent").touch()
@@ -158,7 +158,7 @@ def test_slurm_may_be_silent_for_a_while(tmp_path, cluster, capsys):
 
 
 def test_a_refusal_ends_it_only_where_nothing_is_queued(tmp_path, cluster, capsys):
-    folder = Folder(tmp_path / "table", [job("a"), job("b")], {})
+    folder = TableFolder(tmp_path / "table", [job("a"), job("b")], {})
     (cluster / "refuse").touch()
     queue = executor(folder, "--partition=x")
     with pytest.raises(
@@ -175,13 +175,13 @@ def test_a_refusal_ends_it_only_where_nothing_is_queued(tmp_path, cluster, capsy
 def test_no_slurm_here(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="--slurm: there is no sbatch on this machine"):
-        executor(Folder(tmp_path / "table", [job("a")], {})).start([job("a")])
+        executor(TableFolder(tmp_path / "table", [job("a")], {})).start([job("a")])
 
 
 def test_a_stop_leaves_the_queue_alone(tmp_path, cluster):
-    folder = Folder(tmp_path / "table", [job("a")], {})
+    folder = TableFolder(tmp_path / "table", [job("a")], {})
     queue = executor(folder)
     queue.start(folder.jobs)
     queue.stop.asked = True
     assert queue.running == queue.queued == []
-    assert json.loads(folder.at(folder.jobs[0], "slurm.json").read_text()) == {"task": "101_0"}
+    assert json.loads(folder.job_file(folder.jobs[0], "slurm.json").read_text()) == {"task": "101_0"}
