@@ -47,8 +47,8 @@ def pretrained(folder: Path, posts: Path) -> Path:
     """The run of `make pretrain`, made once."""
     out = folder / "backbone"
     if not (out / "export").exists():
-        recipe = ["--config", "recipes/sample_cmt.yaml", "--data.path", posts, "--out", out]
-        run(sys.executable, "launch/local.py", *recipe, log=folder / "backbone.log")
+        recipe = ["--config", "sample_cmt", "--data.path", posts, "--out", out]
+        run(*[sys.executable, "-m", "cromic_ds", "pretrain", "--gpus", "all"], *recipe, log=folder / "backbone.log")
     return out
 
 
