@@ -7,7 +7,8 @@ BENCHMARKS := startup images prepare decode train_step finetune_step models eval
 BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# The virtual environment's ninja and the compiled DeepSpeed operations, for us and for every process we start.
+# The virtual environment's ninja for every process that is started here. DeepSpeed's compiled operations: the package has the
+# same default (cromic_ds/shipped.py).
 export PATH := $(BIN):$(PATH)
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export TOKENIZERS_PARALLELISM := false
@@ -20,7 +21,7 @@ help:
 setup: $(INSTALLED) ## create .venv, install everything, compile DeepSpeed's operation
 
 # torch first: DeepSpeed's build looks for it. The last line compiles DeepSpeed's one CPU operation (about a minute, once).
-$(INSTALLED): requirements.txt pyproject.toml
+$(INSTALLED): requirements.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet "$$(grep '^torch==' requirements.txt)" "$$(grep '^numpy==' requirements.txt)"
@@ -34,28 +35,28 @@ $(STORE)/store.json: | setup
 
 sample: $(STORE)/store.json ## write the sample world
 
-pretrain: sample ## pretrain a small model on the sample world and show what it says (MODEL=cmt RUN=folder)
-	@$(BIN)/python launch/local.py --config recipes/sample_$(MODEL).yaml --data.path $(STORE) $(if $(RUN),--out $(RUN))
+pretrain: sample ## pretrain a small model on the sample world and show its comments (MODEL=cmt RUN=folder)
+	@cromic-ds pretrain --config sample_$(MODEL) --gpus all --data.path $(STORE) $(if $(RUN),--out $(RUN))
 
 test: setup lint ## all tests but the long ones and those on a cluster
 	$(BIN)/python -m pytest -m "not long and not cluster"
 
-test-fast: setup lint ## the tests that take no training run
+test-fast: setup lint ## the tests that start no training run
 	$(BIN)/python -m pytest -m "not slow and not long and not cluster"
 
-test-long: setup ## the tests that take longer, and train models to a score (20 minutes)
+test-long: setup ## the tests that train models to a score, and others that take long (20 minutes)
 	$(BIN)/python -m pytest -m long
 
-test-cluster: setup ## the tests on a Slurm and ssh cluster of its own (root; Debian's slurm-wlm munge pdsh openssh-server)
+test-cluster: setup ## the tests that launch on a Slurm and ssh cluster, which they start (as root; Debian's slurm-wlm munge pdsh openssh-server)
 	$(BIN)/python -m pytest -m cluster
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: setup ## every benchmark, each with its ratio against a baseline measured in the same run
+bench: setup ## all benchmarks; each prints its ratio to a baseline measured in the same run
 	@failed=; for b in $(BENCHMARKS); do echo "== $$b"; $(BIN)/python benchmarks/$$b.py || failed="$$failed $$b"; done; \
-	test -z "$$failed" || { echo "missed their target or failed:$$failed"; exit 1; }
+	test -z "$$failed" || { echo "these missed their target or failed:$$failed"; exit 1; }
 
-clean: ## remove what the commands above made, run folders excepted
+clean: ## remove what the commands above made, except run folders
 	rm -rf $(VENV) .cache

@@ -1,6 +1,6 @@
 """Fine-tune on a downstream task: `deepspeed finetune.py --config recipes/finetune_vqa2.yaml --backbone EXPORT`."""
 
-from cromic_ds.cli.commands import script
+from cromic_ds.cli import script
 
 if __name__ == "__main__":
-    script("finetune.py", "cromic_ds.training.finetune", "FinetuneSettings", "finetune")
+    script("finetune")

@@ -33,7 +33,8 @@ def train(name: str, folder: Path, store: Path, steps: int) -> dict:
     """Return the last evaluation of one variant's run. A run that is already finished is only read."""
     run = folder / name.replace(" ", "_")
     command = [
-        *[sys.executable, "launch/local.py", "--config", "recipes/sample_cmt.yaml", "--data.path", str(store)],
+        *[sys.executable, "-m", "cromic_ds", "pretrain", "--gpus", "all", "--config", "sample_cmt"],
+        *["--data.path", str(store)],
         *["--out", str(run), "--loop.steps", str(steps), "--eval.every", "null", *VARIANTS[name]],
     ]
     with (folder / f"{run.name}.log").open("w") as log:

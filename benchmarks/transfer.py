@@ -46,8 +46,8 @@ def pretrained(folder: Path, posts: Path) -> Path:
     """Return the folder of the run of `make pretrain`, which is started if it does not exist."""
     out = folder / "backbone"
     if not (out / "export").exists():
-        recipe = ["--config", "recipes/sample_cmt.yaml", "--data.path", posts, "--out", out]
-        run(sys.executable, "launch/local.py", *recipe, log=folder / "backbone.log")
+        recipe = ["--config", "sample_cmt", "--data.path", posts, "--out", out]
+        run(*[sys.executable, "-m", "cromic_ds", "pretrain", "--gpus", "all"], *recipe, log=folder / "backbone.log")
     return out
 
 

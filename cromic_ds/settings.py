@@ -1,4 +1,4 @@
-"""What all settings dataclasses have in common: how they are checked. Standard library only."""
+"""How all settings dataclasses are checked. Standard library only."""
 
 from __future__ import annotations
 

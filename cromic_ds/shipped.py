@@ -1,7 +1,8 @@
-"""Files that come with the package: DeepSpeed configs and recipes. Standard library only."""
+"""Where the package's files are: shipped DeepSpeed configs and recipes, and what it keeps. Standard library only."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
@@ -11,3 +12,16 @@ def shipped(name: str) -> Path:
     """Return the folder `ds_configs` or `recipes`: inside an installed package, or at the top level of a checkout."""
     inside = PACKAGE / name
     return inside if inside.is_dir() else PACKAGE.parent / name
+
+
+def extensions_folder() -> Path:
+    """Return where DeepSpeed's compiled operations are kept, so that every start finds them again.
+
+    This is TORCH_EXTENSIONS_DIR where that is set, .cache/torch_extensions in a checkout (as in the Makefile), and a folder in
+    the user's cache for an installed package.
+    """
+    if given := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(given)
+    if not (PACKAGE / "recipes").is_dir():
+        return PACKAGE.parent / ".cache" / "torch_extensions"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cromic_ds" / "torch_extensions"

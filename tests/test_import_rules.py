@@ -42,7 +42,14 @@ def room_of(module: str) -> str:
 def imports(path: Path) -> set[str]:
     """Modules that the file imports, anywhere in it; `from package import module` names the module."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if (
+        path == PACKAGE / "__init__.py"
+    ):  # the public API imports lazily; what it imports for type checkers does not count
+        tree.body = [
+            node for node in tree.body if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        ]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -1,4 +1,4 @@
-"""The command line. `main` is the program `cromic-ds`, `script` what a launcher starts."""
+"""The command line. `main` is the program `cromic-ds`; `script` is what pretrain.py and finetune.py run."""
 
 from cromic_ds.cli.commands import main, script
 

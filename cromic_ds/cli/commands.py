@@ -1,183 +1,246 @@
-"""The command line: settings dataclasses to parsers, a UserError to one line and exit code 2.
+"""The table of commands, and how one of them is run: settings from the command line, a UserError in one line and exit code 2.
 
-Modules are imported by the command that needs them, so that `cromic-ds --help` answers at once.
+A command's modules are imported when it is run, so that `cromic-ds --help` answers at once.
 """
 
 from __future__ import annotations
 
 import atexit
-import dataclasses
-import importlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from pathlib import Path
+from typing import NoReturn
 
+from cromic_ds.cli.command import Command, imported
 from cromic_ds.cli.messages import fail
-from cromic_ds.cli.model_options import with_model_settings, with_options_of_chosen_model
-from cromic_ds.cli.parser import check_sections, make_parser
 from cromic_ds.errors import UserError, nearest
-
-
-class Command(NamedTuple):
-    """A subcommand: where its settings dataclass and its function are."""
-
-    help: str
-    module: str
-    settings: str
-    function: str
-    positional: tuple[str, ...] = ()  # settings given without `--name`
-    many: tuple[str, ...] = ()  # settings that take several values, after one `--name` or positional
-    flags: tuple[str, ...] = ()  # settings that are true where `--name` stands alone
-    recipe: str = ""  # name of the option that takes a YAML file of settings
-
+from cromic_ds.run_folder import RunFolder
+from cromic_ds.settings import check_settings
 
 COMMANDS: dict[str, Command] = {
-    "sample": Command("write the sample world", "cromic_ds.world.sample", "SampleSettings", "sample"),
+    "sample": Command(
+        "write the sample world: a small data set to try everything on",
+        settings="cromic_ds.world.settings:SampleSettings",
+        function="cromic_ds.world.sample:sample",
+    ),
     "prepare": Command(
-        "raw posts and images, or a task's official files, to a store",
-        "cromic_ds.prepare.command",
-        "PrepareSettings",
-        "prepare",
-        many=("text", "split"),
+        "convert raw posts and images, or a task's official files, to a store",
+        settings="cromic_ds.prepare.settings:PrepareSettings",
+        function="cromic_ds.prepare.command:prepare",
+        several=("text", "split"),
     ),
-    "inspect": Command("what a store holds", "cromic_ds.tools.inspect", "InspectSettings", "inspect", ("store",)),
+    "inspect": Command(
+        "show what a store contains",
+        settings="cromic_ds.tools.inspect:InspectSettings",
+        function="cromic_ds.tools.inspect:inspect",
+        positional=("store",),
+    ),
     "doctor": Command(
-        "whether a run would start here, and on the hosts of a hostfile",
-        "cromic_ds.tools.doctor.command",
-        "DoctorSettings",
-        "doctor",
+        "check whether a run can start here and on the hosts of a hostfile",
+        settings="cromic_ds.tools.doctor.command:DoctorSettings",
+        function="cromic_ds.tools.doctor.command:doctor",
     ),
-    "plan": Command("memory and communication before a run", "cromic_ds.tools.plan", "PlanSettings", "plan"),
+    "plan": Command(
+        "estimate memory and communication before a run",
+        settings="cromic_ds.tools.plan:PlanSettings",
+        function="cromic_ds.tools.plan:plan",
+    ),
+    "pretrain": Command(
+        "pretrain a model on posts, images and comments",
+        settings="cromic_ds.training.pretrain:PretrainSettings",
+        function="cromic_ds.training.pretrain:pretrain",
+        recipe="config",
+        trains=True,
+    ),
+    "finetune": Command(
+        "fine-tune a model on a downstream task",
+        settings="cromic_ds.training.finetune:FinetuneSettings",
+        function="cromic_ds.training.finetune:finetune",
+        recipe="config",
+        trains=True,
+    ),
     "status": Command(
-        "how runs are, from their folders",
-        "cromic_ds.tools.status",
-        "StatusSettings",
-        "status",
-        ("runs",),
-        ("runs",),
+        "show the state of runs, read from their folders",
+        settings="cromic_ds.tools.status:StatusSettings",
+        function="cromic_ds.tools.status:status",
+        positional=("runs",),
+        several=("runs",),
     ),
     "export": Command(
-        "a run's checkpoint to an export", "cromic_ds.checkpoints.export", "ExportSettings", "export", ("run",)
+        "export a checkpoint of a run for inference",
+        settings="cromic_ds.checkpoints.export:ExportSettings",
+        function="cromic_ds.checkpoints.export:export",
+        positional=("run",),
     ),
     "import-published": Command(
-        "a checkpoint of the published code to an export",
-        "cromic_ds.inference.import_published",
-        "ImportSettings",
-        "import_published",
-        ("state_dict",),
+        "convert a checkpoint of the published code to an export",
+        settings="cromic_ds.inference.import_published:ImportSettings",
+        function="cromic_ds.inference.import_published:import_published",
+        positional=("state_dict",),
     ),
     "generate": Command(
-        "comments for one post or a file of posts",
-        "cromic_ds.inference.generate",
-        "GenerateSettings",
-        "generate",
-        ("export",),
+        "generate comments for one post or for many",
+        settings="cromic_ds.inference.generate:GenerateSettings",
+        function="cromic_ds.inference.generate:generate",
+        positional=("export",),
     ),
     "evaluate": Command(
-        "scores of an export on a split", "cromic_ds.inference.evaluate", "EvaluateSettings", "evaluate", ("export",)
+        "score an export on a split of a store",
+        settings="cromic_ds.inference.evaluate:EvaluateSettings",
+        function="cromic_ds.inference.evaluate:evaluate",
+        positional=("export",),
     ),
     "predict": Command(
-        "the file that a task's server takes", "cromic_ds.inference.predict", "PredictSettings", "predict", ("export",)
+        "write the predictions file that a task's evaluation server accepts",
+        settings="cromic_ds.inference.predict:PredictSettings",
+        function="cromic_ds.inference.predict:predict",
+        positional=("export",),
     ),
-    "score": Command("scores of a predictions file", "cromic_ds.tools.score", "ScoreSettings", "score"),
-    "compare": Command("two results side by side", "cromic_ds.tools.compare", "CompareSettings", "compare", ("a", "b")),
+    "score": Command(
+        "score a file of predictions",
+        settings="cromic_ds.tools.score:ScoreSettings",
+        function="cromic_ds.tools.score:score",
+    ),
+    "compare": Command(
+        "compare two results, with confidence intervals",
+        settings="cromic_ds.tools.compare:CompareSettings",
+        function="cromic_ds.tools.compare:compare",
+        positional=("a", "b"),
+    ),
     "rate": Command(
-        "judge answers, blind to who wrote them, on a local web page",
-        "cromic_ds.tools.rating.rate",
-        "RateSettings",
-        "rate",
-        many=("predictions",),
+        "judge answers on a local web page without seeing which model wrote them",
+        settings="cromic_ds.tools.rating.rate:RateSettings",
+        function="cromic_ds.tools.rating.rate:rate",
+        several=("predictions",),
         flags=("report",),
     ),
     "table": Command(
-        "the results table: every model on every task",
-        "cromic_ds.tools.table.command",
-        "TableSettings",
-        "table",
+        "fill the results table: every model on every task",
+        settings="cromic_ds.tools.table.settings:TableSettings",
+        function="cromic_ds.tools.table.command:table",
         flags=("retry", "show"),
         recipe="recipe",
     ),
 }
+USAGE = f"""usage: cromic-ds COMMAND [--setting VALUE …]
+
+commands:
+{chr(10).join(f"  {name:17} {command.help}" for name, command in COMMANDS.items())}
+
+`cromic-ds help COMMAND` shows a command's settings. Training also starts with `deepspeed pretrain.py`, torchrun and srun.
+`cromic-ds completion bash` (or zsh) prints a script for the shell that completes commands and settings."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The console script `cromic-ds COMMAND …`."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help"):
-        print("usage: cromic-ds COMMAND [--setting value …]\n\ncommands (each has --help):")
-        print("\n".join(f"  {name:17} {command.help}" for name, command in COMMANDS.items()))
-        print("\nTraining is started by a launcher: deepspeed pretrain.py (or finetune.py), torchrun, or python.")
+    """Run `cromic-ds COMMAND …`."""
+    argv = without_local_rank(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help") or argv == ["help"]:
+        print(USAGE)
         sys.exit(0 if argv else 2)
-    name = argv[0]
+    name, *arguments = argv
     if name == "--version":
         from cromic_ds import __version__
 
         print(__version__)
         return
+    if name == "completion":
+        print(imported("cromic_ds.cli.completion:completion_script")(COMMANDS, arguments))
+        return
+    if name == "help":
+        name, arguments = arguments[0], ["--help", *arguments[1:]]
     if name not in COMMANDS:
-        fail(f"unknown command {name!r}{nearest(name, COMMANDS)}; `cromic-ds --help` lists them")
-    command = COMMANDS[name]
-    run_command(
-        f"cromic-ds {name}",
-        command.module,
-        command.settings,
-        command.function,
-        argv[1:],
-        positional=command.positional,
-        many=command.many,
-        flags=command.flags,
-        recipe=command.recipe,
-    )
-
-
-def script(prog: str, module: str, settings: str, function: str) -> None:
-    """A script that a launcher starts (`pretrain.py`, `finetune.py`)."""
-    # A scheduler may want the node back at any time: until the run takes these signals they wait.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
-    # DeepSpeed's launcher adds --local_rank=N; the environment says the same.
-    argv = [a for a in sys.argv[1:] if not a.startswith("--local_rank=")]
-    code = 0
+        known = [*COMMANDS, "help", "completion"]
+        fail(f"unknown command {name!r}{nearest(name, known)}; `cromic-ds --help` lists them")
+    if not COMMANDS[name].trains:
+        run_command(f"cromic-ds {name}", COMMANDS[name], arguments)
+        return
+    gpus, rest = take_option("--gpus", arguments)
+    if gpus is None or not {"-h", "--help", "--print_config"}.isdisjoint(arguments):
+        train(name, f"cromic-ds {name}", arguments, choose_folder=True)
     try:
-        run_command(prog, module, settings, function, argv, recipe="config")
+        sys.exit(imported("cromic_ds.engine.local_launch:launch")(gpus, ["cromic_ds", name, *rest]))
+    except UserError as error:
+        fail(str(error))
+
+
+def script(name: str) -> NoReturn:
+    """Run `pretrain.py` or `finetune.py`, which a launcher starts."""
+    train(name, f"{name}.py", without_local_rank(sys.argv[1:]))
+
+
+def train(name: str, prog: str, argv: list[str], choose_folder: bool = False) -> NoReturn:
+    """Run a training in this process, without --out in the folder that `run_folder_for` chooses if `choose_folder`."""
+    # A scheduler may want the node back at any time: these signals wait until the run handles them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
+    code: int | str = 0
+    try:
+        run_command(prog, COMMANDS[name], argv, name if choose_folder else None)
     except SystemExit as end:
         code = end.code or 0
-    leave(code)
+    leave(int(code))
 
 
 def leave(code: int) -> NoReturn:
-    """End this process after its exit handlers, but without shutting the interpreter down: a thread of gloo that still holds
-    a tensor of the last collective would ask a vanishing interpreter for its lock, and abort (pytorch issue 190489)."""
+    """End this process after its exit handlers, but without shutting the interpreter down.
+
+    A thread of gloo that still holds a tensor of the last collective would ask the vanishing interpreter for its lock and abort
+    (pytorch issue 190489).
+    """
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def run_command(
-    prog: str,
-    module: str,
-    settings: str,
-    function: str,
-    argv: list[str],
-    positional: tuple[str, ...] = (),
-    many: tuple[str, ...] = (),
-    flags: tuple[str, ...] = (),
-    recipe: str = "",
-) -> None:
-    """Parse `argv` into the settings dataclass and call the function with it."""
+def run_command(prog: str, command: Command, argv: list[str], training: str | None = None) -> None:
+    """Parse `argv` into the settings dataclass, check it, and call the command's function with it.
+
+    Args:
+        training: `pretrain` or `finetune` as a command of `cromic-ds`, which has --gpus and chooses its run folder.
+    """
     try:
-        implementation = importlib.import_module(module)
-        kind = getattr(implementation, settings)
-        options = with_options_of_chosen_model(kind, argv, recipe)
-        parser = make_parser(prog, options, positional, many, flags, recipe, implementation.__doc__)
-        values = parser.parse_args(argv)
-        check_sections(values, options)
-        values = parser.instantiate(values)
-        fields = {f.name: getattr(values, f.name) for f in dataclasses.fields(kind)}
-        getattr(implementation, function)(kind(**with_model_settings(fields)))
+        kind = imported(command.settings)
+        settings, recipes = imported("cromic_ds.cli.parser:parse")(
+            prog, command, kind, argv, launches=training is not None
+        )
+        if training and take_option("--out", argv)[0] is None:
+            settings.out = str(run_folder_for(settings.out, training, kind().out, recipes))
+        check_settings(settings)
+        imported(command.function)(settings)
     except UserError as error:
         fail(str(error))
     except BrokenPipeError:  # `cromic-ds … | head`
         os._exit(0)
+
+
+def without_local_rank(argv: Sequence[str]) -> list[str]:
+    """Return the arguments without --local_rank=N, which DeepSpeed's launcher adds; the environment contains it too."""
+    return [argument for argument in argv if not argument.startswith("--local_rank=")]
+
+
+def take_option(name: str, argv: list[str]) -> tuple[str | None, list[str]]:
+    """Return the last value of an option, None if it is not given, and the other arguments."""
+    value, rest, following = None, [], iter(argv)
+    for argument in following:
+        if argument == name:
+            value = next(following, "")
+        elif argument.startswith(f"{name}="):
+            value = argument.removeprefix(f"{name}=")
+        else:
+            rest.append(argument)
+    return value, rest
+
+
+def run_folder_for(out: str, command: str, default: str, recipes: list[str]) -> Path:
+    """Return the first of NAME, NAME-2, NAME-3, … that contains no finished run: an interrupted run is continued, and a
+    finished one is never overwritten. NAME is the recipe's `out`, or runs/COMMAND_RECIPE if it has none."""
+    base = Path(out)
+    if out == default and recipes:
+        base = Path("runs") / f"{command}_{Path(recipes[-1]).stem}"
+    folder, number = base, 1
+    while RunFolder(folder).finished.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder

@@ -1,4 +1,4 @@
-"""One line for each error of the command line."""
+"""Errors of the command line, each in one line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from cromic_ds.errors import nearest
 
 
 def fail(message: str) -> NoReturn:
-    # Under a launcher every rank of a node has the same error (a folder that is missing there, say); one of them says it.
+    """Print the message as an error and exit with code 2."""
+    # Under a launcher all ranks of a host have the same error (a folder that is missing there, say): the first one prints it.
     if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
         print(f"error: {message}", file=sys.stderr)
     sys.stderr.flush()
@@ -21,7 +22,11 @@ def fail(message: str) -> NoReturn:
 
 
 def explain(message: str, types: dict[str, Any]) -> str:
-    """jsonargparse's message in one line, with the nearest valid name for an unknown key, the valid values for a wrong one."""
+    """Return jsonargparse's message in one line, with the nearest valid name of an unknown setting or what a value should be.
+
+    Args:
+        types: the type of each setting by its dotted name.
+    """
     text = " ".join(message.split())
     unknown = re.search(
         r"unrecognized arguments?: -*([\w.-]+)"
@@ -36,17 +41,17 @@ def explain(message: str, types: dict[str, Any]) -> str:
     if not wrong:
         return text
     name, reason = wrong.groups()
-    value = re.search(r"(?:Got|Given) value: (.*)|Unable to load config '(.*?)'", reason)
-    if name not in types or not value:
+    found = re.search(r"(?:Got|Given) value: (.*)|Unable to load config '(.*?)'", reason)
+    if name not in types or not found:
         return f"{name}: {reason}"
-    value = value[1] or value[2] or ""
+    value = found[1] or found[2] or ""
     parts = (types[name], *get_args(types[name]))  # a Literal, or one beside null
     options = [option for part in parts for option in get_args(part) if isinstance(option, str)]
     return f"{name} is {value!r}: expected {expected(types[name])}{nearest(value, options)}"
 
 
 def expected(hint: Any) -> str:
-    """A type in words."""
+    """Return a type in words."""
     if dataclasses.is_dataclass(hint):
         return f"settings by name ({', '.join(f.name for f in dataclasses.fields(hint)[:3])}, …)"
     if get_origin(hint) is Literal:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, get_type_hints
 
-from cromic_ds.shipped import shipped
+from cromic_ds.cli.recipes import find_recipe
+from cromic_ds.errors import UserError
 
 CHOOSING = ("backbone", "model", "model.init_from", "model.name")
 
@@ -70,10 +70,9 @@ def _given(arguments: Sequence[str], recipe: str) -> Iterator[tuple[str, Any]]:
 
 def _read(recipe: str) -> Any:
     """The content of a recipe: a path, or the name of a shipped one."""
-    path = Path(recipe)
     try:
-        return _yaml((path if path.is_file() else shipped("recipes") / f"{recipe}.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
+        return _yaml(find_recipe(recipe, "").read_text(encoding="utf-8"))
+    except (UserError, OSError, UnicodeDecodeError):
         return None
 
 

@@ -2,54 +2,153 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-from typing import Any, NoReturn, get_type_hints
+import sys
+from itertools import pairwise
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
+
+from cromic_ds.cli.command import Command
 from cromic_ds.cli.messages import expected, explain, fail
-from cromic_ds.cli.model_options import hide_constants
+from cromic_ds.cli.model_options import hide_constants, with_model_settings, with_options_of_chosen_model
+from cromic_ds.cli.recipes import find_recipe
+from cromic_ds.errors import nearest
+
+GPUS = """Start this many processes, one for each GPU, with DeepSpeed's launcher on this machine. all: every GPU, or two
+processes on the CPU if there is none. Without this option, training runs in this process."""
 
 
-def make_parser(
-    prog: str,
-    kind: type,
-    positional: tuple[str, ...],
-    many: tuple[str, ...],
-    flags: tuple[str, ...],
-    recipe: str,
-    about: str | None,
-) -> Any:
-    """A jsonargparse parser for a settings dataclass, nested dataclasses as `--section.key`."""
-    from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+class RecipeFile(ActionConfigFile):
+    """A YAML file by its path, or a shipped recipe by its name."""
 
-    class Parser(ArgumentParser):
-        """Errors in one line, with the nearest valid name for a mistyped one."""
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        super().__call__(parser, cfg, str(find_recipe(str(values), option_string or "recipe")), option_string)
 
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            fail(explain(message, setting_types(kind)))
 
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    # Without abbreviations: `--loop.step` would pass for `--loop.steps`.
-    parser = Parser(prog=prog, description=(about or "").split("\n\n")[0], allow_abbrev=False)
-    if recipe:
-        parser.add_argument(
-            f"--{recipe}", action=ActionConfigFile, help="YAML recipe; later options override its values."
+class HelpFormatter(DefaultHelpFormatter):
+    """jsonargparse's, without the type of an option whose choices are shown, and with line breaks kept in the description."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return argparse.RawDescriptionHelpFormatter._fill_text(self, text, width, indent)  # type: ignore[arg-type]
+
+    def _get_type_str(self, action: argparse.Action) -> str | None:
+        return None if str(action.metavar).startswith("{") else super()._get_type_str(action)
+
+
+class Parser(ArgumentParser):
+    """Report errors in one line, with the nearest valid name for a mistyped one; begin the help with the sections."""
+
+    def __init__(self, prog: str, command: Command, kind: type) -> None:
+        self.kind = kind
+        places = " ".join(name.upper() for name in command.positional)
+        usage = " ".join(filter(None, (prog, places, "[--setting VALUE …]")))
+        # Without abbreviations: `--loop.step` would pass for `--loop.steps`.
+        super().__init__(
+            prog=prog,
+            usage=usage,
+            description=command.description,
+            allow_abbrev=False,
+            formatter_class=HelpFormatter,
         )
-    parser.add_class_arguments(kind, as_positional=False, skip={*positional, *many, *flags})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        own = {action.dest: str for action in self._actions if action.option_strings}
+        fail(explain(message, {**own, **setting_types(self.kind)}))
+
+    def format_section(self, name: str) -> str:
+        """Return the help of one section. The parser is used up afterwards."""
+        known = sections_of(self.kind)
+        if name not in known:
+            fail(f"no section {name!r}{nearest(name, known)}; the sections are {', '.join(known)}")
+        self.usage, self.description = argparse.SUPPRESS, None
+        self._action_groups = [
+            group for group in self._action_groups if any(a.dest.startswith(f"{name}.") for a in group._group_actions)
+        ]
+        return self.format_help()
+
+
+def parse(prog: str, command: Command, kind: type, argv: list[str], launches: bool = False) -> tuple[Any, list[str]]:
+    """Return the settings in `argv`, a dataclass of type `kind`, and the recipes that they come from.
+
+    Args:
+        launches: see `make_parser`.
+
+    Raises:
+        SystemExit: wrong input, or the help is printed.
+    """
+    options = with_options_of_chosen_model(kind, argv, command.recipe)
+    parser = make_parser(prog, command, options, launches)
+    for option, section in pairwise(argv):
+        if option in ("-h", "--help") and not section.startswith("-") and sections_of(kind):
+            print(parser.format_section(section), end="")
+            sys.exit()
+    values = parser.parse_args(argv)
+    if launches and "gpus" in values:
+        fail("gpus is no setting of a recipe: give --gpus on the command line")
+    check_sections(values, options)
+    values = parser.instantiate(values)
+    recipes = [str(path) for path in (values[command.recipe] if command.recipe else None) or []]
+    fields = {field.name: values[field.name] for field in dataclasses.fields(kind)}
+    return kind(**with_model_settings(fields)), recipes
+
+
+def make_parser(prog: str, command: Command, kind: type, launches: bool = False) -> Parser:
+    """Return a parser for a settings dataclass, nested dataclasses as `--section.key`.
+
+    Args:
+        launches: whether the command has the option --gpus.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = Parser(prog, command, kind)
+    if command.recipe:
+        what = "Recipe: a YAML file of settings, or the name of a shipped one; later options override its values."
+        parser.add_argument(f"--{command.recipe}", action=RecipeFile, metavar="RECIPE", help=what)
+    if launches:
+        parser.add_argument("--gpus", metavar="N|all", default=argparse.SUPPRESS, help=" ".join(GPUS.split()))
+    parser.add_class_arguments(kind, as_positional=False, skip={*command.positional, *command.several, *command.flags})
     help_of = attribute_docs(kind)
     for field in dataclasses.fields(kind):
-        if field.name in positional:
-            several = {"nargs": "+"} if field.name in many else {}
+        if field.name in command.positional:
+            several: dict[str, Any] = {"nargs": "+"} if field.name in command.several else {}
             parser.add_argument(field.name, help=help_of.get(field.name), **several)
-        elif field.name in many:
+        elif field.name in command.several:
             parser.add_argument(f"--{field.name}", nargs="+", default=[], help=help_of.get(field.name))
-        elif field.name in flags:
+        elif field.name in command.flags:
             parser.add_argument(f"--{field.name}", action="store_true", help=help_of.get(field.name))
     hide_constants(parser, kind)
+    _polish_help(parser)
     return parser
 
 
+def _polish_help(parser: Parser) -> None:
+    """List the sections first, name them in the titles of their options, and show enumerations as choices."""
+    sections = sections_of(parser.kind)
+    if sections:
+        listed = "\n".join(f"  {name:9}  {about}" for name, about in sections.items() if "." not in name)
+        parser.description = f"{parser.description}\n\nsections (--help SECTION prints one of them):\n{listed}"
+    for group in parser._action_groups:
+        for action in group._group_actions:
+            if action.dest in sections:  # jsonargparse's option for a file with this section's settings
+                action.help = argparse.SUPPRESS
+                group.title = f"{action.dest}: {group.title}"
+            elif choices := _choices(getattr(action, "_typehint", None)):
+                action.metavar = "{" + ",".join(choices) + "}"
+
+
+def _choices(hint: Any) -> list[str]:
+    """Return the values of `Literal[…] | None`, none for other types (jsonargparse does a plain Literal itself)."""
+    options = get_args(hint)
+    if type(None) not in options or not any(get_origin(option) is Literal for option in options):
+        return []
+    if any(option is not type(None) and get_origin(option) is not Literal for option in options):
+        return []
+    return [*(str(value) for option in options for value in get_args(option)), "null"]
+
+
 def attribute_docs(kind: type) -> dict[str, str]:
-    """The docstrings below a dataclass's fields, inherited ones included."""
+    """Return the docstrings below a dataclass's fields, inherited ones included."""
     from docstring_parser import parse_from_object
 
     bases = reversed(kind.__mro__[:-1])
@@ -57,19 +156,23 @@ def attribute_docs(kind: type) -> dict[str, str]:
 
 
 def setting_types(kind: type) -> dict[str, Any]:
-    """Dotted name to type of every setting, those of nested dataclasses (and these themselves) included."""
+    """Return the type of every setting by its dotted name, nested dataclasses and their fields included."""
     types: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
         types[name] = hint
-        if dataclasses.is_dataclass(hint):
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             types |= {f"{name}.{inner}": inner_hint for inner, inner_hint in setting_types(hint).items()}
     return types
 
 
-def check_sections(values: Any, kind: type) -> None:
-    """jsonargparse takes anything for a nested dataclass in a YAML file, `loop: 3` too."""
-    from jsonargparse import Namespace
+def sections_of(kind: type) -> dict[str, str]:
+    """Return the first line of the docstring of every nested dataclass by its dotted name."""
+    types = setting_types(kind).items()
+    return {name: (hint.__doc__ or "").strip().split("\n")[0] for name, hint in types if dataclasses.is_dataclass(hint)}
 
+
+def check_sections(values: Any, kind: type) -> None:
+    """Reject a value that is no section where one belongs (`loop: 3`), which jsonargparse takes from a YAML file."""
     for name, hint in setting_types(kind).items():
         if dataclasses.is_dataclass(hint) and not isinstance(values[name], Namespace):
             fail(f"{name} is {values[name]!r}: expected {expected(hint)}")

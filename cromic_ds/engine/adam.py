@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from cromic_ds.engine.operations import CPU_ADAM, announce_compilation
 from cromic_ds.errors import UserError
 
 
@@ -69,6 +70,7 @@ def _deepspeed_cpu_available(device: torch.device) -> bool:
 def _deepspeed_cpu(groups: list[dict], options: dict) -> torch.optim.Optimizer:
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
+    announce_compilation(CPU_ADAM)
     return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from collections.abc import Mapping
 from datetime import timedelta
@@ -9,6 +11,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from cromic_ds.engine.operations import COLLECTIVES, announce_compilation
 from cromic_ds.ranks.collectives import barrier
 from cromic_ds.ranks.launcher import Ranks, free_port, local_device, ranks_from
 from cromic_ds.ranks.rendezvous import JOIN, check_devices, free_with_process, meet
@@ -31,8 +34,6 @@ def start(environ: Mapping[str, str] = os.environ) -> Ranks:
         MASTER_ADDR=ranks.master_addr,
         MASTER_PORT=str(ranks.master_port or free_port()),
     )
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
     if torch.cuda.is_available():
@@ -40,7 +41,11 @@ def start(environ: Mapping[str, str] = os.environ) -> Ranks:
         torch.cuda.set_device(local_device())
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     meeting = meet(ranks, JOIN)
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timedelta(minutes=30))
+    if backend == "gloo":
+        announce_compilation(COLLECTIVES)
+    # Every rank prints that DeepSpeed's operation was built successfully.
+    with contextlib.redirect_stdout(io.StringIO()):
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timedelta(minutes=30))
     barrier()
     del meeting
     free_with_process(ranks)

@@ -14,6 +14,7 @@ import yaml
 from helpers.paths import REPOSITORY
 
 from cromic_ds.cli import commands as cli
+from cromic_ds.cli.command import imported
 from cromic_ds.cli.commands import COMMANDS, main
 from cromic_ds.cli.parser import attribute_docs, setting_types
 from cromic_ds.models.settings import as_values, with_model_options
@@ -22,10 +23,7 @@ from cromic_ds.training.run import RunSettings
 
 RECIPES = sorted(p for p in (REPOSITORY / "recipes").glob("*.yaml") if not p.stem.startswith("table_"))
 SCRIPT = "pretrain.py"
-SCRIPTS = {
-    "pretrain.py": ("cromic_ds.training.pretrain", "PretrainSettings", "pretrain"),
-    "finetune.py": ("cromic_ds.training.finetune", "FinetuneSettings", "finetune"),
-}
+SCRIPTS = {"pretrain.py": COMMANDS["pretrain"], "finetune.py": COMMANDS["finetune"]}
 
 
 @pytest.fixture
@@ -40,7 +38,7 @@ def command(capsys, monkeypatch):
         try:
             if name in SCRIPTS:
                 monkeypatch.setattr(sys, "argv", [name, *arguments])
-                cli.script(name, *SCRIPTS[name])
+                cli.script(name.removesuffix(".py"))
             else:
                 main([name, *arguments])
         except SystemExit as exit_:
@@ -55,7 +53,8 @@ def command(capsys, monkeypatch):
 def parsed(command, monkeypatch):
     """parsed("--seed", "3"): the settings that `pretrain` (or `finetune`) would be called with."""
     received: list[RunSettings] = []
-    for module, _, function in SCRIPTS.values():
+    for command_ in SCRIPTS.values():
+        module, _, function = command_.function.partition(":")
         monkeypatch.setattr(importlib.import_module(module), function, received.append)
 
     def run(*arguments: str, script: str = SCRIPT) -> RunSettings:
@@ -76,8 +75,7 @@ def recipe(folder: Path, text: str) -> str:
 
 
 def settings_of(name: str) -> type:
-    module, settings = SCRIPTS[name][:2] if name in SCRIPTS else COMMANDS[name][1:3]
-    return with_model_options(getattr(importlib.import_module(module), settings), "cmt")
+    return with_model_options(imported(COMMANDS[name.removesuffix(".py")].settings), "cmt")
 
 
 def leaves(kind: type, prefix: str = "") -> dict[str, tuple[type, str]]:
@@ -330,7 +328,8 @@ def test_the_settings_of_a_run_folder_can_be_fed_back(parsed, tmp_path):
 def test_a_script_ends_after_its_exit_handlers_and_before_the_interpreter(function, code, said):
     program = f"""if True:
         import atexit, types, sys, dataclasses
-        from cromic_ds.cli import script
+        from cromic_ds.cli.command import Command
+        from cromic_ds.cli.commands import COMMANDS, script
         from cromic_ds.errors import UserError
         class Ends:
             def __del__(self, write=sys.stdout.write):
@@ -343,9 +342,10 @@ def test_a_script_ends_after_its_exit_handlers_and_before_the_interpreter(functi
         ends = Ends()
         atexit.register(print, "exit handler")
         sys.argv = ["script.py"]
+        COMMANDS["script"] = Command("nothing", "a_script:Settings", "a_script:function", recipe="config")
         sys.modules["a_script"] = types.ModuleType("a_script")
         vars(sys.modules["a_script"]).update(Settings=Settings, function=function, ends=ends)
-        script("script.py", "a_script", "Settings", "function")
+        script("script")
     """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
     assert (ended.returncode, ended.stdout) == (code, said), ended.stderr

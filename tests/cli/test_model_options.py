@@ -8,8 +8,10 @@ import json
 import pytest
 from helpers.paths import REPOSITORY
 
-from cromic_ds.cli.model_options import with_model_settings, with_options_of_chosen_model
-from cromic_ds.cli.parser import make_parser, setting_types
+from cromic_ds.cli.commands import COMMANDS
+from cromic_ds.cli.model_options import with_options_of_chosen_model
+from cromic_ds.cli.parser import parse as parse_settings
+from cromic_ds.cli.parser import setting_types
 from cromic_ds.models.common.config import settings_of
 from cromic_ds.models.registry import MODELS
 from cromic_ds.models.settings import ModelSettings, as_values
@@ -20,10 +22,8 @@ from cromic_ds.training.startup import open_folder, settings_dict
 
 def parse(*arguments: str, kind: type = PretrainSettings):
     """The settings of a training's command line."""
-    options = with_options_of_chosen_model(kind, arguments, "config")
-    parser = make_parser("test", options, (), (), (), "config", None)
-    values = parser.instantiate(parser.parse_args(list(arguments)))
-    return kind(**with_model_settings({f.name: getattr(values, f.name) for f in dataclasses.fields(kind)}))
+    command = COMMANDS["pretrain" if kind is PretrainSettings else "finetune"]
+    return parse_settings("test", command, kind, list(arguments))[0]
 
 
 def help_of(capsys, *arguments: str) -> str:

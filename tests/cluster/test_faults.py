@@ -132,10 +132,8 @@ class OverSsh(Training):
 def write_script(checkout: Path, *first: str) -> None:
     """Write a pretrain.py that executes some lines first."""
     (checkout / "pretrain.py").unlink()
-    imports = (
-        "import os\nfrom datetime import timedelta\nfrom pathlib import Path\nfrom cromic_ds.cli.commands import script"
-    )
-    start = 'script("pretrain.py", "cromic_ds.training.pretrain", "PretrainSettings", "pretrain")'
+    imports = "import os\nfrom datetime import timedelta\nfrom pathlib import Path\nfrom cromic_ds.cli import script"
+    start = 'script("pretrain")'
     (checkout / "pretrain.py").write_text("\n".join([imports, *first, start]) + "\n")
 
 

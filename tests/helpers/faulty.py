@@ -52,4 +52,4 @@ def faulty(run: loop.Run):
 
 loop.next_batches = faulty
 sys.argv[0] = "pretrain.py"
-script("pretrain.py", "cromic_ds.training.pretrain", "PretrainSettings", "pretrain")
+script("pretrain")

@@ -101,4 +101,4 @@ if __name__ == "__main__":
         setup.make_model = spoilt
     checkpoint.load_checkpoint, saving.CheckpointWriter.begin = load, save
     pretrain.run_training = functools.partial(run.run_training, objective=note)
-    script("pretrain.py", "cromic_ds.training.pretrain", "PretrainSettings", "pretrain")
+    script("pretrain")

@@ -1,0 +1,44 @@
+"""What the command line knows of a command."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from cromic_ds.cli.messages import fail
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its help, and where its settings and its function are. Nothing is imported before it is needed."""
+
+    help: str
+    settings: str  # module:dataclass. --help imports this module: it should import nothing that takes long.
+    function: str  # module:function
+    positional: tuple[str, ...] = ()  # settings that are given without `--name`
+    several: tuple[str, ...] = ()  # settings that take several values, after one `--name` or as the positional ones
+    flags: tuple[str, ...] = ()  # settings that are true if `--name` is given, without a value
+    recipe: str = ""  # name of the option that takes a YAML file of settings
+    trains: bool = False
+
+    @property
+    def description(self) -> str:
+        return f"{self.help[0].upper()}{self.help[1:]}."
+
+
+def imported(place: str) -> Any:
+    """Import `module:name`. Exit with one line if a library is missing, as without the environment activated."""
+    module, _, name = place.partition(":")
+    try:
+        found = importlib.import_module(module)
+        return getattr(found, name) if name else found
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing in ("", "cromic_ds"):
+            raise
+        fail(
+            f"there is no module {missing!r} in this Python ({sys.executable}): activate the environment that cromic_ds is "
+            "installed in (in a checkout: source .venv/bin/activate)"
+        )
