@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cromic_ds.data.open_dataset import open_dataset as open_dataset
-    from cromic_ds.inference.job import load as load
+    from cromic_ds.inference.loaded import load as load
     from cromic_ds.models.registry import build_model as build_model
     from cromic_ds.tasks import TASKS as TASKS
 
@@ -20,7 +20,7 @@ __all__ = ["TASKS", "__version__", "build_model", "load", "open_dataset"]
 _HOMES = {
     "TASKS": "cromic_ds.tasks",
     "build_model": "cromic_ds.models.registry",
-    "load": "cromic_ds.inference.job",
+    "load": "cromic_ds.inference.loaded",
     "open_dataset": "cromic_ds.data.open_dataset",
 }
 

@@ -1,12 +1,12 @@
 import re
 
 import pytest
+from cromic_ds.tools.table.settings import TABLE_SCORES, TABLE_TASKS
 from helpers.paths import REPOSITORY
 
 from cromic_ds.data.dataset import Texts
 from cromic_ds.errors import UserError
 from cromic_ds.tasks import TASKS
-from cromic_ds.tools.table.columns import SCORES, TASK_NAMES
 
 CAPTIONS = ("aic_icc", "flickr30k_cn", "muge")
 
@@ -85,8 +85,8 @@ def test_the_document_has_every_task_with_its_length():
 
 
 def test_the_columns_of_the_results_table():
-    assert list(TASK_NAMES.values()) == ["MUGE", "AIC-ICC", "Flickr30k-CN", "FM-IQA", "VQA v2.0"]
-    assert {name: list(scores) for name, scores in SCORES.items()} == {
+    assert [task.title for task in TABLE_TASKS] == ["MUGE", "AIC-ICC", "Flickr30k-CN", "FM-IQA", "VQA v2.0"]
+    assert {name: list(scores) for name, scores in TABLE_SCORES.items()} == {
         **{name: ["cider", "bleu_4", "rouge_l"] for name in CAPTIONS},
         "fmiqa": ["cider", "bleu_4", "exact_match"],
         "vqa2": ["accuracy"],
