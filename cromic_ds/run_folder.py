@@ -28,11 +28,41 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-class RunFolder:
-    """Paths in a run folder. Nothing is created, and only the plural names look at the disk.
+class _Name:
+    """A name in the folder: `RunFolder(path).config` is `path / "config.yaml"`."""
 
-    A plain class, because the watchers that import it have to start fast.
+    def __init__(self, name: str):
+        self.name = name
+
+    def __get__(self, folder: RunFolder, _owner: type) -> Path:
+        return folder.path / self.name
+
+
+class RunFolder:
+    """Paths in a run folder. Nothing is created, and only methods with a plural name look at the disk.
+
+    No dataclass, because the watchers that import it have to start fast.
     """
+
+    config = _Name("config.yaml")  # all settings as resolved; `--config` reads it
+    ds_config = _Name("ds_config.json")
+    metrics = _Name("metrics.jsonl")
+    log = _Name("log.txt")
+    model = _Name("model")  # config and tokenizer, written at the start
+    export = _Name("export")
+    samples = _Name("samples")
+    finished = _Name("finished.json")  # exists exactly while the run is complete and exported
+    lock = _Name("lock.json")  # names the job that uses the folder
+    collectives = _Name("comms.txt")  # counts, times and bandwidths of DeepSpeed's collectives
+    flops_profile = _Name("flops_profile.txt")
+    tensorboard = _Name("tensorboard")
+    wandb = _Name("wandb")
+    wandb_run_id = _Name("wandb_run_id")  # contains the id of the run in W&B, which a resumed run keeps
+    document_frequencies = _Name("scst_df.npz")  # CIDEr's, of the training split, for self-critical training
+    checkpoints = _Name("checkpoints")
+    latest = _Name("checkpoints/latest")  # contains the name of the newest checkpoint
+    best = _Name("checkpoints/best")  # contains the name of the checkpoint with the best evaluation score
+    ranks = _Name("ranks")
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
@@ -43,80 +73,13 @@ class RunFolder:
     def __str__(self) -> str:
         return str(self.path)
 
-    @property
-    def config(self) -> Path:
-        """All settings as resolved; `--config` takes it again."""
-        return self.path / "config.yaml"
-
-    @property
-    def ds_config(self) -> Path:
-        return self.path / "ds_config.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "log.txt"
-
     def rank_log(self, rank: int) -> Path:
         """The log of a rank other than 0."""
         return self.path / "logs" / f"rank-{rank:05d}.txt"
 
-    @property
-    def model(self) -> Path:
-        """Config and tokenizer, written at the start of a run."""
-        return self.path / "model"
-
-    @property
-    def export(self) -> Path:
-        return self.path / "export"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples"
-
     def trace(self, rank: int) -> Path:
         """A rank's profile of the steps in `profile.trace`."""
         return self.path / "profile" / f"rank-{rank}.trace.json"
-
-    @property
-    def flops_profile(self) -> Path:
-        return self.path / "flops_profile.txt"
-
-    @property
-    def collectives(self) -> Path:
-        """Counts, times and bandwidths of DeepSpeed's collectives."""
-        return self.path / "comms.txt"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def wandb_run_id(self) -> Path:
-        """Contains the id of the run in W&B, which a resumed run keeps."""
-        return self.path / "wandb_run_id"
-
-    @property
-    def wandb(self) -> Path:
-        return self.path / "wandb"
-
-    @property
-    def finished(self) -> Path:
-        """Exists exactly while the run in the folder is complete and exported."""
-        return self.path / "finished.json"
-
-    @property
-    def document_frequencies(self) -> Path:
-        """CIDEr's document frequencies of the training split, which self-critical training counts once."""
-        return self.path / "scst_df.npz"
-
-    @property
-    def lock(self) -> Path:
-        """Names the job that uses the folder."""
-        return self.path / "lock.json"
 
     def stale_lock(self, attempt: str) -> Path:
         """Where a start of the run moves the lock of a job that has died."""
@@ -127,20 +90,6 @@ class RunFolder:
         return self.path / f".preflight-{attempt}{'' if rank is None else f'-{rank}'}"
 
     # ---- checkpoints
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def latest(self) -> Path:
-        """Contains the name of the newest checkpoint."""
-        return self.checkpoints / "latest"
-
-    @property
-    def best(self) -> Path:
-        """Contains the name of the checkpoint with the best evaluation score."""
-        return self.checkpoints / "best"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / step_name(step)
@@ -164,10 +113,6 @@ class RunFolder:
         return list(self.checkpoints.glob(".writing-*"))
 
     # ---- ranks
-
-    @property
-    def ranks(self) -> Path:
-        return self.path / "ranks"
 
     def rank_state(self, rank: int) -> Path:
         """What a rank does at the moment; its watcher writes the file."""

@@ -1,4 +1,7 @@
-"""Whether a process of this host is still the one that was meant. Standard library only: the watcher uses it too."""
+"""Processes of this host: whether one still is the one that was meant, and how many died because memory was used up.
+
+Standard library only: the watcher uses it too.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,21 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
+
+
+def oom_kills() -> int:
+    """Return how many processes of this process's cgroup the kernel has killed because memory was used up."""
+    kills = 0
+    try:
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            file = {"": "memory.events", "memory": "memory.oom_control"}.get(controllers)  # cgroups version 2 and 1
+            if file and (events := Path(f"/sys/fs/cgroup/{controllers}{group}/{file}")).exists():
+                fields = events.read_text().split()
+                kills += int(fields[fields.index("oom_kill") + 1])
+    except (OSError, ValueError):
+        pass
+    return kills
 
 
 def _stat(pid: int | None) -> list[str]:

@@ -23,7 +23,7 @@ if __name__ == "__main__" and ROOT not in sys.path:  # Python's isolated mode fi
     sys.path.insert(0, ROOT)
 
 from cromic_ds.files import read_json_if_there, write_json  # noqa: E402
-from cromic_ds.ranks.processes import process_state  # noqa: E402
+from cromic_ds.ranks.processes import oom_kills, process_state  # noqa: E402
 from cromic_ds.run_folder import RunFolder  # noqa: E402
 
 TICK = 0.5  # seconds between looks
@@ -321,21 +321,6 @@ class Watcher:
             time.sleep(0.05)
         time.sleep(0.05)  # it may still be writing
         return os.pread(self.stack, 1 << 16, before).decode(errors="replace")
-
-
-def oom_kills() -> int:
-    """Return how many processes of this process's cgroup the kernel has killed because memory was used up."""
-    kills = 0
-    try:
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, group = line.split(":", 2)
-            file = {"": "memory.events", "memory": "memory.oom_control"}.get(controllers)  # cgroups version 2 and 1
-            if file and (events := Path(f"/sys/fs/cgroup/{controllers}{group}/{file}")).exists():
-                fields = events.read_text().split()
-                kills += int(fields[fields.index("oom_kill") + 1])
-    except (OSError, ValueError):
-        pass
-    return kills
 
 
 if __name__ == "__main__":
