@@ -46,16 +46,15 @@ def peak_mb() -> float:
 
 def measure(size: int) -> dict[str, float]:
     """Return the seconds from a ready data set to the first batch of 64, and the peak memory of the process in MB."""
+    from cromic_ds.batch import BatchSplit
     from cromic_ds.data.loader import DataSettings, special_tokens, training_batches
     from cromic_ds.data.open_dataset import open_dataset
 
     dataset = Repeated(open_dataset(ROOT / "data" / "store", "train"), size)
     special_tokens(dataset.tokenizer_path)  # imports transformers first, because that takes longer than the difference
-    run = {"global_batch": 64, "micro_batch": 64, "rank": 0, "world_size": 1, "seed": 0}
+    settings, split, run = DataSettings(workers=0), BatchSplit(64, 64), {"first_step": 0, "last_step": 10**6, "seed": 0}
     start = time.perf_counter()
-    [batch] = next(
-        training_batches(dataset, DataSettings(workers=0), image_size=112, first_step=0, last_step=10**6, **run)
-    )
+    [batch] = next(training_batches(dataset, settings, split, rank=0, image_size=112, **run))
     seconds = time.perf_counter() - start
     assert batch.n_posts == 64 and not batch.skipped
     return {"seconds": seconds, "mb": peak_mb()}

@@ -109,6 +109,11 @@ class RunFolder:
         return self.path / "finished.json"
 
     @property
+    def document_frequencies(self) -> Path:
+        """CIDEr's document frequencies of the training split, which self-critical training counts once."""
+        return self.path / "scst_df.npz"
+
+    @property
     def lock(self) -> Path:
         """Names the job that uses the folder."""
         return self.path / "lock.json"

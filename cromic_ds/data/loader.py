@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from cromic_ds.batch import Batch
+from cromic_ds.batch import Batch, BatchSplit
 from cromic_ds.data.collate import LoadedExample, SkippedExample, SpecialTokens, collate
 from cromic_ds.data.dataset import Dataset, Tokens, UnreadableRecord
 from cromic_ds.data.images import training_image
@@ -212,46 +212,39 @@ def _reader(dataset: Dataset, settings: DataSettings, image_size: int, n_answers
 def training_batches(
     dataset: Dataset,
     settings: DataSettings,
+    split: BatchSplit,
+    rank: int,
     *,
     image_size: int,
-    global_batch: int,
-    micro_batch: int,
-    rank: int,
-    world_size: int,
     seed: int,
     first_step: int,
     last_step: int,
     n_answers: int = 0,
 ) -> Iterator[list[Batch]]:
-    """This rank's micro-batches of each step in [first_step, last_step).
+    """Yield this rank's micro-batches of each step in [first_step, last_step).
 
-    Micro-batch a of rank r in step t holds the global positions t·G + (a·world_size + r)·micro_batch + j. `image_size`
-    is the side in pixels of the crops, 0 where the model reads no images; `n_answers` the size of the answer vocabulary
-    where answers are classified. Raises UserError, at once, where the batch sizes do not fit.
+    Micro-batch a of rank r in step t holds the global positions t·G + (a·world size + r)·micro-batch + j of the order.
+
+    Args:
+        image_size: side of the crops in pixels; 0 if the model reads no images.
+        n_answers: size of the answer vocabulary if answers are classified.
+
+    Raises:
+        UserError: at once, if the split of the data is empty.
     """
-    if micro_batch < 1 or global_batch < 1:
-        raise UserError(
-            f"a global batch of {global_batch} in micro-batches of {micro_batch} posts: both must be at least 1"
-        )
-    if global_batch % (micro_batch * world_size):
-        raise UserError(
-            f"a global batch of {global_batch} posts cannot be split into micro-batches of {micro_batch} on "
-            f"{world_size} processes: make it a multiple of {micro_batch * world_size}"
-        )
-    accumulation = global_batch // (micro_batch * world_size)
-    reader = _reader(dataset, settings, image_size, n_answers)
     train = TrainMicroBatches(
-        reader=reader,
+        reader=_reader(dataset, settings, image_size, n_answers),
         special=special_tokens(dataset.tokenizer_path),
         order=Order(len(dataset), seed),
         comments_per_post=settings.comments_per_post,
-        micro_batch=micro_batch,
+        micro_batch=split.micro_batch,
         rank=rank,
-        world_size=world_size,
+        world_size=split.world_size,
     )
-    # reader processes work on single micro-batches, so their memory does not grow with the accumulation
-    batches = _load(train, range(first_step * accumulation, last_step * accumulation), settings)
-    return ([next(batches) for _ in range(accumulation)] for _ in range(first_step, last_step))
+    # Readers load one micro-batch at a time, so the memory that they hold does not grow with the accumulation.
+    n = split.accumulation
+    batches = _load(train, range(first_step * n, last_step * n), settings)
+    return ([next(batches) for _ in range(n)] for _ in range(first_step, last_step))
 
 
 def eval_batches(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cromic_ds.batch import BatchSplit
 from cromic_ds.engine.schema import AUTO, check_schema, dotted, strings_of
 from cromic_ds.errors import UserError
 from cromic_ds.models.common.precision import AUTOCAST
@@ -28,11 +29,8 @@ DEFAULT_NVME_PATH = Path(tempfile.gettempdir()) / "cromic_ds_offload"
 class ResolveFacts:
     """What the recipe and the launch decide, and "auto" stands for."""
 
-    global_batch: int
-    """Posts per optimizer step, over all ranks and accumulation steps."""
-    micro_batch: int = 0
-    """Posts per forward pass and rank; 0 = the largest divisor up to 64 on a GPU, 8 on a CPU."""
-    world_size: int = 1
+    batch: BatchSplit
+    """Global batch, micro-batch, accumulation and world size."""
     ranks_per_node: int = 1
     device: str = "cpu"
     """"cuda" or "cpu"."""
@@ -49,7 +47,7 @@ class ResolveFacts:
 
     @property
     def nodes(self) -> int:
-        return max(1, self.world_size // self.ranks_per_node)
+        return max(1, self.batch.world_size // self.ranks_per_node)
 
 
 def load_ds_config(path: str | Path) -> dict[str, Any]:
@@ -110,14 +108,13 @@ def fill(config: dict, facts: ResolveFacts) -> dict:
     config = copy.deepcopy(config)
     zero = config.setdefault("zero_optimization", {"stage": 0})
     nvme = facts.nvme_path or str(DEFAULT_NVME_PATH)
-    micro, accumulation = split_batch(facts, _given(config, "train_micro_batch_size_per_gpu") or 0)
     autocast = facts.precision in AUTOCAST
     quantized = facts.precision == "fp32" and facts.device == "cuda" and facts.nodes > 1
     bucket = max(facts.hidden_size**2, 2**20)  # hidden² as transformers does; below 4 MB a message costs mostly latency
     values = {
-        ("train_batch_size",): facts.global_batch,
-        ("train_micro_batch_size_per_gpu",): micro,
-        ("gradient_accumulation_steps",): accumulation,
+        ("train_batch_size",): facts.batch.global_batch,
+        ("train_micro_batch_size_per_gpu",): facts.batch.micro_batch,
+        ("gradient_accumulation_steps",): facts.batch.accumulation,
         ("gradient_clipping",): float(facts.clip),
         ("communication_data_type",): "fp16" if quantized else "fp32",
         ("torch_autocast", "enabled"): autocast,
@@ -150,55 +147,24 @@ def fill(config: dict, facts: ResolveFacts) -> dict:
     return config
 
 
-# ---- batch arithmetic
+def split_batch(
+    config: dict, global_batch: int, world_size: int, micro_batch: int | None = None, device: str = "cpu"
+) -> BatchSplit:
+    """Return how a step's posts are split. The micro-batch is the recipe's, else the JSON's, else the largest that divides.
 
+    A run that resumes on another number of ranks keeps its micro-batch and changes the accumulation.
 
-def split_batch(facts: ResolveFacts, given_micro_batch: int = 0) -> tuple[int, int]:
-    """(micro-batch, accumulation steps) of a rank: on other ranks, the same micro-batch and another accumulation.
+    Args:
+        micro_batch: the recipe's posts per rank in one forward pass.
+        device: "cuda" or "cpu"; it limits the micro-batch that is chosen here (`DEFAULT_MICRO_BATCH`).
 
     Raises:
-        UserError: they do not divide, with the nearest ranks, micro-batches and global batches that do.
+        UserError: the sizes do not divide.
     """
-    batch, world = facts.global_batch, facts.world_size
-    micro = facts.micro_batch or given_micro_batch
-    whole = micro > 0 and batch % micro == 0
-    ranks = either(nearest_divisors(batch // micro if whole else batch, world)) if batch > 0 else ""
-    if batch < 1 or batch % world:
-        other = f"start {ranks}, or in a new run " if ranks else ""
-        batches = either([n for n in (batch // world * world, (batch // world + 1) * world) if n > 0])
-        raise UserError(
-            f"global batch {batch} does not divide over {world} ranks: {other}use a global batch of {batches}"
-        )
-    per_rank = batch // world
-    if not micro:
-        limit = DEFAULT_MICRO_BATCH.get(facts.device, DEFAULT_MICRO_BATCH["cuda"])
-        micro = max(m for m in range(1, min(limit, per_rank) + 1) if per_rank % m == 0)
-    if micro < 1 or per_rank % micro:
-        other = f"start {ranks} ranks, " if whole and ranks else ""
-        raise UserError(
-            f"global batch {batch} over {world} ranks is {per_rank} posts each, which micro-batch {micro} does not divide: "
-            f"use micro-batch {either(nearest_divisors(per_rank, micro))}, {other}or another global batch"
-        )
-    return micro, per_rank // micro
-
-
-def nearest_divisors(n: int, wanted: int) -> list[int]:
-    """Return the largest divisor of `n` below `wanted` and the smallest above it, as far as they exist."""
-    divisors = [d for d in range(1, n + 1) if n % d == 0]
-    return [*[d for d in divisors if d < wanted][-1:], *[d for d in divisors if d > wanted][:1]]
-
-
-def either(numbers: list[int]) -> str:
-    return " or ".join(map(str, numbers))
-
-
-def batch_arithmetic(config: dict, world_size: int) -> str:
-    """One line for the log: "global batch 64 = micro-batch 8 × accumulation 4 × 2 ranks"."""
-    batch, micro = config["train_batch_size"], config["train_micro_batch_size_per_gpu"]
-    ranks = f"{world_size} rank" + "s" * (world_size != 1)
-    return (
-        f"global batch {batch} = micro-batch {micro} × accumulation {config['gradient_accumulation_steps']} × {ranks}"
-    )
+    in_json = config.get("train_micro_batch_size_per_gpu")
+    if micro_batch is None and isinstance(in_json, int):
+        micro_batch = in_json
+    return BatchSplit.derive(global_batch, world_size, micro_batch, DEFAULT_MICRO_BATCH[device])
 
 
 # ---- values that contradict the run
@@ -228,17 +194,16 @@ def check_precision(config: dict, facts: ResolveFacts) -> None:
 
 
 def check_batch(config: dict, facts: ResolveFacts) -> None:
-    micro, accumulation = split_batch(facts, _given(config, "train_micro_batch_size_per_gpu") or 0)
     expected = {
-        "train_batch_size": facts.global_batch,
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": facts.batch.global_batch,
+        "train_micro_batch_size_per_gpu": facts.batch.micro_batch,
+        "gradient_accumulation_steps": facts.batch.accumulation,
     }
     for key, value in expected.items():
         if _given(config, key) not in (None, value):
             raise UserError(
                 f"{facts.source}: {key} is {config[key]} but the run has {value} "
-                f'({batch_arithmetic(expected, facts.world_size)}); write "auto" or change the recipe'
+                f'({facts.batch}); write "auto" or change the recipe'
             )
 
 
@@ -296,9 +261,9 @@ def check_zero_plus_plus(config: dict, facts: ResolveFacts) -> None:
     zero = config.get("zero_optimization", {})
     where = f"{facts.source}: zero_optimization"
     hpz = _given(zero, "zero_hpz_partition_size") or 1
-    if facts.world_size % hpz:
+    if facts.batch.world_size % hpz:
         raise UserError(
-            f"{where}.zero_hpz_partition_size {hpz} does not divide {facts.world_size} ranks; use the ranks per node or 1"
+            f"{where}.zero_hpz_partition_size {hpz} does not divide {facts.batch.world_size} ranks; use the ranks per node or 1"
         )
     for key in ("zero_quantized_weights", "zero_quantized_gradients"):
         if zero.get(key) is not True:
@@ -335,6 +300,11 @@ def _put(config: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 def _writable(path: str) -> bool:
     return Path(path).is_dir() and os.access(path, os.W_OK | os.X_OK)
+
+
+def offloads_optimizer(config: dict) -> bool:
+    """Return whether the optimizer's state is kept in CPU memory or on NVMe."""
+    return (config["zero_optimization"].get("offload_optimizer") or {}).get("device", "none") != "none"
 
 
 def find_ds_config(name: str) -> Path:

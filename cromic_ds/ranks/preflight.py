@@ -136,7 +136,7 @@ def check_disk(folder: RunFolder, checkpoint_bytes: int, checkpoints: int, ranks
         raise UserError(
             f"--out {folder}: {checkpoints} checkpoints of about {checkpoint_bytes / 1e9:.2f} GB need "
             f"{(needed - there) / 1e9:.2f} GB and {free / 1e9:.2f} GB are free: make room, use another disk, or lower "
-            "loop.keep_last"
+            "checkpoint.keep_last"
         )
     return free
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from cromic_ds.batch import Batch
-from cromic_ds.engine.config import ResolveFacts, find_ds_config, load_ds_config, resolve
+from cromic_ds.engine.config import ResolveFacts, find_ds_config, load_ds_config, resolve, split_batch
 from cromic_ds.engine.memory import MemoryPlan, ModelFacts, memory_plan, model_facts
 from cromic_ds.errors import UserError
 from cromic_ds.models.common.precision import AUTOCAST
@@ -173,16 +173,16 @@ def plan_rows(settings: PlanSettings, facts: ModelFacts) -> Iterator[PlanRow]:
     world_size = settings.gpus * settings.nodes
     budget = settings.gpu_memory * GIB * ALLOCATOR
     for path in paths:
-        resolve_facts = ResolveFacts(
-            global_batch=settings.global_batch or 64 * world_size,
-            micro_batch=settings.micro_batch or 0,
-            world_size=world_size,
+        config = load_ds_config(path)
+        global_batch = settings.global_batch or 64 * world_size
+        about_run = ResolveFacts(
+            batch=split_batch(config, global_batch, world_size, settings.micro_batch, "cuda"),
             ranks_per_node=settings.gpus,
             device="cuda",
             precision=settings.precision,
             source=str(path),
         )
-        config = resolve(load_ds_config(path), resolve_facts, this_machine=False)
+        config = resolve(config, about_run, this_machine=False)
         result = memory_plan(facts, config, world_size)
         rest = budget - (result.device - result.activations) - facts.activation_bytes
         yield PlanRow(

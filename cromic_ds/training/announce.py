@@ -1,50 +1,53 @@
-"""What a run derived from its settings, told once before its first step."""
+"""Print what a run derived from its settings, once, before the first step."""
 
 from __future__ import annotations
 
 import logging
 
-from cromic_ds.engine.config import batch_arithmetic
-from cromic_ds.engine.memory import megabytes
+import torch
+
+from cromic_ds.data.dataset import Dataset
+from cromic_ds.engine.memory import MemoryPlan, megabytes
+from cromic_ds.training.learner import Learner
+from cromic_ds.training.settings import RunSettings
 
 log = logging.getLogger(__name__)
 
 
-def announce(settings, ranks, device, ds_config, kernels, engine, memory, dataset, state, total_steps) -> None:
-    """What was derived, once, before the first step."""
-    model = engine.model
-    n_parameters = engine.n_parameters
-    zero = ds_config["zero_optimization"]
-    log.info(
-        "devices: %d × %s; %s", ranks.world_size, device_name(device), batch_arithmetic(ds_config, ranks.world_size)
-    )
-    log.info(
-        "model: %s%s, %.1f M parameters, vocabulary %d%s",
-        model.config.model_type.removeprefix("cromic_"),
-        "" if settings.model.init_from else f" {settings.model.preset}",
-        *(n_parameters / 1e6, model.config.vocab_size),
-        f", batch norm {model.config.batch_norm}" if hasattr(model.config, "batch_norm") else "",
-    )
-    log.info(
-        "ZeRO stage %d (%s); autocast %s", zero["stage"], settings.ds_config, engine.autocast_dtype or "off (fp32)"
-    )
+def announce(
+    settings: RunSettings,
+    learner: Learner,
+    dataset: Dataset,
+    memory: MemoryPlan,
+    kernels: dict[str, str],
+    total_steps: int,
+) -> None:
+    """Log devices, batch arithmetic, model, memory, kernels, data, and the step that the run starts from."""
+    engine, split, step = learner.engine, learner.split, learner.state.step
+    config = engine.model.config
+    name = config.model_type.removeprefix("cromic_")
+    preset = "" if settings.model.init_from else f" {settings.model.preset}"
+    batch_norm = f", batch norm {config.batch_norm}" if hasattr(config, "batch_norm") else ""
+    n_millions = engine.n_parameters / 1e6
+    log.info("devices: %d × %s; %s", split.world_size, device_name(engine.device), split)
+    log.info("model: %s%s, %.1f M parameters, vocabulary %d%s", name, preset, n_millions, config.vocab_size, batch_norm)
+    log.info("ZeRO stage %d (%s); autocast %s", engine.stage, settings.ds_config, engine.autocast_dtype or "off (fp32)")
     log.info(
         "memory per rank: parameters %s, gradients %s, optimizer %s, buckets %s; %s sent per step (without activations)",
-        *map(megabytes, (memory.parameters + memory.gathered, memory.gradients, memory.optimizer, memory.buffers)),
+        megabytes(memory.parameters + memory.gathered),
+        megabytes(memory.gradients),
+        megabytes(memory.optimizer),
+        megabytes(memory.buffers),
         megabytes(memory.sent),
     )
     log.info("kernels: %s", ", ".join(f"{what} {name}" for what, name in kernels.items()))
     log.info("data: %s, %d posts in %r", settings.data.path, len(dataset), dataset.split)
     if getattr(dataset, "single_file", False):
         log.warning("%s holds one file: the evaluation is on the training posts", settings.data.path)
-    log.info(
-        "steps: %d of %d done (%.2f epochs in all)%s",
-        *(state.step, total_steps, total_steps * settings.loop.global_batch / len(dataset)),
-        "; going on from the newest checkpoint" if state.step else "",
-    )
+    epochs = total_steps * split.global_batch / len(dataset)
+    resumed = "; resuming from the newest checkpoint" if step else ""
+    log.info("steps: %d of %d done (%.2f epochs in all)%s", step, total_steps, epochs, resumed)
 
 
-def device_name(device) -> str:
-    import torch
-
+def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads)"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from cromic_ds.errors import UserError, nearest
 from cromic_ds.tasks import TASKS
-from cromic_ds.training.run import RunSettings, run_training
+from cromic_ds.training.run import run_training
 from cromic_ds.training.self_critical import SelfCritical, SelfCriticalSettings
+from cromic_ds.training.settings import RunSettings
 
 
 @dataclass
@@ -20,30 +22,33 @@ class FinetuneSettings(RunSettings):
     backbone: str = ""
     """Export or run folder whose weights the model starts from, as far as they fit; empty = random weights."""
     out: str = "runs/finetune"
-    """Run folder. The same command with the same folder goes on where the run stopped."""
+    """Run folder. The same command with the same folder resumes a run that was interrupted."""
     objective: Literal["likelihood", "scst"] = "likelihood"
-    """likelihood: teacher forcing (or the answers' cross-entropy); scst: self-critical, a second stage for captions that
-    starts from a model trained with likelihood."""
+    """likelihood: teacher forcing, or the cross-entropy of the answers. scst: self-critical training, a second stage for
+    captions that starts from a model trained with likelihood."""
     scst: SelfCriticalSettings = field(default_factory=SelfCriticalSettings)
+
+    def check(self) -> None:
+        """Raise UserError for values that cannot work together."""
+        names = [name for name in TASKS if name != "comments"]
+        if self.task not in names:
+            raise UserError(f"task is {self.task!r}{nearest(self.task, names)}: one of {', '.join(names)}")
+        if self.backbone and self.model.init_from not in (None, self.backbone):  # a run's config.yaml contains both
+            raise UserError("backbone and model.init_from are the same thing: leave one of the two out")
+        if self.objective == "scst" and TASKS[self.task].kind != "caption":
+            raise UserError(f"objective scst is for captions, and {self.task} has none: use likelihood")
+        super().check()
 
 
 def finetune(settings: FinetuneSettings) -> None:
-    """Run, or go on with, a fine-tuning; exports the checkpoint with the best score of the task.
+    """Start or resume a fine-tuning run, and export the checkpoint with the best score of the task.
 
     Raises:
         UserError: settings, data, backbone or run folder that cannot work, before any training step.
     """
-    names = [name for name in TASKS if name != "comments"]
-    if settings.task not in names:
-        raise UserError(f"task is {settings.task!r}{nearest(settings.task, names)}: one of {', '.join(names)}")
     task = TASKS[settings.task]
     if settings.backbone:
-        if settings.model.init_from not in (None, settings.backbone):  # a run's config.yaml contains both
-            raise UserError("backbone and model.init_from are the same thing: leave one of the two out")
         settings = replace(settings, model=replace(settings.model, init_from=settings.backbone))
-    objective = None
-    if settings.objective == "scst":
-        if task.kind != "caption":
-            raise UserError(f"objective scst is for captions, and {task.name} has none: use likelihood")
-        objective = SelfCritical(settings.scst, task)
-    run_training(settings, task, fixed=("task", "objective", "scst"), export="best", objective=objective)
+    make_objective = partial(SelfCritical, settings.scst, task) if settings.objective == "scst" else None
+    fixed = ("task", "objective", "scst")
+    run_training(settings, task, fixed=fixed, export="best", make_objective=make_objective)

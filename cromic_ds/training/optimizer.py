@@ -1,4 +1,4 @@
-"""Adam with decoupled weight decay, in the fastest implementation at hand, and its learning rate."""
+"""AdamW in the fastest implementation that is installed, and each parameter's share of the learning rate."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ class OptimizerSettings:
     lr: float = 1e-4
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the running mean of the gradient and of its square."""
+    """Decay rates of the running means of the gradient and of its square."""
     eps: float = 1e-8
     """Added to the denominator of the update."""
     weight_decay: float = 0.0
-    """Share of a weight taken off per step and unit of learning rate; never of biases, norms and embeddings."""
+    """Decoupled weight decay: a step shrinks weights by learning rate × this. Biases, norms and embeddings are exempt."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """Course of the learning rate after the warm-up."""
+    """Schedule of the learning rate after the warm-up."""
     warmup_fraction: float = 0.01
-    """Share of all steps in which the learning rate rises linearly to its peak."""
+    """Fraction of all steps in which the learning rate rises linearly to its peak."""
     min_lr_fraction: float = 0.0
-    """Learning rate at the end of the linear or cosine course, as a share of the peak."""
-    clip: float = 1.0
-    """Largest norm of the global gradient; 0 = no clipping."""
+    """Learning rate at the end of the linear or cosine schedule, as a fraction of the peak."""
+    clip: float | None = 1.0
+    """Largest norm of the global gradient; null = no clipping."""
     backbone_lr: float | None = None
-    """Peak learning rate of the weights taken from the backbone; `lr` is then that of the new ones."""
+    """Peak learning rate of the weights that come from a backbone; new weights have `lr`. null = `lr` for all."""
     layer_decay: float = 1.0
-    """Factor of the learning rate from one layer to the one below it; below 1, the layers near the input learn slower."""
+    """Factor of the learning rate from each layer to the one below it; below 1, layers near the input learn more slowly."""
     implementation: Literal["auto", "apex", "torch_fused", "deepspeed", "torch", "deepspeed_cpu"] = "auto"
-    """Implementation of Adam; auto is the first that works here, or DeepSpeed's CPU Adam where the optimizer is offloaded."""
+    """Implementation of Adam; auto = the first that works here, or DeepSpeed's CPU Adam if the optimizer is offloaded."""
 
-    def __post_init__(self):
+    def check(self) -> None:
+        """Raise UserError for values that cannot work."""
         checks = {
             "lr": self.lr > 0,
             "betas": all(0 <= b < 1 for b in self.betas),
@@ -49,7 +50,7 @@ class OptimizerSettings:
             "weight_decay": self.weight_decay >= 0,
             "warmup_fraction": 0 <= self.warmup_fraction <= 1,
             "min_lr_fraction": 0 <= self.min_lr_fraction <= 1,
-            "clip": self.clip >= 0,
+            "clip": self.clip is None or self.clip > 0,
             "backbone_lr": self.backbone_lr is None or self.backbone_lr > 0,
             "layer_decay": 0 < self.layer_decay <= 1,
         }
@@ -59,13 +60,13 @@ class OptimizerSettings:
 
 
 def lr_scales(model: PreTrainedModel, settings: OptimizerSettings, taken: set[str]) -> dict[str, float]:
-    """Each trained parameter's factor of the learning rate.
+    """Return each trained parameter's factor of the learning rate.
 
     Args:
-        taken: names of the parameters that came from a backbone.
+        taken: names of the parameters that come from a backbone.
 
     Raises:
-        UserError: a rate for the backbone, and there is none.
+        UserError: `backbone_lr` is given without a backbone.
     """
     if settings.backbone_lr and not taken:
         raise UserError("optim.backbone_lr needs a backbone: name one with --backbone, or leave it out")
@@ -76,20 +77,20 @@ def lr_scales(model: PreTrainedModel, settings: OptimizerSettings, taken: set[st
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, scales: Mapping[str, float] | None = None) -> list[dict]:
-    """Two groups, with and without weight decay, for each factor of the learning rate; frozen parameters are in none.
+    """Return two groups, with and without weight decay, for each factor of the learning rate; without frozen parameters.
 
-    Both are there whatever the weight decay, so that a checkpoint's optimizer state fits.
+    There are two groups even if the weight decay is 0, so that a resume with another weight decay can load the optimizer state.
     """
     groups: dict[float, tuple[list, list]] = {}
     seen = set()
     for prefix, module in model.named_modules():
-        spared = isinstance(module, nn.Embedding) or "Norm" in type(module).__name__
+        without_decay = isinstance(module, nn.Embedding) or "Norm" in type(module).__name__
         for name, p in module.named_parameters(prefix, recurse=False):
             if p.requires_grad and id(p) not in seen:
                 seen.add(id(p))
                 decayed, exempt = groups.setdefault((scales or {}).get(name, 1.0), ([], []))
                 dimensions = len(getattr(p, "ds_shape", p.shape))  # ZeRO-3 flattens what it has partitioned
-                (exempt if spared or dimensions < 2 else decayed).append(p)
+                (exempt if without_decay or dimensions < 2 else decayed).append(p)
     return [
         {"params": params, "weight_decay": decay, "lr_scale": scale}
         for scale, (decayed, exempt) in sorted(groups.items())
@@ -104,20 +105,17 @@ def build_optimizer(
     offload: bool = False,
     scales: Mapping[str, float] | None = None,
 ) -> tuple[torch.optim.Optimizer, str]:
-    """The optimizer and the name of its implementation.
+    """Return the optimizer and the name of its implementation.
 
     Args:
-        model: a module, grouped by `parameter_groups`, or parameter groups.
-        offload: the optimizer states live in CPU memory (ZeRO-Offload): DeepSpeed's CPU Adam, whatever the device.
+        model: a module, whose parameters `parameter_groups` groups, or parameter groups.
+        offload: the optimizer state is in CPU memory (ZeRO-Offload), so DeepSpeed's CPU Adam is used on every device.
         scales: factors of the learning rate by parameter name (`lr_scales`).
+
+    Raises:
+        UserError: the implementation is not installed or not for this device.
     """
     groups = parameter_groups(model, settings.weight_decay, scales) if isinstance(model, nn.Module) else list(model)
-    name = choose_kernel(settings.implementation, _device_of(groups), offload)
+    device = next((p.device for group in groups for p in group["params"]), torch.device("cpu"))
+    name = choose_kernel(settings.implementation, device, offload)
     return KERNELS[name].build(groups, {"lr": settings.lr, "betas": tuple(settings.betas), "eps": settings.eps}), name
-
-
-# ---- the implementations
-
-
-def _device_of(groups: list[dict]) -> torch.device:
-    return next((p.device for group in groups for p in group["params"]), torch.device("cpu"))

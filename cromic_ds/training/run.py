@@ -1,45 +1,49 @@
-"""A training run: settings to a finished run folder. Pretraining and fine-tuning are this with different settings."""
+"""A training run, from settings to a finished run folder. Pretraining and fine-tuning are this with different settings."""
 
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import math
 import os
 import socket
 import time
 import uuid
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
+from cromic_ds.batch import BatchSplit
 from cromic_ds.checkpoints import reader
 from cromic_ds.checkpoints.export import export_checkpoint
 from cromic_ds.checkpoints.state import TrainState
 from cromic_ds.checkpoints.writer import CheckpointWriter
 from cromic_ds.data.dataset import Dataset
-from cromic_ds.data.loader import DataSettings, training_batches
+from cromic_ds.data.loader import training_batches
 from cromic_ds.data.open_dataset import open_dataset
 from cromic_ds.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from cromic_ds.engine import process_group
 from cromic_ds.engine.adam import choose_kernel
-from cromic_ds.engine.config import ResolveFacts, find_ds_config, load_ds_config, resolve
+from cromic_ds.engine.config import (
+    ResolveFacts,
+    find_ds_config,
+    load_ds_config,
+    offloads_optimizer,
+    resolve,
+    split_batch,
+)
 from cromic_ds.engine.ema import Ema
 from cromic_ds.engine.engine import Engine
-from cromic_ds.engine.memory import memory_plan, model_facts
-from cromic_ds.engine.profile import Profiler, ProfileSettings
+from cromic_ds.engine.memory import MemoryPlan, memory_plan, model_facts
+from cromic_ds.engine.profile import Profiler
 from cromic_ds.engine.waiting import waiting_code
 from cromic_ds.errors import UserError
-from cromic_ds.files import write_atomically
-from cromic_ds.inference.decoding import decoding_for
-from cromic_ds.inference.settings import EvalSettings
-from cromic_ds.models.common.kernels import KernelChoice, Kernels, install, select
+from cromic_ds.files import write_json
+from cromic_ds.models.common.kernels import Kernels, install, select
 from cromic_ds.models.common.precision import choose_precision
-from cromic_ds.models.settings import ModelSettings
 from cromic_ds.ranks import collectives, lock
 from cromic_ds.ranks.launcher import Ranks, local_device, ranks_from
 from cromic_ds.ranks.preflight import preflight
@@ -48,101 +52,81 @@ from cromic_ds.ranks.signals import StopRequest
 from cromic_ds.run_folder import RunFolder
 from cromic_ds.tasks import Task
 from cromic_ds.tasks.base import check_task
-from cromic_ds.tracking import TrackingSettings, open_trackers, setup_logging
+from cromic_ds.tracking import open_trackers, setup_logging
 from cromic_ds.tracking.log import at_step
 from cromic_ds.training import startup
 from cromic_ds.training.announce import announce
-from cromic_ds.training.loop import LoopSettings, Objective, Run, train
-from cromic_ds.training.optimizer import OptimizerSettings, build_optimizer, lr_scales
+from cromic_ds.training.evaluation import Evaluation, settings_for
+from cromic_ds.training.learner import Learner, Objective
+from cromic_ds.training.loop import Run, train
+from cromic_ds.training.optimizer import build_optimizer, lr_scales
+from cromic_ds.training.settings import RunSettings
 from cromic_ds.training.summary import print_summary
 from cromic_ds.training.usage import Usage
 
 log = logging.getLogger(__name__)
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-FINISHED = "finished.json"  # in the run folder exactly while the run in it is complete and exported
+MakeObjective = Callable[[RunFolder, Dataset, PreTrainedTokenizerBase], Objective]
 
 
-@dataclass
-class RunSettings:
-    """One whole run."""
-
-    out: str = "runs/run"
-    """Run folder. The same command with the same folder goes on where the run stopped."""
-    seed: int = 0
-    """Everything random in the run follows from it."""
-    ds_config: str = "zero3"
-    """DeepSpeed JSON: a path, or the name of one in ds_configs/."""
-    precision: str = "auto"
-    """bf16, fp16, fp32, or auto: the fastest that the device computes natively."""
-    model: ModelSettings = field(default_factory=ModelSettings)
-    data: DataSettings = field(default_factory=DataSettings)
-    optim: OptimizerSettings = field(default_factory=OptimizerSettings)
-    loop: LoopSettings = field(default_factory=LoopSettings)
-    eval: EvalSettings = field(default_factory=EvalSettings)
-    kernels: KernelChoice = "auto"
-    """Implementations of layer norm, output layer with loss, and attention: auto (the fastest that is installed) or torch
-    (plain PyTorch)."""
-    kernels_debug: dict[str, str] = field(default_factory=dict)
-    """For debugging: single implementations by operation, such as {attention: math, memory_format: contiguous}; docs/model.md
-    lists them."""
-    tracking: TrackingSettings = field(default_factory=TrackingSettings)
-    profile: ProfileSettings = field(default_factory=ProfileSettings)
-
-
-class Prepared(NamedTuple):
-    """What each process makes of the settings by itself, before the first word to another one."""
+@dataclass(frozen=True)
+class Derived:
+    """What each rank derives from the settings alone, before any communication."""
 
     dataset: Dataset
-    eval_dataset: Dataset
-    tokenizer: PreTrainedTokenizerBase
-    answers: list[str] | None  # where answers are classified
+    evaluation: Evaluation
     start: startup.StartingModel
-    device: torch.device
-    ds_config: dict
+    split: BatchSplit
+    ds_config: dict  # resolved: DeepSpeed takes it as it is
+    memory: MemoryPlan
     kernels: Kernels
-    adam: str
-    offload: bool  # the optimizer's states are not on the device
-    scales: dict[str, float]
+    adam: str  # name of the optimizer's implementation
+    lr_scales: dict[str, float]  # factor of the learning rate, by the parameter's name
     total_steps: int
 
 
 def run_training(
-    settings: RunSettings, task: Task, *, fixed: tuple[str, ...] = (), export: str = "latest", objective=None
+    settings: RunSettings,
+    task: Task,
+    *,
+    fixed: tuple[str, ...] = (),
+    export: Literal["latest", "best"] = "latest",
+    make_objective: MakeObjective | None = None,
 ) -> None:
-    """Run, or go on with, a training; export the result at the end.
+    """Start or resume a training run, and export the result at the end.
 
     Args:
-        task: what the run is judged by, and how its answers come about.
-        fixed: settings beyond those of every run that a resume may not change.
-        export: which checkpoint is exported at the end, latest or best.
-        objective: called as `objective(run, batches)` before each step; see `loop.Objective`.
+        task: what the model is trained and scored on.
+        fixed: settings that a resume may not change, in addition to those of every run (`startup.FIXED`).
+        export: the checkpoint that is exported at the end.
+        make_objective: makes what changes each step's batches before they are trained on.
 
     Raises:
         UserError: settings, data or run folder that cannot work, before any training step.
     """
     ranks = ranks_from(os.environ)
-    prepared = problem = None
+    derived = problem = None
     try:
-        prepared = prepare(settings, task, ranks)
+        derived = derive(settings, task, ranks)
     except UserError as error:
         if ranks.local_world_size == ranks.world_size:
             raise  # on one host every rank has the same error
         problem = f"host {socket.gethostname()}: {error}"
 
-    # Nothing was started or written up to here.
+    # Up to this point nothing has been started or written.
     stop = StopRequest().install()
-    with RankReporter(ranks, settings.loop.hang_timeout, waiting_code()) as guard:
+    with RankReporter(ranks, settings.guard.hang_timeout, waiting_code()) as guard:
         ranks = process_group.start()
         if problems := sorted({p for p in collectives.gather_objects(problem) if p}):
             raise UserError("; ".join(problems))
-        folder, attempt = Path(settings.out), collectives.from_main(uuid.uuid4().hex)
-        collectives.on_main(startup.open_folder, folder, startup.settings_dict(settings), fixed)
-        collectives.on_main(lock.acquire, RunFolder(folder), attempt)
-        collectives.on_main(forget_ranks, RunFolder(folder))
-        guard.publish(RunFolder(folder), attempt)
-        setup_logging(folder, ranks.rank, ranks.world_size, socket.gethostname())
-        run = start_run(settings, task, prepared, ranks, guard, stop, objective)
-        at_step(run.state.step)
+        assert derived is not None
+        folder, attempt = RunFolder(Path(settings.out)), collectives.from_main(uuid.uuid4().hex)
+        collectives.on_main(startup.open_folder, folder.path, startup.settings_dict(settings), fixed)
+        collectives.on_main(lock.acquire, folder, attempt)
+        collectives.on_main(forget_ranks, folder)
+        guard.publish(folder, attempt)
+        setup_logging(folder.path, ranks.rank, ranks.world_size, socket.gethostname())
+        run = start(settings, derived, folder, ranks, guard, stop, make_objective)
         try:
             train(run)
             run.profiler.finish()
@@ -150,182 +134,178 @@ def run_training(
             if error.errno not in DISK_ERRORS:
                 raise
             raise UserError(
-                f"{error.filename or folder}: {error.strerror}; the checkpoints in {folder} are whole: put that right and give "
-                "the same command again"
+                f"{error.filename or folder.path}: {error.strerror}; the checkpoints in {folder.path} are complete: "
+                "fix this and give the same command again"
             ) from None
         finally:
             run.tracker.finish()
         guard.at("exporting")
         if run.finished and ranks.is_main:
-            exported = export_checkpoint(RunFolder(folder), export, folder / "export")
-            log.info("finished after %d steps; exported to %s", run.state.step, exported)
-            write_atomically(folder / FINISHED, json.dumps({"step": run.state.step, "time": time.time()}))
-            print_summary(folder)
+            exported = export_checkpoint(folder, export, folder.export)
+            log.info("finished after %d steps; exported to %s", run.learner.state.step, exported)
+            write_json(folder.finished, {"step": run.learner.state.step, "time": time.time()})
+            print_summary(folder.path)
         collectives.barrier()
         if ranks.is_main:
-            lock.release(RunFolder(folder), attempt)
+            lock.release(folder, attempt)
         guard.end("finished" if run.finished else "stopped")
         process_group.stop()
 
 
-def prepare(settings: RunSettings, task: Task, ranks: Ranks) -> Prepared:
-    """Raises UserError for all that can be known to be wrong without starting anything."""
-    if not settings.data.path:
-        raise UserError("data.path is missing: name a store (make one with `cromic-ds prepare` or `cromic-ds sample`)")
-    for section in (settings.data, settings.loop, settings.eval, settings.tracking, settings.profile):
-        section.check()
+def derive(settings: RunSettings, task: Task, ranks: Ranks) -> Derived:
+    """Return what follows from the settings. Raise UserError for all that is known to be wrong without starting anything."""
     dataset = open_dataset(settings.data.path, settings.data.train_split)
     eval_dataset = open_dataset(settings.data.path, settings.data.eval_split)
     check_task(task, dataset, settings.data.path)
+    device = local_device()
     source = find_ds_config(settings.ds_config)
     ds_config = load_ds_config(source)
-    device = local_device()
+    split = split_batch(ds_config, settings.loop.global_batch, ranks.world_size, settings.loop.micro_batch, device.type)
     tokenizer = load_tokenizer(dataset.tokenizer_path)
     answers = dataset.answers if task.kind == "classify" else None
-    start = startup.make_model(settings.model, tokenizer, settings.seed, answers, fine_tuning=task.kind != "comments")
+    starting = startup.make_model(
+        settings.model, tokenizer, settings.seed, answers, fine_tuning=task.kind != "comments"
+    )
     facts = ResolveFacts(
-        global_batch=settings.loop.global_batch,
-        micro_batch=settings.loop.micro_batch,
-        world_size=ranks.world_size,
+        batch=split,
         ranks_per_node=ranks.local_world_size,
         device=device.type,
         precision=choose_precision(settings.precision, device),
-        clip=settings.optim.clip,
-        hidden_size=start.model.config.d_model,
+        clip=settings.optim.clip or 0.0,
+        hidden_size=starting.model.config.d_model,
         source=str(source),
     )
     ds_config = settings.profile.applied_to(resolve(ds_config, facts))
-    kernels = select(device, settings.kernels, settings.kernels_debug)
-    offload = (ds_config["zero_optimization"].get("offload_optimizer") or {}).get("device", "none") != "none"
-    adam = choose_kernel(settings.optim.implementation, device, offload)
     if settings.loop.compile and ds_config["zero_optimization"]["stage"] == 3:
         raise UserError("loop.compile does not work under ZeRO-3 (hooks break the graph): use zero0, zero1 or zero2")
-    scales = lr_scales(start.model, settings.optim, start.taken)
-    total_steps = settings.loop.steps or max(
-        1, math.floor(settings.loop.epochs * len(dataset) / settings.loop.global_batch)
-    )
+    epochs, per_epoch = settings.loop.epochs, len(dataset)
+    total_steps = settings.loop.steps or max(1, math.floor(epochs * per_epoch / split.global_batch))
     settings.profile.check_steps(total_steps)
-    return Prepared(
+    return Derived(
         dataset=dataset,
-        eval_dataset=eval_dataset,
-        tokenizer=tokenizer,
-        answers=answers,
-        start=start,
-        device=device,
+        evaluation=Evaluation(
+            settings=settings_for(task, settings.eval),
+            task=task,
+            dataset=eval_dataset,
+            data=settings.data,
+            tokenizer=tokenizer,
+            answers=answers,
+            image_size=starting.model.image_size,
+        ),
+        start=starting,
+        split=split,
         ds_config=ds_config,
-        kernels=kernels,
-        adam=adam,
-        offload=offload,
-        scales=scales,
+        memory=memory_plan(model_facts(starting.model), ds_config, ranks.world_size),
+        kernels=select(device, settings.kernels, settings.kernels_debug),
+        adam=choose_kernel(settings.optim.implementation, device, offloads_optimizer(ds_config)),
+        lr_scales=lr_scales(starting.model, settings.optim, starting.taken),
         total_steps=total_steps,
     )
 
 
-def start_run(
+def start(
     settings: RunSettings,
-    task: Task,
-    prepared: Prepared,
+    derived: Derived,
+    folder: RunFolder,
     ranks: Ranks,
     guard: RankReporter,
     stop: StopRequest,
-    objective: Objective | None,
+    make_objective: MakeObjective | None,
 ) -> Run:
-    """All ranks together: folder, engine, the newest checkpoint's state, and the batches from there on."""
-    dataset, tokenizer, answers, ds_config = prepared.dataset, prepared.tokenizer, prepared.answers, prepared.ds_config
-    model, taken, origin = prepared.start
-    folder, image_size = Path(settings.out), model.image_size
+    """Start all ranks together: check the hosts, load the newest checkpoint, and set up all that surrounds the loop."""
+    dataset, evaluation, model = derived.dataset, derived.evaluation, derived.start.model
+    config, image_size = startup.settings_dict(settings), evaluation.image_size
+
     guard.at("preflight")
-    stored = model_facts(model).n_parameters * (2 if settings.loop.ema_decay else 1)
-    every = startup.settings_dict(settings)
-    preflight(RunFolder(folder), guard.attempt, every, dataset.fingerprint, stored, settings.loop.keep_last + 2, ranks)
-    log.info("weights: %s", origin)
+    n_stored = model_facts(model).n_parameters * (2 if settings.loop.ema_decay else 1)
+    n_checkpoints = settings.checkpoint.keep_last + 2  # the best one, and the one that is being written
+    preflight(folder, guard.attempt, config, dataset.fingerprint, n_stored, n_checkpoints, ranks)
+    log.info("weights: %s", derived.start.origin)
     if ranks.is_main:
-        startup.write_model_folder(folder, model, tokenizer, settings.data, task.name, answers)
-        write_atomically(folder / "ds_config.json", json.dumps(ds_config, indent=1))
+        startup.write_model_folder(
+            folder.path, model, evaluation.tokenizer, settings.data, evaluation.task.name, evaluation.answers
+        )
+        write_json(folder.ds_config, derived.ds_config, indent=1)
 
     guard.at("loading")
-    resume = reader.newest_good(RunFolder(folder))
-    if resume is None:
-        startup.calibrate_batch_norm(model, taken, dataset, settings.data, image_size)
-    install(model, prepared.kernels)
-    if settings.loop.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    memory = memory_plan(model_facts(model), ds_config, ranks.world_size)
-    model.to(prepared.device)
-    optimizer, _ = build_optimizer(model, settings.optim, prepared.offload, prepared.scales)
-    engine = Engine(model, optimizer, ds_config, settings.loop.compile)
-    state = TrainState(data_fingerprint=dataset.fingerprint, tokenizer_fingerprint=tokenizer_fingerprint(tokenizer))
-    ema = Ema(engine, settings.loop.ema_decay) if settings.loop.ema_decay else None
-    if resume is not None:
-        state = resumed(reader.load_checkpoint(engine, resume, ema, lambda: guard.at("loading")), dataset)
-    total_steps, loop = prepared.total_steps, settings.loop
-    names = {**prepared.kernels.names, "optimizer": prepared.adam}
-    announce(settings, ranks, prepared.device, ds_config, names, engine, memory, dataset, state, total_steps)
-    tracker = open_trackers(settings.tracking, folder, every, state.step or None, total_steps, ranks.rank)
+    checkpoint = reader.newest_good(folder)
+    if checkpoint is None:
+        startup.calibrate_batch_norm(model, derived.start.taken, dataset, settings.data, image_size)
+    learner = make_learner(settings, derived, ranks)
+    if checkpoint is not None:
+        learner.state = reader.load_checkpoint(learner.engine, checkpoint, learner.ema, lambda: guard.at("loading"))
+        check_data(learner.state, dataset)
+    first_step, total_steps = learner.state.step, derived.total_steps
+    kernels = {**derived.kernels.names, "optimizer": derived.adam}
+    announce(settings, learner, dataset, derived.memory, kernels, total_steps)
+
+    tracker = open_trackers(settings.tracking, folder.path, config, first_step or None, total_steps, ranks.rank)
+    engine = learner.engine
     run = Run(
-        folder=folder,
-        ranks=ranks,
-        seed=settings.seed,
-        total_steps=total_steps,
-        loop=settings.loop,
-        optim=settings.optim,
-        eval=for_task(settings.eval, task),
-        data=settings.data,
-        task=task,
-        objective=objective,
-        engine=engine,
-        ema=ema,
-        state=state,
-        checkpoints=CheckpointWriter(
-            engine, RunFolder(folder), loop.keep_last, ema, background=loop.save_in_background, tracker=tracker
-        ),
+        learner=learner,
         batches=training_batches(
             dataset,
             settings.data,
+            derived.split,
+            ranks.rank,
             image_size=image_size,
-            global_batch=ds_config["train_batch_size"],
-            micro_batch=ds_config["train_micro_batch_size_per_gpu"],
-            rank=ranks.rank,
-            world_size=ranks.world_size,
             seed=settings.seed,
-            first_step=state.step,
+            first_step=first_step,
             last_step=total_steps,
-            n_answers=len(answers or []),
+            n_answers=len(evaluation.answers or []),
         ),
-        answers=answers,
-        dataset=dataset,
-        eval_dataset=prepared.eval_dataset,
-        tokenizer=tokenizer,
-        image_size=image_size,
+        objective=make_objective(folder, dataset, evaluation.tokenizer) if make_objective else None,
+        settings=settings,
+        total_steps=total_steps,
+        evaluation=evaluation,
+        checkpoints=CheckpointWriter(
+            engine,
+            folder,
+            settings.checkpoint.keep_last,
+            learner.ema,
+            background=settings.checkpoint.in_background,
+            tracker=tracker,
+        ),
         tracker=tracker,
-        usage=Usage(engine.forward_flops, prepared.device, ranks.world_size),
-        profiler=Profiler(settings.profile, RunFolder(folder), engine, ranks.rank, ranks.world_size),
+        usage=Usage(engine.forward_flops, engine.device),
+        profiler=Profiler(settings.profile, folder, engine, ranks.rank, ranks.world_size),
         stop=stop,
         guard=guard,
     )
     if not run.finished and ranks.is_main:
-        (folder / FINISHED).unlink(missing_ok=True)
+        folder.finished.unlink(missing_ok=True)
+    at_step(first_step)
     return run
 
 
-def for_task(settings: EvalSettings, task: Task) -> EvalSettings:
-    """The settings with the task's own where they leave it the choice."""
-    return replace(
-        settings,
-        tokenization=task.choose_tokenization(settings.tokenization),
-        decoding=decoding_for(task, settings.decoding),
+def make_learner(settings: RunSettings, derived: Derived, ranks: Ranks) -> Learner:
+    """Return the starting model under DeepSpeed, with its optimizer and averages, before the first step."""
+    model, dataset, optim = derived.start.model, derived.dataset, settings.optim
+    install(model, derived.kernels)
+    if settings.loop.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.to(local_device())
+    offloaded = offloads_optimizer(derived.ds_config)
+    optimizer, _ = build_optimizer(model, optim, offloaded, derived.lr_scales)
+    engine = Engine(model, optimizer, derived.ds_config, settings.loop.compile)
+    return Learner(
+        engine=engine,
+        ema=Ema(engine, settings.loop.ema_decay) if settings.loop.ema_decay else None,
+        state=TrainState(
+            data_fingerprint=dataset.fingerprint,
+            tokenizer_fingerprint=tokenizer_fingerprint(derived.evaluation.tokenizer),
+        ),
+        split=derived.split,
+        ranks=ranks,
+        seed=settings.seed,
+        epoch_size=len(dataset),
     )
 
 
-def resumed(state: TrainState, dataset: Dataset) -> TrainState:
-    """The checkpoint's state, if it was trained on this data.
-
-    Raises:
-        UserError: the data has changed.
-    """
+def check_data(state: TrainState, dataset: Dataset) -> None:
+    """Raise UserError if a checkpoint's state was trained on other data."""
     if state.data_fingerprint != dataset.fingerprint:
         raise UserError(
             "the data has changed since this run started (other fingerprint): start a new run folder (--out), "
             "or put the data back"
         )
-    return state

@@ -8,9 +8,10 @@ from cromic_ds.training.optimizer import OptimizerSettings
 
 
 def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> float:
-    """The rate of step 0 ≤ `step` < `total_steps`: linear warm-up from lr/warm-up to lr, then the schedule.
+    """Return the learning rate of step 0 ≤ `step` < `total_steps`: linear warm-up from lr / warm-up to lr, then the schedule.
 
-    Linear and cosine reach `min_lr_fraction` at step `total_steps`, one after the last, so that no step is in vain.
+    Linear and cosine schedules reach `min_lr_fraction` at step `total_steps`, one after the last, so that the last step still
+    learns something.
     """
     warmup = math.ceil(settings.warmup_fraction * total_steps)
     if step < warmup:

@@ -1,16 +1,15 @@
-"""Self-critical training: the captions that the model samples, each weighed by how much better than the model's own
-greedy caption it scores.
+"""Self-critical training: captions that the model samples, each weighted by how much better it scores than the model's own
+greedy caption.
 
 Rennie et al., "Self-critical Sequence Training for Image Captioning", CVPR 2017: the gradient of the expected reward is
-that of Σ (baseline - reward) · log p(sample). So a step's batch gets the samples for its captions and the advantages,
-reward - baseline, for factors of their losses; the engine does the rest, and divides by the number of sampled tokens.
+that of Σ (baseline - reward) · log p(sample). So the samples replace the captions of a step's batch, and the advantages,
+reward - baseline, become factors of their losses. The engine does the rest, and divides by the number of sampled tokens.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -32,11 +31,11 @@ from cromic_ds.inference.settings import DecodingSettings
 from cromic_ds.metrics.cider_d import CiderD, DocumentFrequencies
 from cromic_ds.metrics.segment import segment
 from cromic_ds.ranks.collectives import on_main, sum_over_ranks
+from cromic_ds.run_folder import RunFolder
 from cromic_ds.tasks import Task
-from cromic_ds.training.loop import Run, seeds
+from cromic_ds.training.learner import Learner
 
 log = logging.getLogger(__name__)
-FREQUENCIES = "scst_df.npz"  # in the run folder
 
 
 @dataclass
@@ -46,75 +45,85 @@ class SelfCriticalSettings:
     samples: int = 1
     """Captions sampled for each image in a step."""
     baseline: Literal["greedy", "mean"] = "greedy"
-    """What a sample's reward is compared with: that of the greedy caption, or the mean of the image's other samples
-    (at least 2 samples; saves the greedy decoding)."""
+    """What the reward of a sample is compared with: greedy = that of the greedy caption; mean = the mean of the image's other
+    samples (needs at least 2 samples; saves the greedy decoding)."""
     temperature: float = 1.0
-    """Sharpness of the sampling. Only at 1 do the samples follow the distribution that is trained, which the greedy
+    """Temperature of the sampling. Only at 1 do the samples follow the distribution that is trained, which the greedy
     baseline needs."""
     max_new_tokens: int | None = None
-    """Longest sampled caption in tokens; by default the task's."""
-    df_images: int = 500_000
-    """Training images whose references CIDEr's document frequencies are counted from, evenly spread; 0 = all."""
+    """Longest sampled caption in tokens; null = the task's."""
+    df_images: int | None = 500_000
+    """Training images, evenly spread, whose references CIDEr's document frequencies are counted from; null = all."""
 
     def check(self) -> None:
         """Raise UserError for values that cannot work."""
-        if self.baseline not in ("greedy", "mean"):
-            raise UserError(f"scst.baseline is {self.baseline!r}: greedy or mean")
         if self.samples < 1 or (self.baseline == "mean" and self.samples < 2):
             raise UserError(
-                f"scst.samples is {self.samples}: give at least 1, and at least 2 where they are each other's baseline"
+                f"scst.samples is {self.samples}: give at least 1, and at least 2 with baseline mean, where each is compared "
+                "with the others"
             )
         if not self.temperature > 0 or (self.max_new_tokens is not None and self.max_new_tokens < 1):
             raise UserError("scst: temperature must be above 0, max_new_tokens at least 1")
         if self.temperature != 1 and self.baseline == "greedy":
-            # E[∇ log p] is 0 for samples from p alone: else a baseline that is not their mean drives p away from them.
+            # E[∇ log p] is 0 only for samples from p. For others, a baseline that is not their mean drives p away from them.
             raise UserError(
                 f"scst.temperature is {self.temperature}: with the greedy baseline it must be 1; use baseline mean"
             )
-        if self.df_images < 0 or self.df_images == 1:
-            raise UserError(f"scst.df_images is {self.df_images}: give at least 2 images, or 0 for all")
+        if self.df_images is not None and self.df_images < 2:
+            raise UserError(f"scst.df_images is {self.df_images}: give at least 2 images, or null for all")
 
 
 @dataclass
 class Captions:
-    """What the model says about the P images of a micro-batch. Each caption is [CLS] … as generated: closed by [SEP], or
-    cut at the longest length without one."""
+    """What the model generates for the P images of a micro-batch. Each caption is [CLS] …, up to and including its [SEP], or
+    without one if it was cut at the longest length."""
 
     samples: list[list[np.ndarray]]  # (P, samples)
-    greedy: list[np.ndarray] | None  # (P,), where it is the baseline
+    greedy: list[np.ndarray] | None  # (P,), if it is the baseline
 
 
 class SelfCritical:
-    """The `loop.Objective` of captions: turns a step's batches into sampled captions with their advantages.
+    """The `Objective` of captions: replaces the captions of a step's batches with sampled ones and their advantages.
 
-    Samples come from the full softmax, whose logarithm is trained, in evaluation mode. So tokens that are no text can be
-    among them, and such a caption scores 0. Were they suppressed as elsewhere, whatever probability bad captions lose
-    could go to them unpunished: in a small trial 3% became 45% in 60 steps, and the captions were ruined.
+    Samples come from the full softmax, whose logarithm is trained, in evaluation mode. So they can contain special tokens that
+    are not text, and such a caption scores 0. If these tokens were suppressed, as in other decoding, the probability that bad
+    captions lose could move to them unpunished: in a small trial their share grew from 3% to 45% in 60 steps, and the captions
+    were ruined.
     """
 
-    def __init__(self, settings: SelfCriticalSettings, task: Task):
-        settings.check()
+    def __init__(
+        self,
+        settings: SelfCriticalSettings,
+        task: Task,
+        folder: RunFolder,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+    ):
         self.settings = settings
         self.tokenization = task.tokenization
         self.max_new_tokens = settings.max_new_tokens or task.max_comment_tokens
-        self.cider: CiderD | None = None  # from the first step on
+        self.folder = folder
+        self.dataset = dataset
+        self.tokenizer = tokenizer
+        self.not_text = [i for i in tokenizer.all_special_ids if i != tokenizer.sep_token_id]
+        self.cider: CiderD | None = None  # made in the first step
 
-    def __call__(self, run: Run, batches: list[Batch]) -> tuple[list[Batch], dict[str, float]]:
-        """This rank's micro-batches with samples for comments; rewards and advantages over all ranks, for the log.
+    def __call__(self, learner: Learner, batches: list[Batch]) -> tuple[list[Batch], dict[str, float]]:
+        """Return this rank's micro-batches with sampled captions, and the mean reward and the like over all ranks, for the log.
 
         What is sampled is a function of the weights and (seed, step, global micro-batch).
         """
         if self.cider is None:
-            self.cider = CiderD(document_frequencies(run, self.tokenization, self.settings.df_images))
+            self.cider = CiderD(self.document_frequencies())
         start = time.perf_counter()
-        with run.engine.full_weights() as model:
-            captions = [
-                self.caption(model, run.tokenizer, batch.to(run.engine.device), seed)
-                for batch, seed in zip(batches, sampling_seeds(run, len(batches)))
-            ]
+        device = learner.engine.device
+        # The seeds differ from those of the dropout.
+        seeds = [example_seed(seed, 0, 0) for seed in learner.micro_batch_seeds()]
+        with learner.engine.full_weights() as model:
+            captions = [self.caption(model, batch.to(device), seed) for batch, seed in zip(batches, seeds)]
         sampled, sums = [], np.zeros(5)
         for batch, of_batch in zip(batches, captions):
-            batch, sums_here = self.reward(run, batch, of_batch)
+            batch, sums_here = self.reward(batch, of_batch, self.cider)
             sampled.append(batch)
             sums += sums_here
         reward, n_samples, greedy, n_images, positive = sum_over_ranks(sums.tolist())
@@ -123,11 +132,11 @@ class SelfCritical:
             values["reward_greedy"] = greedy / max(n_images, 1)
         return sampled, {**values, "scst_seconds": time.perf_counter() - start}
 
-    def caption(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Batch, seed: int) -> Captions:
-        """Captions for the images (and posts) of a batch on the model's device, each encoded once."""
-        settings, end = self.settings, tokenizer.sep_token_id
+    def caption(self, model: PreTrainedModel, batch: Batch, seed: int) -> Captions:
+        """Return captions for the images (and posts) of a batch on the model's device. Each image is encoded once."""
+        settings, end = self.settings, self.tokenizer.sep_token_id
         memory = model.encode(batch.post_ids, model.post_mask(batch), batch.images)
-        config = generation_config(DecodingSettings(beams=1, max_new_tokens=self.max_new_tokens), tokenizer)
+        config = generation_config(DecodingSettings(beams=1, max_new_tokens=self.max_new_tokens), self.tokenizer)
         greedy = None
         if settings.baseline == "greedy":
             greedy = closed(model.generate(encoder_outputs=memory, generation_config=config), end)
@@ -143,54 +152,53 @@ class SelfCritical:
         n = settings.samples
         return Captions([samples[i : i + n] for i in range(0, len(samples), n)], greedy)
 
-    def reward(self, run: Run, batch: Batch, captions: Captions) -> tuple[Batch, np.ndarray]:
-        """The batch to train on, and sums for the log: rewards, samples, greedy rewards, images, advantages above 0.
+    def reward(self, batch: Batch, captions: Captions, cider: CiderD) -> tuple[Batch, np.ndarray]:
+        """Return the batch to train on, and sums for the log: rewards, samples, greedy rewards, images, advantages above 0.
 
-        Images without a reference, and the blank one of an empty batch, count nowhere.
+        Images without a reference, and the blank image of an empty batch, have no weight and are not counted.
         """
-        targets = [references(run.dataset, index, self.tokenization) for index in batch.indices]
+        targets = [references_of(self.dataset, index, self.tokenization) for index in batch.indices]
         counts = np.array([bool(texts) for texts in targets])
-        no_text = [i for i in run.tokenizer.all_special_ids if i != run.tokenizer.sep_token_id]
         scored = captions.samples
         if captions.greedy is not None:
             scored = [[*samples, greedy] for samples, greedy in zip(scored, captions.greedy)]
         rewards = np.zeros((len(scored), len(scored[0])))
         for i in np.flatnonzero(counts):
-            texts = [self.text(run.tokenizer, ids, no_text) for ids in scored[i]]
-            rewards[i] = self.cider.scores(texts, targets[i])
+            rewards[i] = cider.scores([self.text(ids) for ids in scored[i]], targets[i])
         sampled = rewards[:, : self.settings.samples]
-        greedy = rewards[:, self.settings.samples :]  # (P, 1), or (P, 0) where it is not the baseline
+        greedy = rewards[:, self.settings.samples :]  # (P, 1), or (P, 0) if it is not the baseline
         advantages = sampled - greedy if greedy.size else against_the_others(sampled)
         batch = replace(batch, weights=batch.weights * torch.from_numpy(counts))
-        batch = with_comments(batch, captions.samples, advantages.ravel(), run.tokenizer.pad_token_id)
+        batch = with_comments(batch, captions.samples, advantages.ravel(), self.tokenizer.pad_token_id)
         n = counts.sum()
         return batch, np.array([sampled.sum(), n * sampled.shape[1], greedy.sum(), n, (advantages > 0).sum()])
 
-    def text(self, tokenizer: PreTrainedTokenizerBase, ids: np.ndarray, no_text: list[int]) -> str:
-        """The segmented text of a caption; nothing, which scores 0, where one of the `no_text` tokens stands in it."""
-        if np.isin(ids[1:], no_text).any():
+    def text(self, ids: np.ndarray) -> str:
+        """Return the segmented text of a caption; empty, which scores 0, if it contains a token that is not text."""
+        if np.isin(ids[1:], self.not_text).any():
             return ""
-        return segment(decode_text(tokenizer, ids), self.tokenization)
+        return segment(decode_text(self.tokenizer, ids), self.tokenization)
 
-
-def sampling_seeds(run: Run, accumulation: int) -> list[int]:
-    """One seed for each of this rank's micro-batches, other ones than those of its dropout."""
-    return [example_seed(seed, 0, 0) for seed in seeds(run, run.state.step, accumulation)]
+    def document_frequencies(self) -> DocumentFrequencies:
+        """Return those of the training split, from the run folder. Rank 0 counts them if they are not there yet."""
+        path = self.folder.document_frequencies
+        on_main(count_document_frequencies, path, self.dataset, self.tokenization, self.settings.df_images)
+        return DocumentFrequencies.load(path)[0]
 
 
 def closed(sequences: Tensor, end: int) -> list[np.ndarray]:
-    """(N, T) generated ids -> N sequences without what follows their [SEP]."""
+    """(N, T) generated ids -> N sequences, each up to and including its first `end`."""
     return [row[: (row == end).argmax() + 1] if end in row else row for row in sequences.cpu().numpy()]
 
 
 def against_the_others(rewards: np.ndarray) -> np.ndarray:
-    """(P, n ≥ 2) rewards -> each minus the mean of the others of its row."""
+    """(P, n ≥ 2) rewards -> each minus the mean of the others in its row."""
     n = rewards.shape[1]
     return (rewards - rewards.mean(axis=1, keepdims=True)) * (n / (n - 1))
 
 
-def references(dataset: Dataset, index: int, tokenization: str) -> list[str]:
-    """The segmented references of an image, blank ones left out; none for a blank post and for an unreadable record."""
+def references_of(dataset: Dataset, index: int, tokenization: str) -> list[str]:
+    """Return the segmented references of an image without empty ones; [] for a blank post and for an unreadable record."""
     if index < 0:
         return []
     try:
@@ -200,23 +208,13 @@ def references(dataset: Dataset, index: int, tokenization: str) -> list[str]:
     return [segmented for text in texts if (segmented := segment(text, tokenization))]
 
 
-# ---- document frequencies, counted once per run
-
-
-def document_frequencies(run: Run, tokenization: str, most: int) -> DocumentFrequencies:
-    """Those of the training split, from the run folder; rank 0 counts them where they are not there yet.
+def count_document_frequencies(path: Path, dataset: Dataset, tokenization: str, limit: int | None) -> None:
+    """Write the document frequencies of up to `limit` images, evenly spread over the data set, unless the file has them.
 
     Raises:
-        UserError: fewer than two images have references: every CIDEr is 0 then.
+        UserError: fewer than two images have references, so that every CIDEr is 0.
     """
-    path = run.folder / FREQUENCIES
-    on_main(count_into, path, run.dataset, tokenization, most)
-    return DocumentFrequencies.load(path)[0]
-
-
-def count_into(path: Path, dataset: Dataset, tokenization: str, most: int) -> None:
-    """Write the document frequencies of `most` images (0 = all), unless the file has them."""
-    source = f"{dataset.fingerprint} {dataset.split} {tokenization} {most}"
+    source = f"{dataset.fingerprint} {dataset.split} {tokenization} {limit}"
     try:
         if DocumentFrequencies.load(path)[1] == source:
             return
@@ -224,10 +222,12 @@ def count_into(path: Path, dataset: Dataset, tokenization: str, most: int) -> No
         pass
     except (OSError, ValueError, KeyError, BadZipFile) as error:
         log.warning("%s cannot be read (%s): counting again", path, error)
-    n = min(most, len(dataset)) if most else len(dataset)
+    size = len(dataset)
+    n = size if limit is None else min(limit, size)
     log.info("self-critical: counting the n-grams in the references of %d training images", n)
     start = time.perf_counter()
-    frequencies = DocumentFrequencies.count(all_references(dataset, tokenization, n))
+    of_images = (references_of(dataset, i * size // n, tokenization) for i in range(n))
+    frequencies = DocumentFrequencies.count(texts for texts in of_images if texts)
     if frequencies.n_images < 2:
         raise UserError(
             f"self-critical training needs references, and {frequencies.n_images} of {n} images in split "
@@ -241,10 +241,3 @@ def count_into(path: Path, dataset: Dataset, tokenization: str, most: int) -> No
         (frequencies.ngrams.nbytes + frequencies.counts.nbytes) / 1e6,
         time.perf_counter() - start,
     )
-
-
-def all_references(dataset: Dataset, tokenization: str, n: int) -> Iterator[list[str]]:
-    """The references of `n` images, evenly spread over the data set; of those that have any."""
-    for i in range(n):
-        if texts := references(dataset, i * len(dataset) // n, tokenization):
-            yield texts

@@ -1,10 +1,10 @@
-"""From settings to the pieces of a run: folder, model, engine; refused where they do not fit, told where they do."""
+"""The run folder and the starting model: made or checked before a run starts."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -16,7 +16,7 @@ from cromic_ds.data.loader import DataSettings, eval_batches
 from cromic_ds.data.store import answers_fingerprint
 from cromic_ds.data.tokenizer import tokenizer_fingerprint
 from cromic_ds.errors import UserError
-from cromic_ds.files import write_atomically
+from cromic_ds.files import write_atomically, write_json
 from cromic_ds.inference.exports import find_export, load_export
 from cromic_ds.models.common.config import CommentConfig
 from cromic_ds.models.common.image_encoder import set_batch_norm
@@ -25,32 +25,28 @@ from cromic_ds.models.registry import build_config, build_model, model_kind, voc
 from cromic_ds.models.settings import ModelSettings, as_values
 from cromic_ds.run_folder import ANSWERS, FACTS, RunFolder
 
-# Settings that a resumed run may not change: its steps would no longer be those of the run it continues. The data may
-# move: its fingerprint is compared.
+# Settings that a resume may not change, because the run would no longer take the same steps. The data may move to another
+# folder: their fingerprint is compared.
 FIXED = ("seed", "model", "loop.global_batch", "data.comments_per_post")
 
 
 def open_folder(folder: Path, settings: dict, more_fixed: tuple[str, ...] = ()) -> None:
-    """Make the run folder, or check that the run in it is this one. Called on rank 0.
+    """Make the run folder, or check that it holds this run. Called on rank 0.
 
     Raises:
         UserError: a setting that a resume may not change differs.
     """
-    saved = folder / "config.yaml"
+    saved = RunFolder(folder).config
     if saved.exists():
         try:
             before = yaml.safe_load(saved.read_text())
-            fixed = [(name, pick(before, name), pick(settings, name)) for name in (*FIXED, *more_fixed)]
+            fixed = [value for name in (*FIXED, *more_fixed) for value in both(before, settings, name)]
         except (yaml.YAMLError, KeyError, TypeError):
             raise UserError(f"{saved} is not the configuration of a run: name another folder with --out") from None
         for name, old, new in fixed:
-            where, was, now = name, old, new
-            if isinstance(new, dict):  # a field that is not there is one that is null
-                changed = next((key for key in {**new, **old} if old.get(key) != new.get(key)), None)
-                where, was, now = f"{name}.{changed}", old.get(changed), new.get(changed)
-            if was != now:
+            if old != new:
                 raise UserError(
-                    f"{folder} holds a run with {where} = {was!r}, and this command says {now!r}: "
+                    f"{folder} holds a run with {name} = {old!r}, and this command says {new!r}: "
                     "use another run folder (--out), or the setting it was started with"
                 )
     elif folder.is_dir() and any(folder.iterdir()):
@@ -62,18 +58,27 @@ def open_folder(folder: Path, settings: dict, more_fixed: tuple[str, ...] = ()) 
         raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from None
 
 
-def pick(values: dict, dotted: str):
+def pick(values: dict, dotted: str) -> Any:
+    """Return the value of a dotted name in nested dicts."""
     for key in dotted.split("."):
         values = values[key]
     return values
+
+
+def both(old: dict, new: dict, name: str) -> list[tuple[str, Any, Any]]:
+    """Return (name, old value, new value) of a setting, or of each setting in a section."""
+    of_old, of_new = pick(old, name), pick(new, name)
+    if isinstance(of_old, dict) and isinstance(of_new, dict):
+        return [(f"{name}.{key}", of_old.get(key), of_new.get(key)) for key in of_old | of_new]
+    return [(name, of_old, of_new)]
 
 
 class StartingModel(NamedTuple):
     """A model before its first step."""
 
     model: PreTrainedModel
-    taken: set[str]  # names of the parameters that came from the weights it was to start from
-    origin: str  # of its weights, for the log: what was taken, what is new and what was left
+    taken: set[str]  # names of the parameters that come from given weights
+    origin: str  # where the weights come from, for the log: what was taken, what is new and what was left out
 
 
 def make_model(
@@ -83,11 +88,11 @@ def make_model(
     answers: list[str] | None = None,
     fine_tuning: bool = False,
 ) -> StartingModel:
-    """The model with its starting weights: random from `seed`, or from an export or run as far as that fits.
+    """Return the model with its starting weights: random from `seed`, or from an export or run as far as they fit.
 
     Args:
-        answers: the vocabulary of an answer head, where answers are classified.
-        fine_tuning: leave out what a model learns beside the comments in pretraining, unless the settings ask for it.
+        answers: the vocabulary of the answer head, if answers are classified.
+        fine_tuning: leave out the losses that a model has only in pretraining, unless the settings ask for them.
 
     Raises:
         UserError: tokenizer or answers are not those of the weights.
@@ -131,7 +136,7 @@ def make_model(
         set_batch_norm(model.image_encoder, "frozen")
         model.image_encoder.requires_grad_(False)
     model.use_tokenizer(tokenizer)
-    for module in model.unused():  # under AdamW weight decay would still move them
+    for module in model.unused():  # AdamW's weight decay would still change them
         module.requires_grad_(False)
     return StartingModel(model, taken, origin)
 
@@ -143,7 +148,7 @@ def config_for(
     answers: list[str] | None,
     fine_tuning: bool,
 ) -> CommentConfig:
-    """Return the starting config with what the settings override and what follows from the data."""
+    """Return `config` with the changes that the settings ask for and those that follow from the data."""
     before = config.fine_tuned if fine_tuning else {}
     derived = {**vocabulary_of(tokenizer, config), "n_answers": len(answers or [])}
     return config.changed({**before, **settings.overrides, **derived})
@@ -162,14 +167,14 @@ def load_pretrained(model: PreTrainedModel, name: str, source: str) -> LoadRepor
 
 
 def load_image_encoder(model: PreTrainedModel, source: str) -> LoadReport:
-    """Copy a ResNetModel's weights (folder or hub name) into the model's image encoder."""
+    """Copy the weights of a ResNetModel (a folder or Hub name) into the model's image encoder."""
     if not hasattr(model.image_encoder, "backbone"):
         raise UserError("model.image_encoder: this model has no ResNet; leave it out")
     try:
         resnet, found = ResNetModel.from_pretrained(source, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.image_encoder: {source!r} cannot be read ({str(error).splitlines()[0]})") from None
-    if missing := sorted(found["missing_keys"]):  # another kind of model: transformers fills in random weights
+    if missing := sorted(found["missing_keys"]):  # another kind of model, which transformers fills with random weights
         raise UserError(f"model.image_encoder: {source!r} is no ResNetModel: it has no {missing[0]}")
     weights = resnet.state_dict()
     report = load_matching(model.image_encoder.backbone, weights)
@@ -181,9 +186,9 @@ def load_image_encoder(model: PreTrainedModel, source: str) -> LoadReport:
 def calibrate_batch_norm(
     model: PreTrainedModel, taken: set[str], dataset: Dataset, data: DataSettings, image_size: int
 ) -> None:
-    """Frozen statistics need values: those of the first 64 training images, the same on every rank.
+    """Set frozen batch-norm statistics to those of the first 64 training images, the same on every rank.
 
-    Only where the ResNet starts from random weights; pretrained ones bring their statistics.
+    Only if the ResNet starts from random weights. Pretrained weights bring their statistics.
     """
     pretrained = any(name.startswith("image_encoder.") for name in taken)
     if pretrained or getattr(model.config, "batch_norm", None) != "frozen" or not image_size:
@@ -200,7 +205,7 @@ def write_model_folder(
     task: str,
     answers: list[str] | None,
 ) -> None:
-    """What an export needs beside the weights: RUN/model with config, tokenizer, answers and what else it must know."""
+    """Write RUN/model: all that an export needs besides the weights."""
     target = RunFolder(folder).model
     model.config.save_pretrained(target)
     tokenizer.save_pretrained(target)
@@ -211,11 +216,11 @@ def write_model_folder(
         "task": task,
     }
     if answers is not None:
-        write_atomically(target / ANSWERS, json.dumps(answers, ensure_ascii=False))
+        write_json(target / ANSWERS, answers)
         facts["answers_fingerprint"] = answers_fingerprint(answers)
-    write_atomically(target / FACTS, json.dumps(facts, indent=1))
+    write_json(target / FACTS, facts, indent=1)
 
 
-def settings_dict(settings) -> dict:
-    """Plain values of nested settings dataclasses, for YAML and dashboards."""
+def settings_dict(settings: Any) -> dict[str, Any]:
+    """Return nested settings dataclasses as plain values, for YAML and dashboards."""
     return json.loads(json.dumps(as_values(settings), default=str))

@@ -1,4 +1,4 @@
-"""How fast a run is and what it uses: rates, FLOPs, MFU, memory, share of time spent waiting for data."""
+"""Speed of a run and what it uses: rates, FLOPs, MFU, memory, share of the time that is spent waiting for data."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import psutil
 import torch
 
 from cromic_ds.batch import Batch
+from cromic_ds.engine.engine import StepResult
 
-# Dense peak of the matrix units in TFLOP/s for 16-bit operands, from the vendors' data sheets, by name as CUDA gives it.
+# Dense peak of the matrix units in TFLOP/s for 16-bit operands, from the vendors' data sheets, by the name that CUDA reports.
 PEAK_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "A10": 125, "V100": 125, "T4": 65}
 
 
 def peak_tflops(device: torch.device) -> float | None:
-    """16-bit peak of one device in TFLOP/s, None where it is not known."""
+    """Return the 16-bit peak of one device in TFLOP/s, or None if it is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -23,10 +24,11 @@ def peak_tflops(device: torch.device) -> float | None:
 
 
 class Usage:
-    """Wall-clock rates from one step to the next; `restart` leaves out what happened between two steps."""
+    """Wall-clock rates from one step to the next. `restart` excludes what happened between two steps."""
 
-    def __init__(self, forward_flops: Callable[[Batch], float], device: torch.device, world_size: int):
-        self.forward_flops, self.device, self.world_size = forward_flops, device, world_size
+    def __init__(self, forward_flops: Callable[[Batch], float], device: torch.device):
+        self.forward_flops = forward_flops
+        self.device = device
         self.peak = peak_tflops(device)
         self.process = psutil.Process()
         self.restart()
@@ -34,16 +36,21 @@ class Usage:
     def restart(self) -> None:
         self.since = time.perf_counter()
 
-    def step(self, n_posts: int, n_targets: int, waited: float, batches: Sequence[Batch]) -> dict[str, float]:
-        """Values for the log; `waited`: seconds this rank waited for data. FLOPs of forward and backward, recomputation
-        not counted, per device as this rank sees it."""
+    def step(self, result: StepResult, batches: Sequence[Batch], waited: float) -> dict[str, float]:
+        """Return values for the log.
+
+        FLOPs are those of the forward and the backward pass of this rank's batches, without recomputation, on one device.
+
+        Args:
+            waited: seconds that this rank waited for data.
+        """
         now = time.perf_counter()
         seconds, self.since = now - self.since, now
         tflops = 3 * sum(map(self.forward_flops, batches)) / seconds / 1e12
         values = {
             "seconds_per_step": seconds,
-            "posts_per_second": n_posts / seconds,
-            "tokens_per_second": n_targets / seconds,
+            "posts_per_second": result.n_posts / seconds,
+            "tokens_per_second": result.n_targets / seconds,
             "tflops": tflops,
             "data_wait": waited / seconds,
             "memory_gb": self.memory_bytes() / 1e9,
@@ -53,7 +60,7 @@ class Usage:
         return values
 
     def memory_bytes(self) -> int:
-        """Most memory allocated on the GPU so far; on a CPU the process's resident memory."""
+        """Return the peak of the memory allocated on the GPU; on a CPU, the process's resident memory."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return self.process.memory_info().rss

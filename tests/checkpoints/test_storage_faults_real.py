@@ -22,8 +22,8 @@ JPEG = b"\xff\xd8\xff\xe0"  # what each picture begins with
 
 
 def arguments(store: Path, out: Path, *more: str) -> list[str]:
-    small = ["--model.preset", "tiny", "--precision", "fp32", "--loop.global_batch", "8", "--loop.save_every", "4"]
-    how = ["--eval.generate", "0", "--eval.examples", "8", "--loop.hang_timeout", "20", "--loop.steps", str(STEPS)]
+    small = ["--model.preset", "tiny", "--precision", "fp32", "--loop.global_batch", "8", "--checkpoint.every", "4"]
+    how = ["--eval.generate", "0", "--eval.examples", "8", "--guard.hang_timeout", "20", "--loop.steps", str(STEPS)]
     return ["--data.path", str(store), "--out", str(out), *small, *how, *QUIET, *more]
 
 
@@ -31,7 +31,7 @@ def arguments(store: Path, out: Path, *more: str) -> list[str]:
 def undisturbed(store, tmp_path_factory) -> Path:
     """A finished run on two ranks with all of its checkpoints."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    run_to_end(folder, arguments(store, folder / "run", "--loop.keep_last", "9"), ranks=2)
+    run_to_end(folder, arguments(store, folder / "run", "--checkpoint.keep_last", "9"), ranks=2)
     return folder / "run"
 
 
@@ -85,7 +85,7 @@ def test_a_full_disk_ends_the_run_and_the_next_start_resumes(store, tmp_path, un
 
 def test_a_run_folder_that_becomes_read_only(store, tmp_path, undisturbed, disk):
     run = disk / "run"
-    job = Job(tmp_path, arguments(store, run, "--loop.save_every", "8"), ranks=2)
+    job = Job(tmp_path, arguments(store, run, "--checkpoint.every", "8"), ranks=2)
     job.wait_for_step(run, 2)
     bind = ["mount", "--bind", run / "checkpoints"] if (run / "checkpoints").exists() else ["mount", "--bind", run]
     subprocess.run([*bind, bind[-1]], check=True)
@@ -208,7 +208,7 @@ def test_a_store_that_is_replaced_under_the_run(store, tmp_path):
 
 def test_a_spike_of_the_loss_on_one_rank_is_skipped_on_all(store, tmp_path):
     run = tmp_path / "run"
-    limits = ["--loop.max_loss_ratio", "4"]
+    limits = ["--guard.max_loss_ratio", "4"]
     run_to_end(tmp_path / "spike", arguments(store, run, *limits), ranks=2, script=FAULTY, FAULT="spike:1:5")
     assert [record["skipped_steps"] for record in records(run)] == [0] * 5 + [1] * (STEPS - 5)
     assert max(losses(run)[6:]) < losses(run)[0]

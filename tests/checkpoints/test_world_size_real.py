@@ -55,7 +55,7 @@ def arguments(store: Path, run: Path, ds_config: str, *more: str) -> list[str]:
     return [
         *["--data.path", str(store), "--out", str(run), "--ds_config", ds_config, "--precision", "fp32", *QUIET],
         *["--model.preset", "tiny", "--loop.global_batch", str(BATCH)],
-        *["--loop.steps", str(STEPS), "--loop.save_every", str(EVERY), "--loop.keep_last", "9"],
+        *["--loop.steps", str(STEPS), "--checkpoint.every", str(EVERY), "--checkpoint.keep_last", "9"],
         *["--loop.ema_decay", "0.6", "--optim.lr", "3e-6", "--eval.generate", "0", "--eval.micro_batch", "4", *more],
     ]
 

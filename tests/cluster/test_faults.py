@@ -21,7 +21,7 @@ from helpers.paths import REPOSITORY
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 STEPS, HANG = 96, 8
-LENGTH = ["--loop.steps", STEPS, "--loop.save_every", 2, "--eval.every", 4, "--loop.hang_timeout", HANG]
+LENGTH = ["--loop.steps", STEPS, "--checkpoint.every", 2, "--eval.every", 4, "--guard.hang_timeout", HANG]
 PHASES = {
     "start-up": (),
     "steps": ("reading data", "in a step"),
@@ -227,7 +227,7 @@ def test_a_rank_that_hangs_is_named_with_its_stack(cluster, checkout, store, lau
 
 
 def test_five_seconds_without_network_change_nothing(cluster, checkout, store, undisturbed):
-    training = InSlurm(cluster, checkout, store, "--loop.hang_timeout", 60)
+    training = InSlurm(cluster, checkout, store, "--guard.hang_timeout", 60)
     wait_for_step(training.run, 6, training.text)
     cluster.cut(2)
     time.sleep(5)
@@ -315,5 +315,5 @@ def test_a_signal_during_the_start_is_obeyed_after_the_first_step(cluster, check
     cluster.output("scancel", "--signal=USR1", training.job)
     cluster.wait_for_state(training.job, "PENDING", timeout=120)
     cluster.output("scancel", training.job)
-    assert "stopped by SIGUSR1 after step 1; the same command goes on from here" in training.text()
+    assert "stopped by SIGUSR1 after step 1; the same command resumes here" in training.text()
     assert (training.run / "checkpoints" / "latest").read_text() == "step-00000001"

@@ -24,7 +24,7 @@ STEPS = 200
 LENGTH = {
     "--loop.steps": STEPS,
     "--loop.global_batch": 12,
-    "--loop.save_every": 10,
+    "--checkpoint.every": 10,
     "--eval.every": 50,
     "--optim.lr": 1e-6,
 }

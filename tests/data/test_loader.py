@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cromic_ds.batch import BatchSplit
 from cromic_ds.data import loader
 from cromic_ds.data.collate import SpecialTokens
 from cromic_ds.data.dataset import Tokens, UnreadableRecord
@@ -56,9 +57,13 @@ def known_special_tokens(monkeypatch):
     monkeypatch.setattr(loader, "special_tokens", lambda path: SpecialTokens(0, 101, 102))
 
 
-def train(corpus, settings=None, **changes):
-    run = dict(image_size=0, global_batch=8, micro_batch=8, rank=0, world_size=1, seed=3, first_step=0, last_step=4)
-    return training_batches(corpus, settings or DataSettings(workers=0), **(run | changes))
+WHOLE = BatchSplit(8, 8)
+
+
+def train(corpus, settings=None, split=WHOLE, rank=0, first_step=0, last_step=4, image_size=0):
+    settings = settings or DataSettings(workers=0)
+    steps = {"first_step": first_step, "last_step": last_step}
+    return training_batches(corpus, settings, split, rank, image_size=image_size, seed=3, **steps)
 
 
 def kept(batch) -> dict[str, list[list[int]]]:
@@ -78,12 +83,10 @@ def test_steps_take_the_positions_of_the_order():
 def test_the_global_batch_does_not_depend_on_its_split(micro_batch, world_size):
     corpus, settings = Corpus(21), DataSettings(workers=0, comments_per_post=2)
     whole = [batches[0] for batches in train(corpus, settings)]
-    ranks = [
-        list(train(corpus, settings, micro_batch=micro_batch, rank=r, world_size=world_size)) for r in range(world_size)
-    ]
+    split = BatchSplit(8, micro_batch, world_size)
+    ranks = [list(train(corpus, settings, split, rank)) for rank in range(world_size)]
     for t, expected in enumerate(whole):
-        accumulation = 8 // (micro_batch * world_size)
-        parts = [ranks[r][t][a] for a in range(accumulation) for r in range(world_size)]
+        parts = [ranks[r][t][a] for a in range(split.accumulation) for r in range(world_size)]
         assert [i for part in parts for i in part.indices] == expected.indices
         assert {k: v for part in parts for k, v in kept(part).items()} == kept(expected)
         assert sum(part.n_targets for part in parts) == expected.n_targets
@@ -144,7 +147,7 @@ def test_a_corpus_without_images_is_refused_only_where_images_are_read():
 
 def test_reader_processes_give_the_same_batches():
     corpus = Corpus(21, unreadable=frozenset({4}), bad_images=frozenset({5}))
-    run = dict(image_size=SIZE, micro_batch=2, last_step=3)
+    run = dict(split=BatchSplit(8, 2), image_size=SIZE, last_step=3)
     alone = [b for batches in train(corpus, **run) for b in batches]
     read = [b for batches in train(corpus, DataSettings(workers=2), **run) for b in batches]
     assert len(alone) == len(read) == 12
@@ -175,21 +178,18 @@ def test_evaluation_takes_the_first_comments():
 
 
 @pytest.mark.parametrize(
-    ("settings", "changes", "message"),
+    ("settings", "message"),
     [
-        ({}, {"global_batch": 10}, "multiple of 8"),
-        ({}, {"micro_batch": 0}, "at least 1"),
-        ({"comments_per_post": -1}, {}, "data.comments_per_post"),
-        ({"eval_comments_per_post": 0}, {}, "eval_comments_per_post is 0: give a count, or null for all"),
-        ({"max_post_tokens": 2}, {}, "data.max_post_tokens"),
-        ({"workers": -2}, {}, "data.workers"),
-        ({"max_skip_rate": 2.0}, {}, "data.max_skip_rate"),
+        ({"comments_per_post": -1}, "data.comments_per_post"),
+        ({"eval_comments_per_post": 0}, "eval_comments_per_post is 0: give a count, or null for all"),
+        ({"max_post_tokens": 2}, "data.max_post_tokens"),
+        ({"workers": -2}, "data.workers"),
+        ({"max_skip_rate": 2.0}, "data.max_skip_rate"),
     ],
 )
-def test_wrong_settings_are_refused_at_once(settings, changes, message):
+def test_wrong_settings_are_refused_at_once(settings, message):
     with pytest.raises(UserError, match=message):
         check_settings(DataSettings(**settings))
-        train(Corpus(8), DataSettings(**settings), **changes)
 
 
 def test_an_empty_split_is_refused():

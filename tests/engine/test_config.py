@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 from helpers.paths import CONFIGS, REPOSITORY
 
+from cromic_ds.batch import BatchSplit
 from cromic_ds.engine import config as ds_config
-from cromic_ds.engine.config import ResolveFacts, batch_arithmetic, load_ds_config, resolve, split_batch, validate
+from cromic_ds.engine.config import ResolveFacts, load_ds_config, resolve, split_batch, validate
 from cromic_ds.engine.schema import AUTO, NOT_HERE, blocks, strings_of
 from cromic_ds.errors import UserError
 from cromic_ds.models.common.precision import choose_precision, cpu_has_bf16
 
-CPU = ResolveFacts(global_batch=64, micro_batch=8, world_size=2, ranks_per_node=2, source="test.json")
-GPUS = replace(CPU, global_batch=512, micro_batch=32, world_size=16, ranks_per_node=8, device="cuda", precision="bf16")
+CPU = ResolveFacts(BatchSplit(64, 8, 2), ranks_per_node=2, source="test.json")
+GPUS = replace(CPU, batch=BatchSplit(512, 32, 16), ranks_per_node=8, device="cuda", precision="bf16")
 
 
 def refused(config: dict, facts: ResolveFacts = CPU, **changes) -> str:
@@ -59,7 +60,7 @@ def test_every_shipped_config_resolves_and_deepspeed_reads_it(path: Path, facts:
     resolved = resolve(config, facts, this_machine=False)
     assert not list(strings_of(resolved, AUTO))
     assert json.loads(json.dumps(resolved)) == resolved
-    assert resolved["train_batch_size"] == facts.global_batch
+    assert resolved["train_batch_size"] == facts.batch.global_batch
     assert resolved["torch_autocast"] == {"enabled": facts.precision == "bf16", "dtype": "bfloat16"}
     zero = DeepSpeedZeroConfig(**resolved["zero_optimization"])
     assert zero.stage == int(path.stem[4])
@@ -83,7 +84,7 @@ def test_values_that_follow_the_model_and_the_machines():
     fp32 = resolve(multinode, replace(GPUS, precision="fp32"))
     assert fp32["zero_optimization"]["zero_quantized_weights"] and fp32["zero_optimization"]["zero_quantized_gradients"]
     assert fp32["communication_data_type"] == "fp16"
-    one_node = resolve(multinode, replace(GPUS, precision="fp32", world_size=8, global_batch=256))
+    one_node = resolve(multinode, replace(GPUS, precision="fp32", batch=BatchSplit(256, 32, 8)))
     assert one_node["zero_optimization"]["zero_hpz_partition_size"] == 1
     assert not one_node["zero_optimization"]["zero_quantized_weights"]
     assert resolve({}, CPU)["zero_optimization"] == {"stage": 0}
@@ -248,11 +249,6 @@ def test_every_top_level_key_of_deepspeeds_constants_is_known():
         ),
         ({"gradient_accumulation_steps": 2}, {}, "gradient_accumulation_steps is 2 but the run has 4"),
         ({"train_micro_batch_size_per_gpu": 4}, {}, "train_micro_batch_size_per_gpu is 4 but the run has 8"),
-        (
-            {"train_micro_batch_size_per_gpu": 5},
-            {"micro_batch": 0},
-            "micro-batch 5 does not divide: use micro-batch 4 or 8",
-        ),
         ({"gradient_clipping": 0.5}, {}, "gradient_clipping is 0.5 but the recipe clips at 1.0"),
         (
             zero(2, {"stage3_max_live_parameters": 1}),
@@ -312,69 +308,14 @@ def test_nvme_offloading_uses_a_writable_folder_where_libaio_is(monkeypatch: pyt
 # ---- batch arithmetic and precision
 
 
-@pytest.mark.parametrize(
-    ("batch", "micro", "world", "device", "expected"),
-    [
-        (64, 8, 2, "cpu", (8, 4)),
-        (64, 0, 2, "cpu", (8, 4)),
-        (64, 0, 1, "cuda", (64, 1)),
-        (4096, 0, 8, "cuda", (64, 8)),
-        (6, 0, 2, "cpu", (3, 1)),
-        (2 * 22, 0, 2, "cpu", (2, 11)),
-    ],
-)
-def test_split_batch(batch: int, micro: int, world: int, device: str, expected: tuple[int, int]):
-    assert split_batch(ResolveFacts(batch, micro, world, world, device)) == expected
-
-
-def test_other_ranks_keep_the_global_batch_and_a_given_micro_batch():
-    assert [split_batch(ResolveFacts(64, 4, world)) for world in (1, 2, 4, 16)] == [(4, 16), (4, 8), (4, 4), (4, 1)]
-    assert [split_batch(ResolveFacts(64, 0, world)) for world in (1, 2, 4, 16)] == [(8, 8), (8, 4), (8, 2), (4, 1)]
-
-
-@pytest.mark.parametrize(
-    ("batch", "micro", "world", "message"),
-    [
-        (
-            *(64, 0, 3),
-            "global batch 64 does not divide over 3 ranks: start 2 or 4, or in a new run use a global batch of "
-            "63 or 66",
-        ),
-        (
-            *(64, 16, 3),
-            "global batch 64 does not divide over 3 ranks: start 2 or 4, or in a new run use a global batch of 63 or 66",
-        ),
-        (
-            *(64, 32, 3),
-            "global batch 64 does not divide over 3 ranks: start 2, or in a new run use a global batch of 63 or 66",
-        ),
-        (
-            *(2, 0, 4),
-            "global batch 2 does not divide over 4 ranks: start 2, or in a new run use a global batch of 4",
-        ),
-        (0, 0, 4, "global batch 0 does not divide over 4 ranks: use a global batch of 4"),
-        (
-            *(48, 5, 2),
-            "global batch 48 over 2 ranks is 24 posts each, which micro-batch 5 does not divide: use micro-batch 4 or 6, "
-            "or another global batch",
-        ),
-        (
-            *(48, 8, 4),
-            "global batch 48 over 4 ranks is 12 posts each, which micro-batch 8 does not divide: use micro-batch 6 or 12, "
-            "start 3 or 6 ranks, or another global batch",
-        ),
-    ],
-)
-def test_batches_that_do_not_divide_name_the_nearest_that_do(batch: int, micro: int, world: int, message: str):
-    with pytest.raises(UserError) as error:
-        split_batch(ResolveFacts(batch, micro, world))
-    assert str(error.value) == message
-
-
-def test_batch_arithmetic_in_one_line():
-    assert batch_arithmetic(resolve({}, CPU), 2) == "global batch 64 = micro-batch 8 × accumulation 4 × 2 ranks"
-    one = ResolveFacts(8, source="test.json")
-    assert batch_arithmetic(resolve({}, one), 1) == "global batch 8 = micro-batch 8 × accumulation 1 × 1 rank"
+def test_the_micro_batch_is_the_recipes_then_the_jsons_then_the_largest_that_divides():
+    in_json = {"train_micro_batch_size_per_gpu": 4}
+    assert split_batch(in_json, 64, 2, 16).micro_batch == 16
+    assert split_batch(in_json, 64, 2).micro_batch == 4
+    assert split_batch({"train_micro_batch_size_per_gpu": "auto"}, 64, 2).micro_batch == 8
+    assert split_batch({}, 64, 1, device="cuda").micro_batch == 64
+    with pytest.raises(UserError, match="which micro-batch 5 does not divide: use micro-batch 4 or 8"):
+        split_batch({"train_micro_batch_size_per_gpu": 5}, 64, 2)
 
 
 def test_precision_follows_the_device():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers.paths import CONFIGS
 
+from cromic_ds.batch import BatchSplit
 from cromic_ds.engine.adam import KERNELS
 from cromic_ds.engine.config import ResolveFacts, load_ds_config, resolve
 
@@ -21,7 +22,7 @@ RUNNABLE = [
 
 
 def shipped(name: str, world_size: int = 2, ranks_per_node: int = 2, precision: str = "fp32") -> dict:
-    facts = ResolveFacts(8, 8 // world_size, world_size, ranks_per_node, precision=precision, hidden_size=256)
+    facts = ResolveFacts(BatchSplit.derive(8, world_size), ranks_per_node, precision=precision, hidden_size=256)
     return resolve(load_ds_config(CONFIGS / f"{name}.json"), facts)
 
 

@@ -23,9 +23,9 @@ def arguments(store: Path, out: Path, ds_config: str, *more: str) -> list[str]:
         *["--data.path", str(store), "--out", str(out), "--ds_config", ds_config, "--model.preset", "tiny"],
         *["--loop.ema_decay", str(DECAY), "--loop.steps", "4", "--loop.global_batch", "4", "--optim.lr", "1e-3"],
         *[
-            "--loop.save_every",
+            "--checkpoint.every",
             "1",
-            "--loop.keep_last",
+            "--checkpoint.keep_last",
             "9",
             "--precision",
             "fp32",

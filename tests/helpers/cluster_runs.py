@@ -17,7 +17,13 @@ RUN = "runs/sample_cmt"  # where launch/pretrain.sh puts it
 def arguments(store: Path, *more: object) -> list[str]:
     """Return the settings of a run of four steps, whose losses do not depend on how the eight posts of a step are split."""
     settings = {
-        **{"data.path": store, "loop.steps": 4, "loop.global_batch": 8, "loop.micro_batch": 2, "loop.save_every": 0},
+        **{
+            "data.path": store,
+            "loop.steps": 4,
+            "loop.global_batch": 8,
+            "loop.micro_batch": 2,
+            "checkpoint.every": "null",
+        },
         # A small rate: Adam's first steps turn the last digits of near-zero gradients into whole steps of single weights.
         **{"model.batch_norm": "frozen", "optim.lr": 1e-5},
         **{"eval.every": "null", "eval.generate": 4, "eval.micro_batch": 4},

@@ -14,13 +14,15 @@ import torch
 
 from cromic_ds.cli.commands import script
 from cromic_ds.training import loop
+from cromic_ds.training import run as training_run
 
 kind, *where = os.environ["FAULT"].split(":")
 rank, step = map(int, where)
-read = loop.next_batches
+train, read = loop.train, loop.next_batches
 
 
 def strike(run: loop.Run) -> None:
+    model = run.learner.engine.model
     if kind == "hang":
         time.sleep(3600)
     elif kind == "raise":
@@ -29,14 +31,15 @@ def strike(run: loop.Run) -> None:
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + (1 << 20), mapped + (1 << 20)))
     elif kind == "nan":
-        weight = next(p for p in run.engine.model.parameters() if p.requires_grad)
+        weight = next(p for p in model.parameters() if p.requires_grad)
         once = weight.register_hook(lambda gradient: (once.remove(), gradient * torch.nan)[1])
     elif kind == "spike":
-        once = run.engine.model.register_forward_hook(lambda model, given, loss: (once.remove(), 100 * loss)[1])
+        once = model.register_forward_hook(lambda model, given, loss: (once.remove(), 100 * loss)[1])
     elif kind == "disk":  # the run's parent, a tmpfs, is full but for what the log takes
         time.sleep(2)  # until the checkpoint before is written
-        size = shutil.disk_usage(run.folder).used + (1 << 20)
-        subprocess.run(["mount", "-o", f"remount,size={size}", run.folder.parent], check=True)
+        folder = Path(run.settings.out)
+        size = shutil.disk_usage(folder).used + (1 << 20)
+        subprocess.run(["mount", "-o", f"remount,size={size}", folder.parent], check=True)
     elif kind == "clock":
         now = time.time
         time.time = lambda: now() - 3600
@@ -44,12 +47,16 @@ def strike(run: loop.Run) -> None:
         raise ValueError(kind)
 
 
-def faulty(run: loop.Run):
-    if (run.ranks.rank, run.state.step) == (rank, step):
-        strike(run)
-    return read(run)
+def faulty_train(run: loop.Run) -> None:
+    def next_batches(batches):
+        if (run.learner.ranks.rank, run.learner.state.step) == (rank, step):
+            strike(run)
+        return read(batches)
+
+    loop.next_batches = next_batches
+    train(run)
 
 
-loop.next_batches = faulty
+training_run.train = faulty_train
 sys.argv[0] = "pretrain.py"
 script("pretrain")

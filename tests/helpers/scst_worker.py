@@ -10,18 +10,19 @@ import json
 import logging
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import deepspeed
 import torch
 from deepspeed.utils import logger
 
+from cromic_ds.batch import BatchSplit
 from cromic_ds.checkpoints.state import TrainState
 from cromic_ds.engine import process_group
 from cromic_ds.engine.config import ResolveFacts, load_ds_config, resolve
 from cromic_ds.engine.engine import Engine
 from cromic_ds.ranks import collectives
-from cromic_ds.training.loop import seeds
+from cromic_ds.run_folder import RunFolder
+from cromic_ds.training.learner import Learner
 from cromic_ds.training.optimizer import OptimizerSettings, build_optimizer
 from cromic_ds.training.self_critical import SelfCritical, SelfCriticalSettings
 
@@ -33,28 +34,21 @@ def main(stage: int, folder: str) -> None:
     logger.setLevel(logging.ERROR)
     ranks = process_group.start()
     source = Path(__file__).resolve().parents[2] / "ds_configs" / f"zero{stage}.json"
-    facts = ResolveFacts(global_batch=8, micro_batch=4, world_size=ranks.world_size, clip=1.0, hidden_size=32)
+    split = BatchSplit(8, 4, ranks.world_size)
+    facts = ResolveFacts(split, clip=1.0, hidden_size=32)
     tokenizer = world_tokenizer()
     model = make_model(tokenizer)
     optimizer, _ = build_optimizer(model, OptimizerSettings(lr=1e-3))
     engine = Engine(model, optimizer, resolve(load_ds_config(source), facts))
-    run = SimpleNamespace(
-        folder=Path(folder),
-        ranks=ranks,
-        seed=5,
-        state=TrainState(),
-        engine=engine,
-        dataset=Pictures(),
-        tokenizer=tokenizer,
-    )
-    objective = SelfCritical(SelfCriticalSettings(samples=3), TASK)
+    learner = Learner(engine, None, TrainState(), split, ranks, seed=5, epoch_size=len(Pictures()))
+    objective = SelfCritical(SelfCriticalSettings(samples=3), TASK, RunFolder(Path(folder)), Pictures(), tokenizer)
     steps, n_hooks = [], []
     for step in range(3):
         mine = micro_batches(tokenizer, blank=step == 1)[ranks.rank :: ranks.world_size]
-        batches, values = objective(run, mine)
+        batches, values = objective(learner, mine)
         (n_targets,) = collectives.sum_over_ranks([sum(b.n_targets for b in batches)])
-        result = engine.train_step(batches, 1e-3, int(n_targets), seeds(run, step, len(batches)))
-        run.state.step += 1
+        result = engine.train_step(batches, 1e-3, int(n_targets), learner.micro_batch_seeds())
+        learner.state.step += 1
         values.pop("scst_seconds")
         steps.append({**values, "n_targets": n_targets, "loss": result.loss, "grad_norm": result.grad_norm})
         n_hooks.append(hooks(engine.model))

@@ -8,6 +8,7 @@ SPOIL: if not empty, the initial weights and buffers are changed, so that anythi
 import functools
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -27,12 +28,12 @@ from cromic_ds.training import startup as setup
 NOTES = Path(os.environ["NOTES"])
 
 
-def note(running, batches):
-    step = running.state.step + 1
-    with (NOTES / f"{running.ranks.rank}.jsonl").open("a") as f:
+def note(learner, batches):
+    step = learner.state.step + 1
+    with (NOTES / f"{learner.ranks.rank}.jsonl").open("a") as f:
         f.write(json.dumps({"step": step, "ids": [id for batch in batches for id in batch.ids]}) + "\n")
     if step == int(os.environ.get("STOP_AFTER", "0")):
-        running.stop.signal = "the test"
+        signal.raise_signal(signal.SIGTERM)
     return batches, {}
 
 
@@ -100,5 +101,5 @@ if __name__ == "__main__":
     if os.environ.get("SPOIL"):
         setup.make_model = spoilt
     checkpoint.load_checkpoint, saving.CheckpointWriter.begin = load, save
-    pretrain.run_training = functools.partial(run.run_training, objective=note)
+    pretrain.run_training = functools.partial(run.run_training, make_objective=lambda *given: note)
     script("pretrain")

@@ -18,8 +18,8 @@ HOST = socket.gethostname()
 
 
 def arguments(store: Path, out: Path, *more: str) -> list[str]:
-    small = ["--model.preset", "tiny", "--precision", "fp32", "--loop.global_batch", "8", "--loop.save_every", "4"]
-    how = ["--eval.generate", "0", "--eval.examples", "8", "--loop.hang_timeout", "6", "--loop.steps", "400"]
+    small = ["--model.preset", "tiny", "--precision", "fp32", "--loop.global_batch", "8", "--checkpoint.every", "4"]
+    how = ["--eval.generate", "0", "--eval.examples", "8", "--guard.hang_timeout", "6", "--loop.steps", "400"]
     return ["--data.path", str(store), "--out", str(out), *small, *how, *QUIET, *more]
 
 
@@ -96,7 +96,9 @@ def test_a_rank_that_hangs_outside_of_a_collective_is_named_with_its_stack(store
 @pytest.mark.parametrize(("fault", "error"), [("raise", "RuntimeError: as the test wished"), ("memory", "Error")])
 def test_the_first_traceback_is_the_only_one(store, tmp_path, fault, error):
     out = tmp_path / "run"
-    job = Job(tmp_path, arguments(store, out, "--loop.save_every", "0"), ranks=2, script=FAULTY, FAULT=f"{fault}:1:5")
+    job = Job(
+        tmp_path, arguments(store, out, "--checkpoint.every", "null"), ranks=2, script=FAULTY, FAULT=f"{fault}:1:5"
+    )
     assert 0 not in ended(job, 120)
     log = job.logs[1].read_text()
     assert "Traceback" in log

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.paths import CONFIGS, HELPERS
 
+from cromic_ds.batch import BatchSplit
 from cromic_ds.engine.config import ResolveFacts, load_ds_config, resolve
 from cromic_ds.engine.memory import FP32, ModelFacts, memory_plan, model_facts
 
@@ -24,14 +25,8 @@ CASES = [
 
 
 def config_for(name: str, precision: str, accumulation: int) -> dict:
-    facts = ResolveFacts(
-        global_batch=8 * accumulation,
-        micro_batch=4,
-        world_size=2,
-        ranks_per_node=2,
-        precision=precision,
-        hidden_size=256,
-    )
+    split = BatchSplit(8 * accumulation, 4, world_size=2)
+    facts = ResolveFacts(split, ranks_per_node=2, precision=precision, hidden_size=256)
     config = resolve(load_ds_config(CONFIGS / f"{name.split()[0]}.json"), facts)
     if "lean" in name:  # parameters are released after use, and gathered again for the backward pass
         config["zero_optimization"] |= {"stage3_max_live_parameters": 100_000, "stage3_max_reuse_distance": 0}

@@ -263,7 +263,7 @@ def test_real_runs(store, tmp_path):
     def arguments(steps: int) -> list[str]:
         return [
             *["--data.path", str(store), "--out", str(out), "--model.preset", "tiny", "--loop.global_batch", "8"],
-            *["--loop.steps", str(steps), "--loop.save_every", "2", "--eval.generate", "0", *QUIET],
+            *["--loop.steps", str(steps), "--checkpoint.every", "2", "--eval.generate", "0", *QUIET],
         ]
 
     def wait_for(state: str, seconds: float = 40) -> status.RunStatus:

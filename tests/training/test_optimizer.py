@@ -47,11 +47,12 @@ def test_a_single_step_has_the_full_rate():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("lr", 0.0), ("betas", (0.9, 1.0)), ("clip", -1.0), ("warmup_fraction", 2.0)]
+    ("name", "value"),
+    [("lr", 0.0), ("betas", (0.9, 1.0)), ("clip", 0.0), ("warmup_fraction", 2.0), ("backbone_lr", 0.0)],
 )
 def test_settings_out_of_range_are_refused(name: str, value):
     with pytest.raises(UserError, match=f"optim.{name}"):
-        OptimizerSettings(**{name: value})
+        OptimizerSettings(**{name: value}).check()
 
 
 class Net(nn.Module):

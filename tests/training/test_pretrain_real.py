@@ -49,7 +49,7 @@ def relative_difference(a: dict, b: dict) -> float:
     return float((sum(d for d, _ in squares) / sum(n for _, n in squares)).sqrt())
 
 
-SIXTEEN = ["--loop.steps", "16", "--loop.save_every", "4"]  # 2.4 epochs
+SIXTEEN = ["--loop.steps", "16", "--checkpoint.every", "4"]  # 2.4 epochs
 others_long = ["cmt", *(pytest.param(model, marks=pytest.mark.long) for model in MODELS if model != "cmt")]
 every_model = pytest.mark.parametrize("model", others_long)
 
@@ -131,13 +131,13 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(store, 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
 def test_a_signal_to_one_rank_saves_on_all_and_exits_0(store, tmp_path, name):
     out = tmp_path / "run"
-    job = Job(tmp_path, arguments(store, out, *["--loop.steps", "500", "--loop.save_every", "0"]), ranks=2)
+    job = Job(tmp_path, arguments(store, out, *["--loop.steps", "500", "--checkpoint.every", "null"]), ranks=2)
     job.wait_for_step(out, 2)
     job.processes[1].send_signal(getattr(signal, name))
     assert job.wait(60) == [0, 0], job.output()
     stopped = records(out)[-1]["step"]
     assert (out / "checkpoints" / "latest").read_text() == f"step-{stopped:08d}"
-    assert "the same command goes on from here" in (out / "log.txt").read_text()
+    assert "the same command resumes here" in (out / "log.txt").read_text()
 
 
 def test_a_second_sigint_exits_at_once(store, tmp_path):

@@ -36,7 +36,7 @@ def test_small_learns_the_ten_posts_by_heart(shared, tmp_path):
         "--data.comments_per_post",
         "0",
     ]
-    learn = ["--optim.lr", "5e-4", "--optim.warmup_fraction", "0.1", "--loop.save_every", "0"]
+    learn = ["--optim.lr", "5e-4", "--optim.warmup_fraction", "0.1", "--checkpoint.every", "null"]
     look = ["--eval.every", "null", "--eval.generate", "10", "--eval.pictures", "10", "--eval.decoding.beams", "5"]
     deepspeed(out, shared / "seed_data", *how, *learn, *look)
     [evaluation] = records(out, "eval")
@@ -59,8 +59,8 @@ def test_paper_takes_steps_under_zero_3(shared, tmp_path):
         "2",
         "--eval.generate",
         "0",
-        "--loop.save_every",
-        "0",
+        "--checkpoint.every",
+        "null",
     )
     losses = [r["loss"] for r in records(out)]
     assert len(losses) == 2 and all(9 < loss < 13 for loss in losses)

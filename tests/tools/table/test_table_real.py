@@ -28,7 +28,9 @@ RECIPE = {
     "seeds": [0],
     "data": {"sample_posts": 300, "sample_pictures": 40, "sample_val_pictures": 8},
     "prepare": {"all": {"workers": 1, "min_answer_count": 1}},
-    "pretrain": {"all": COMMON | {"loop": {"steps": 60, "global_batch": 8, "micro_batch": 8, "save_every": 10}}},
+    "pretrain": {
+        "all": COMMON | {"loop": {"steps": 60, "global_batch": 8, "micro_batch": 8}, "checkpoint": {"every": 10}}
+    },
     "finetune": {"all": COMMON | {"loop": {"steps": 5, "global_batch": 8, "micro_batch": 8}}},
     "evaluate": {"all": {"meteor": False, "limit": 16, "resamples": 10}},
 }
