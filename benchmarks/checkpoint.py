@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from common import SEED_DATA, exit_with, seed_batch
-from train_step import loop_step, training_run
+from loop_step import LoopRun, loop_run, loop_step
 
 from cromic_ds.checkpoints.writer import CheckpointWriter
 from cromic_ds.run_folder import RunFolder
@@ -28,12 +28,12 @@ EVERY, MOST_LOST = 20, 0.03
 NONE, BACKGROUND, WAITING = "no checkpoint", "in the background", "waited for"
 
 
-def seconds_of_block(run, checkpoints: CheckpointWriter | None) -> float:
+def seconds_of_block(run: LoopRun, checkpoints: CheckpointWriter | None) -> float:
     start = time.perf_counter()
     if checkpoints:
         run.checkpoints = checkpoints
         checkpoints.engine.deepspeed.checkpoint_engine = checkpoints.shards
-        checkpoints.begin(run.state)
+        checkpoints.begin(run.learner.state)
     for _ in range(EVERY):
         loop_step(run)
     return time.perf_counter() - start
@@ -51,9 +51,9 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=args.folder) as folder:
-        run = training_run(seed_batch(args.seed_data), args.ds_config, Path(folder))
+        run = loop_run(seed_batch(args.seed_data), args.ds_config, Path(folder))
         ways = {NONE: None, BACKGROUND: run.checkpoints}
-        ways[WAITING] = CheckpointWriter(run.engine, RunFolder(folder), keep_last=1, background=False)
+        ways[WAITING] = CheckpointWriter(run.learner.engine, RunFolder(Path(folder)), keep_last=1, background=False)
         for checkpoints in ways.values():  # first use: allocates memory, compiles kernels
             seconds_of_block(run, checkpoints)
         lost: dict[str, list[float]] = {BACKGROUND: [], WAITING: []}

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import itertools
 import json
 import re
 import statistics
@@ -22,7 +21,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -73,66 +71,10 @@ def bare(batch: Batch, kernels: dict[str, str] | None = None, device: str = "cpu
     return step
 
 
-def training_run(batch: Batch, ds_config: str, run_folder: Path, keep_last: int = 1):
-    """A `loop.Run` of preset paper on one batch again and again; `loop_step` is its step."""
-    from cromic_ds.checkpoints.state import TrainState
-    from cromic_ds.checkpoints.writer import CheckpointWriter
-    from cromic_ds.engine import process_group
-    from cromic_ds.engine.config import ResolveFacts, find_ds_config, load_ds_config, resolve
-    from cromic_ds.engine.engine import Engine
-    from cromic_ds.ranks.launcher import Ranks
-    from cromic_ds.ranks.signals import StopRequest
-    from cromic_ds.run_folder import RunFolder
-    from cromic_ds.tracking.tracker import Tracker
-    from cromic_ds.training import loop
-    from cromic_ds.training.usage import Usage
-
-    if not torch.distributed.is_initialized():
-        process_group.start()
-    facts = ResolveFacts(
-        global_batch=batch.n_posts, micro_batch=batch.n_posts, precision=choose_precision("auto", "cpu")
-    )
-    config = resolve(load_ds_config(find_ds_config(ds_config)), facts)
-    torch.manual_seed(0)
-    model = build_model(build_config("cmt", "paper"))
-    install(model, select(torch.device("cpu")))
-    optimizer, _ = build_optimizer(model, OptimizerSettings())
-    engine = Engine(model, optimizer, config)
-    known = {
-        "ranks": Ranks(),
-        "seed": 0,
-        "total_steps": 10**9,
-        "loop": loop.LoopSettings(global_batch=batch.n_posts),
-        "optim": OptimizerSettings(),
-        "engine": engine,
-        "state": TrainState(),
-        "checkpoints": CheckpointWriter(engine, RunFolder(run_folder), keep_last),
-        "batches": itertools.repeat([batch]),
-        "dataset": range(batch.n_posts),
-        "tracker": Tracker(),
-        "usage": Usage(engine.forward_flops, torch.device("cpu"), 1),
-        "stop": StopRequest(),
-    }
-    return loop.Run(**{f.name: known.get(f.name) for f in fields(loop.Run)})
-
-
-def loop_step(run) -> float:
-    """The calls of `training.loop.train` for a step, without evaluation and saving; returns the loss."""
-    from cromic_ds.training import loop
-
-    batches, waited = loop.next_batches(run)
-    drawn = loop.seeds(run, run.state.step, 1)
-    batches = [run.engine.model.draw(one, seed) for one, seed in zip(batches, drawn)]
-    n_targets, _ = loop.agree(run, batches)
-    lr = loop.learning_rate(run.optim, 10**8, run.total_steps)
-    result = run.engine.train_step(batches, lr, n_targets, drawn)
-    loop.advance(run, result, batches)
-    loop.log_step(run, result, {}, lr, waited, batches)
-    return result.loss
-
-
 def ours(batch: Batch, ds_config: str) -> Step:
-    run = training_run(batch, ds_config, Path("runs"))
+    from loop_step import loop_run, loop_step  # here, so that DeepSpeed is not in the memory of the published way
+
+    run = loop_run(batch, ds_config, Path("runs"))
     return lambda: loop_step(run)
 
 

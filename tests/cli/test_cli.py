@@ -19,7 +19,7 @@ from cromic_ds.cli.commands import COMMANDS, main
 from cromic_ds.cli.parser import attribute_docs, setting_types
 from cromic_ds.models.settings import as_values, with_model_options
 from cromic_ds.training.pretrain import PretrainSettings
-from cromic_ds.training.run import RunSettings
+from cromic_ds.training.settings import RunSettings
 
 RECIPES = sorted(p for p in (REPOSITORY / "recipes").glob("*.yaml") if not p.stem.startswith("table_"))
 SCRIPT = "pretrain.py"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.launching import QUIET, Job, losses, records, run_to_end
+from helpers.launching import QUIET, Job, last_step, losses, records, run_to_end
 from safetensors.torch import load_file
 
 from cromic_ds.models.registry import MODELS
@@ -111,6 +111,38 @@ def test_a_run_killed_twice_repeats_the_uninterrupted_one_bit_for_bit(store, tmp
     assert [r["step"] for r in records(out)] == list(range(1, 17))
     assert losses(out) == losses(runs(model))
     assert all(torch.equal(value, weights(runs(model))[name]) for name, value in weights(out).items())
+
+
+def test_early_stopping_keeps_the_best_checkpoint_and_finishes_the_run(store, tmp_path):
+    out = tmp_path / "run"
+    often = ["--loop.steps", "30", "--loop.patience", "2", "--eval.every", "1", "--eval.generate", "0"]
+    ruinous = ["--optim.lr", "1", "--optim.schedule", "constant", "--optim.warmup_fraction", "0"]
+    command = arguments(store, out, *often, *ruinous, "--ds_config", "zero0", "--checkpoint.in_background", "false")
+    for _ in range(2):  # the second time there is nothing left to do
+        run_to_end(tmp_path, command)
+        perplexities = [record["perplexity"] for record in records(out, "eval")]
+        best = 1 + perplexities.index(min(perplexities))
+        assert last_step(out) == len(perplexities) == best + 2 < 30
+        assert (out / "checkpoints" / "best").read_text() == f"step-{best:08d}"
+        assert "stopped: no better perplexity in 2 evaluations" in (out / "log.txt").read_text()
+        assert (out / "finished.json").exists()
+    # Without `in_background`, training waits for the writing of each checkpoint.
+    saves = records(out, "checkpoint")
+    assert len(saves) >= 2
+    assert all(record["seconds_blocked"] >= record["seconds_writing"] for record in saves)
+
+
+def test_the_weights_of_a_backbone_have_a_learning_rate_of_their_own(store, tmp_path, uninterrupted):
+    out = tmp_path / "run"
+    deeper = ["--model.init_from", str(uninterrupted / "export"), "--model.decoder_layers", "3"]
+    short = ["--loop.steps", "2", "--eval.generate", "0", "--ds_config", "zero0", "--optim.backbone_lr", "1e-12"]
+    run_to_end(tmp_path, arguments(store, out, *deeper, *short))
+    before, after = weights(uninterrupted), weights(out)
+    learned = [name for name in before if "running_" not in name and "num_batches" not in name]
+    assert all(torch.equal(after[name], before[name]) for name in learned)
+    new_biases = [after[name] for name in after.keys() - before.keys() if name.endswith("bias")]
+    assert new_biases
+    assert all(bias.any() for bias in new_biases)  # they start at 0
 
 
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(store, tmp_path, uninterrupted):
