@@ -116,7 +116,7 @@ def test_a_run_killed_twice_repeats_the_uninterrupted_one_bit_for_bit(store, tmp
 def test_early_stopping_keeps_the_best_checkpoint_and_finishes_the_run(store, tmp_path):
     out = tmp_path / "run"
     often = ["--loop.steps", "30", "--loop.patience", "2", "--eval.every", "1", "--eval.generate", "0"]
-    ruinous = ["--optim.lr", "1", "--optim.schedule", "constant", "--optim.warmup_fraction", "0"]
+    ruinous = ["--optim.lr", "0.03", "--optim.schedule", "constant", "--optim.warmup_fraction", "0"]
     command = arguments(store, out, *often, *ruinous, "--ds_config", "zero0", "--checkpoint.in_background", "false")
     for _ in range(2):  # the second time there is nothing left to do
         run_to_end(tmp_path, command)
@@ -139,7 +139,7 @@ def test_the_weights_of_a_backbone_have_a_learning_rate_of_their_own(store, tmp_
     run_to_end(tmp_path, arguments(store, out, *deeper, *short))
     before, after = weights(uninterrupted), weights(out)
     learned = [name for name in before if "running_" not in name and "num_batches" not in name]
-    assert all(torch.equal(after[name], before[name]) for name in learned)
+    assert all((after[name] - before[name]).abs().max() < 1e-10 for name in learned)
     new_biases = [after[name] for name in after.keys() - before.keys() if name.endswith("bias")]
     assert new_biases
     assert all(bias.any() for bias in new_biases)  # they start at 0
