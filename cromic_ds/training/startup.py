@@ -40,7 +40,7 @@ def open_folder(folder: Path, settings: dict, more_fixed: tuple[str, ...] = ()) 
     if saved.exists():
         try:
             before = yaml.safe_load(saved.read_text())
-            fixed = [value for name in (*FIXED, *more_fixed) for value in both(before, settings, name)]
+            fixed = [value for name in (*FIXED, *more_fixed) for value in old_and_new(before, settings, name)]
         except (yaml.YAMLError, KeyError, TypeError):
             raise UserError(f"{saved} is not the configuration of a run: name another folder with --out") from None
         for name, old, new in fixed:
@@ -65,7 +65,7 @@ def pick(values: dict, dotted: str) -> Any:
     return values
 
 
-def both(old: dict, new: dict, name: str) -> list[tuple[str, Any, Any]]:
+def old_and_new(old: dict, new: dict, name: str) -> list[tuple[str, Any, Any]]:
     """Return (name, old value, new value) of a setting, or of each setting in a section."""
     of_old, of_new = pick(old, name), pick(new, name)
     if isinstance(of_old, dict) and isinstance(of_new, dict):

@@ -22,21 +22,9 @@ pytestmark = pytest.mark.slow
 
 
 def arguments(store: Path, out: Path, *more: str) -> list[str]:
-    return [
-        *["--data.path", str(store), "--out", str(out), "--model.preset", "tiny", "--optim.lr", "1e-3"],
-        *[
-            "--loop.global_batch",
-            "8",
-            "--precision",
-            "fp32",
-            "--eval.generate",
-            "4",
-            "--eval.micro_batch",
-            "4",
-            *QUIET,
-            *more,
-        ],
-    ]
+    small = ["--model.preset", "tiny", "--optim.lr", "1e-3", "--loop.global_batch", "8", "--precision", "fp32"]
+    short = ["--eval.generate", "4", "--eval.micro_batch", "4"]
+    return ["--data.path", str(store), "--out", str(out), *small, *short, *QUIET, *more]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
