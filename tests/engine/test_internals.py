@@ -10,6 +10,7 @@ import deepspeed
 import pytest
 import torch
 import transformers
+import transformers.initialization
 from deepspeed.runtime import base_optimizer, engine, torch_autocast
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.zero import partition_parameters, stage3, stage_1_and_2

@@ -35,6 +35,6 @@ def test_higher_is_better_for_captions():
 def test_the_task_chooses_tokenization_and_length_where_the_settings_leave_it_open():
     task = TASKS["muge"]
     chosen = settings_for(task, EvalSettings())
-    assert (chosen.tokenization, chosen.decoding.max_new_tokens) == (task.tokenization, task.max_new_tokens)
+    assert (chosen.tokenization, chosen.decoding.max_new_tokens) == (task.tokenization, task.max_comment_tokens)
     given = EvalSettings(tokenization="bert", decoding=DecodingSettings(beams=1, max_new_tokens=3))
     assert settings_for(task, given) == replace(given)
