@@ -17,7 +17,7 @@ from helpers.paths import REPOSITORY
 
 pytestmark = pytest.mark.slow
 
-TINY = "--ds_config zero3 --loop.steps 4 --loop.global_batch 8 --loop.micro_batch 4 --loop.save_every 2 --eval.every 2"
+TINY = "--ds_config zero3 --loop.steps 4 --loop.global_batch 8 --loop.micro_batch 4 --checkpoint.every 2 --eval.every 2"
 QUICK = "--eval.generate 2 --eval.micro_batch 8 --tracking.wandb off --tracking.console off --tracking.log_every 1"
 
 

@@ -68,7 +68,9 @@ def run_evaluation(
             with engine.full_weights() as model:
                 batches = eval_batches(evaluation.dataset, evaluation.data, limit=settings.generate, **shard)
                 batches = guard.each(batches, "generating")
-                predictions = generate_predictions(model, evaluation.tokenizer, batches, settings.decoding, evaluation.answers)
+                predictions = generate_predictions(
+                    model, evaluation.tokenizer, batches, settings.decoding, evaluation.answers
+                )
     guard.at("scoring")
     if predictions and learner.ranks.is_main:
         values |= score_predictions(evaluation.task, evaluation.dataset, predictions, settings.tokenization)

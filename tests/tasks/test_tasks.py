@@ -1,12 +1,12 @@
 import re
 
 import pytest
-from cromic_ds.tools.table.settings import TABLE_SCORES, TABLE_TASKS
 from helpers.paths import REPOSITORY
 
 from cromic_ds.data.dataset import Texts
 from cromic_ds.errors import UserError
 from cromic_ds.tasks import TASKS
+from cromic_ds.tools.table.settings import TABLE_SCORES, TABLE_TASKS
 
 CAPTIONS = ("aic_icc", "flickr30k_cn", "muge")
 
