@@ -37,11 +37,8 @@ class Evaluation:
 
 def settings_for(task: Task, settings: EvalSettings) -> EvalSettings:
     """Return the settings, with the task's own values where they leave the choice to it."""
-    return replace(
-        settings,
-        tokenization=task.choose_tokenization(settings.tokenization),
-        decoding=decoding_for(task, settings.decoding),
-    )
+    tokenization = task.choose_tokenization(settings.tokenization)
+    return replace(settings, tokenization=tokenization, decoding=decoding_for(task, settings.decoding))
 
 
 def run_evaluation(

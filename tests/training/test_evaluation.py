@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cromic_ds.checkpoints.state import TrainState
-from cromic_ds.inference.decoding import DecodingSettings
-from cromic_ds.inference.settings import EvalSettings
+from cromic_ds.inference.settings import DecodingSettings, EvalSettings
 from cromic_ds.tasks import TASKS
 from cromic_ds.training.evaluation import remember_best, settings_for
 

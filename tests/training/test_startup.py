@@ -21,9 +21,10 @@ from cromic_ds.errors import UserError
 from cromic_ds.inference.exports import write_export
 from cromic_ds.models.registry import MODELS
 from cromic_ds.models.settings import ModelSettings
+from cromic_ds.settings import check_settings
 from cromic_ds.tasks import TASKS
 from cromic_ds.tasks.base import check_task
-from cromic_ds.training.finetune import FinetuneSettings, finetune
+from cromic_ds.training.finetune import FinetuneSettings
 from cromic_ds.training.pretrain import PretrainSettings
 from cromic_ds.training.startup import (
     FIXED,
@@ -277,10 +278,10 @@ def test_pretrained_weights(tokenizer, tmp_path, name):
 def test_two_different_backbones_are_refused():
     settings = FinetuneSettings(task="muge", backbone="a", model=ModelSettings(init_from="b"))
     with pytest.raises(UserError, match=r"backbone and model.init_from are the same thing"):
-        finetune(settings)
+        check_settings(settings)
     settings.model.init_from = "a"  # as the config.yaml of a fine-tuning says it
     with pytest.raises(UserError, match=r"data.path is missing"):
-        finetune(settings)
+        check_settings(settings)
 
 
 def test_settings_of_another_model_are_refused(tokenizer):
