@@ -6,7 +6,9 @@ The recipe defines the table. Its finished part is always in OUT/results.md, res
 
 from __future__ import annotations
 
+import json
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +19,6 @@ import yaml
 from cromic_ds.errors import UserError
 from cromic_ds.files import write_atomically
 from cromic_ds.shipped import shipped
-from cromic_ds.tools.table.check import check_commands
 from cromic_ds.tools.table.folder import TableFolder
 from cromic_ds.tools.table.jobs import Executor, Stop, run_job
 from cromic_ds.tools.table.local import Local, make_slots
@@ -96,6 +97,28 @@ def write_recipes(folder: TableFolder, settings: TableSettings) -> None:
             write_atomically(folder.path / name, text)
     except OSError as error:
         raise UserError(f"--out {folder.path}: cannot be written ({error.strerror})") from None
+
+
+def check_commands(folder: TableFolder, jobs: list[TableJob]) -> None:
+    """Raise UserError for the first job whose settings the command line would refuse. The folder must contain the recipes.
+
+    The check runs in a separate process, because it imports everything that trains.
+    """
+    commands = commands_to_check(jobs)
+    if not commands:
+        return
+    checking = [sys.executable, "-m", "cromic_ds.cli.check"]
+    done = subprocess.run(checking, input=json.dumps(commands), cwd=folder.path, capture_output=True, text=True)
+    if done.returncode:
+        id = done.stdout.split()[-1:] or ["the settings could not be checked"]
+        said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise UserError(f"{id[0]}: {said[0].removeprefix('error: ')}; `cromic-ds table … --show` prints its command")
+
+
+def commands_to_check(jobs: list[TableJob]) -> dict[str, list[str]]:
+    """Return the arguments of `cromic-ds` for one job of each kind, by its id; jobs of other seeds have the same settings."""
+    kinds = {(job.stage, job.model, job.task, job.start): job for job in reversed(jobs)}
+    return {job.id: list(job.command[1:]) for job in jobs if job.model and job in kinds.values()}
 
 
 def run_plan(

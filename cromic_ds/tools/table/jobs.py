@@ -20,7 +20,6 @@ from cromic_ds.data.store import read_meta
 from cromic_ds.errors import UserError
 from cromic_ds.ranks.launcher import free_port
 from cromic_ds.ranks.processes import group_runs
-from cromic_ds.shipped import PACKAGE
 from cromic_ds.tasks.results import read_result
 from cromic_ds.tools.table.folder import JobState, TableFolder
 from cromic_ds.tools.table.plan import TableJob
@@ -228,15 +227,12 @@ def started_command(job: TableJob, slot: Slot) -> list[str]:
     program, *arguments = job.command
     if program != "cromic-ds":
         return [program, *arguments]
-    if not job.trains:
+    if not job.trains or slot.processes == 1:
         return [sys.executable, "-m", "cromic_ds", *arguments]
-    script = str(PACKAGE.parent / f"{job.stage}.py")
-    if slot.processes == 1:
-        return [sys.executable, script, *arguments[1:]]
     launcher = ["deepspeed", "--master_port", str(free_port()), "--log_level", "error"]
     if "CUDA_VISIBLE_DEVICES" not in slot.environment:  # the launcher would ignore it if it was given --num_gpus
         launcher += ["--num_gpus", str(slot.processes)]
-    return [*launcher, script, *arguments[1:]]
+    return [*launcher, "--no_local_rank", "--module", "cromic_ds", *arguments]
 
 
 def last_lines(path: Path, count: int = LOG_LINES) -> list[str]:

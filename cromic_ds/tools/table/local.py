@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from cromic_ds.errors import UserError
-from cromic_ds.shipped import PACKAGE
+from cromic_ds.shipped import extensions_folder
 from cromic_ds.tools.table.folder import Busy, JobState, TableFolder
 from cromic_ds.tools.table.jobs import ProductCheck, Slot, Stop, check_product, run_job
 from cromic_ds.tools.table.plan import TableJob
@@ -92,7 +92,7 @@ def job_environment(gpus: list[str], threads: int) -> dict[str, str]:
     """Return this process's environment for a job on the given devices, with this installation's programs on the path."""
     variables = dict(os.environ)
     variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables.get('PATH', '')}"
-    variables.setdefault("TORCH_EXTENSIONS_DIR", str(PACKAGE.parent / ".cache" / "torch_extensions"))
+    variables.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_folder()))
     variables.setdefault("TOKENIZERS_PARALLELISM", "false")
     variables.setdefault("OMP_NUM_THREADS", str(threads))
     if gpus:

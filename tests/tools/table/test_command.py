@@ -9,9 +9,9 @@ import pytest
 from helpers.paths import REPOSITORY
 from jsonargparse import ArgumentParser
 
+from cromic_ds.cli.check import check_all
 from cromic_ds.errors import UserError
-from cromic_ds.tools.table.check import check_commands, problem, questions
-from cromic_ds.tools.table.command import read_recipes, run_one, table, write_recipes
+from cromic_ds.tools.table.command import check_commands, commands_to_check, read_recipes, run_one, table, write_recipes
 from cromic_ds.tools.table.folder import TableFolder
 from cromic_ds.tools.table.jobs import Stop
 from cromic_ds.tools.table.plan import plan_jobs
@@ -71,16 +71,18 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         opened(tmp_path / "file" / "t")
 
 
-@pytest.mark.slow  # imports all that trains
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
             {"finetune": {"all": {"loop": {"stepz": 3}}}},
-            "finetune-cmt-muge-scratch-0: unrecognized arguments: --loop.stepz 3",
+            "finetune-cmt-muge-scratch-0: unknown setting 'loop.stepz' .did you mean 'loop.steps'",
         ),
         ({"finetune": {"muge": {"optim": {"lr": -1}}}}, "finetune-cmt-muge-scratch-0: optim.lr is -1.0: out of range"),
-        ({"evaluate": {"all": {"beams": "many"}}}, "evaluate-cmt-muge-scratch-0: .*beams.* Got value: many"),
+        (
+            {"evaluate": {"all": {"beams": "many"}}},
+            "evaluate-cmt-muge-scratch-0: beams is 'many': expected a whole number",
+        ),
         (
             {"models": {"cmt": {"preset": "tyni"}}},
             "finetune-.*model.preset: unknown preset 'tyni' .did you mean 'tiny'",
@@ -88,18 +90,31 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         ({"models": {"cnt": {}}, "starts": ["pretrained"]}, "pretrain-cnt-0: model.name: unknown model 'cnt'"),
     ],
 )
-def test_settings_are_understood_before_anything_starts(tmp_path, monkeypatch, changes, message):
+def test_wrong_settings_are_found_before_anything_starts(tmp_path, monkeypatch, capsys, changes, message):
     folder = opened(tmp_path / "t", **changes)
     monkeypatch.chdir(folder.path)
-    assert re.match(message, problem(questions(folder.jobs)) or "")
+    with pytest.raises(SystemExit, match="2"):
+        check_all(commands_to_check(folder.jobs))
+    printed = capsys.readouterr()
+    assert re.match(message, f"{printed.out.split()[-1]}: {printed.err.removeprefix('error: ')}")
 
 
-@pytest.mark.slow
-def test_they_are_checked_in_a_process_of_its_own(tmp_path):
+def test_one_job_of_each_kind_is_checked(tmp_path):
+    folder = opened(tmp_path / "t", seeds=[3, 1], starts=["pretrained"])
+    assert list(commands_to_check(folder.jobs)) == [
+        "pretrain-cmt-3",
+        "finetune-cmt-muge-pretrained-3",
+        "evaluate-cmt-muge-pretrained-3",
+    ]
+
+
+@pytest.mark.slow  # imports everything that trains, twice
+def test_settings_are_checked_in_a_separate_process(tmp_path):
     folder = opened(tmp_path / "t", starts=["pretrained", "scratch"], tasks=["muge", "vqa2"])
     check_commands(folder, folder.jobs)
     folder = opened(tmp_path / "t", finetune={"muge": {"loop": {"stepz": 3}}})
     with pytest.raises(
-        UserError, match=r"^finetune-cmt-muge-scratch-0: unrecognized arguments: --loop\.stepz 3; `cromic-ds"
+        UserError,
+        match=r"^finetune-cmt-muge-scratch-0: unknown setting 'loop\.stepz'.*; `cromic-ds table … --show` prints",
     ):
         check_commands(folder, folder.jobs)

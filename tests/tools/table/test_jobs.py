@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.paths import REPOSITORY
 from helpers.stand_ins import check, job, run, runner, starts, states, wait_for
 
 from cromic_ds.errors import UserError
@@ -223,10 +222,10 @@ def test_the_command_that_is_started():
     sampling = replace(job("a"), command=("cromic-ds", "sample"))
     pretraining = replace(job("b", stage="pretrain"), command=("cromic-ds", "pretrain", "--seed", "1"))
     assert started_command(sampling, Slot({}, 4)) == [sys.executable, "-m", "cromic_ds", "sample"]
-    assert started_command(pretraining, Slot({})) == [sys.executable, f"{REPOSITORY}/pretrain.py", "--seed", "1"]
+    assert started_command(pretraining, Slot({})) == [sys.executable, "-m", "cromic_ds", "pretrain", "--seed", "1"]
     on_cpu = started_command(pretraining, Slot({}, 2))
     assert on_cpu[:2] == ["deepspeed", "--master_port"] and on_cpu[3:7] == ["--log_level", "error", "--num_gpus", "2"]
-    assert on_cpu[7:] == [f"{REPOSITORY}/pretrain.py", "--seed", "1"]
+    assert on_cpu[7:] == ["--no_local_rank", "--module", "cromic_ds", "pretrain", "--seed", "1"]
     # With --num_gpus the launcher would take the first GPUs, whatever CUDA_VISIBLE_DEVICES says.
     assert "--num_gpus" not in started_command(pretraining, Slot({"CUDA_VISIBLE_DEVICES": "2,3"}, 2))
 
