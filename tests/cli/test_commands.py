@@ -61,6 +61,21 @@ def test_the_help_of_a_section_is_that_section_alone(capsys, stay):
     assert "--eval.decoding.beams" in printed(capsys, "help", "pretrain", "eval")
 
 
+@pytest.mark.parametrize("name", ["generate", "evaluate", "predict", "import-published", "prepare", "sample"])
+def test_help_starts_without_torch(name):
+    check = f"""if True:
+        import sys
+        from cromic_ds.cli import main
+        try:
+            main(["{name}", "--help"])
+        finally:
+            print(sorted({{"torch", "transformers", "deepspeed"}} & sys.modules.keys()))
+    """
+    done = subprocess.run([sys.executable, "-c", check], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("[]\n")
+
+
 def test_an_unknown_section_names_the_nearest(capsys, stay):
     with pytest.raises(SystemExit, match="2"):
         main(["pretrain", "--help", "optm"])
