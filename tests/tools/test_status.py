@@ -139,7 +139,7 @@ def test_a_clock_that_was_set_back_makes_no_nonsense(tmp_path):
     run = make_run(tmp_path / "run", ({"since": NOW, "time": NOW}, {"since": NOW, "time": NOW}), done=30)
     add_checkpoint(run, 20, age=0)
     found = read_status(run, NOW - 3600)
-    assert found.state == "dead"  # nobody writes the files anew
+    assert found.state == "dead"  # nobody rewrites the files
     assert (found.since_progress, found.checkpoint_age, found.seconds_left) == (0, 0, 175)
     assert "no sign of life for 0 s" in status_text(found)
 

@@ -300,7 +300,7 @@ def test_hosts_are_asked_over_ssh(ssh_server, diagnose, tmp_path, monkeypatch, s
     node1 = answer["hosts"]["node1"]
     assert (node1["host"], node1["versions"]) == (socket.gethostname(), answer["versions"])
     assert found(node1, str(store)) == "train 54 posts, val 10 posts"
-    assert found(node1, "W&B") == "offline; not a command"  # as it stands in the file
+    assert found(node1, "W&B") == "offline; not a command"  # exactly as in the file
     said = {line.split(":")[0]: line for line in answer["stops"]}
     assert "Host key verification failed" in said["stranger"]
     assert "cannot be reached by ssh" in said["nowhere.invalid"]

@@ -35,7 +35,7 @@ def test_every_rater_has_a_place(judgments):
     ]
 
 
-def test_what_is_taken_back_is_kept_and_judged_anew(judgments):
+def test_what_is_taken_back_is_kept_and_judged_again(judgments):
     judgments.judge("Anna", 0, True, 2)
     judgments.judge("Anna", 1, True, 2)
     with pytest.raises(Conflict, match="position 0 is not Anna's last judgment"):

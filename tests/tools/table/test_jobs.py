@@ -226,7 +226,7 @@ def test_the_command_that_is_started():
     on_cpu = started_command(pretraining, Slot({}, 2))
     assert on_cpu[:2] == ["deepspeed", "--master_port"] and on_cpu[3:7] == ["--log_level", "error", "--num_gpus", "2"]
     assert on_cpu[7:] == ["--no_local_rank", "--module", "cromic_ds", "pretrain", "--seed", "1"]
-    # With --num_gpus the launcher would take the first GPUs, whatever CUDA_VISIBLE_DEVICES says.
+    # With --num_gpus the launcher would take the first GPUs and ignore CUDA_VISIBLE_DEVICES.
     assert "--num_gpus" not in started_command(pretraining, Slot({"CUDA_VISIBLE_DEVICES": "2,3"}, 2))
 
 

@@ -88,7 +88,7 @@ def test_what_is_ready_is_one_array_and_what_waits_for_each_another(tmp_path, cl
     assert queue.wait() == []
     assert queue.running == ["tune-a"] and sorted(queue.queued) == ["eval-a", "eval-b", "tune-b"]
 
-    # Another process goes on watching, and submits nothing twice.
+    # Another process can watch the same jobs; it submits nothing twice.
     again = executor(folder)
     assert again.running == ["tune-a"] and sorted(again.queued) == ["eval-a", "eval-b", "tune-b"]
 
