@@ -131,8 +131,8 @@ def test_out_is_the_run_folder_of_the_command_and_pretrain_py_never_chooses_one(
     Path("mine/finished.json").touch()
     for arguments in (["--out", "mine"], ["--out=mine", "--config", "sample_cmt"], ["--config", "sample_cmt"]):
         with pytest.raises(SystemExit, match="0"):
-            main(["--local_rank=1", "pretrain", *arguments])
-    monkeypatch.setattr(sys, "argv", ["pretrain.py", "--config", "sample_cmt"])
+            main(["--local_rank=1", "pretrain", "--data.path", "store", *arguments])
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", "--config", "sample_cmt", "--data.path", "store"])
     with pytest.raises(SystemExit, match="0"):
         __import__("cromic_ds.cli", fromlist=["script"]).script("pretrain")
     assert [settings.out for settings in received] == ["mine", "mine", "runs/pretrain_sample_cmt", "runs/pretrain"]
