@@ -22,12 +22,12 @@ from cromic_ds.shipped import shipped
 
 NEVER = 2**31 - 1
 DEFAULT_MICRO_BATCH = {"cuda": 64, "cpu": 8}
-DEFAULT_NVME_PATH = Path(tempfile.gettempdir()) / "cromic_ds_offload"
+DEFAULT_NVME_PATH = Path(tempfile.gettempdir()) / "cromic_ds_offload"  # $TMPDIR, if that is set
 
 
 @dataclass(frozen=True)
 class ResolveFacts:
-    """What the recipe and the launch decide, and "auto" stands for."""
+    """The values that the recipe and the launch decide, which replace "auto"."""
 
     batch: BatchSplit
     """Global batch, micro-batch, accumulation and world size."""
@@ -35,15 +35,13 @@ class ResolveFacts:
     device: str = "cpu"
     """"cuda" or "cpu"."""
     precision: str = "fp32"
-    """"bf16", "fp16" or "fp32": the answer of `choose_precision`, not "auto"."""
+    """"bf16", "fp16" or "fp32", as `choose_precision` returns it."""
     clip: float = 1.0
     """Largest global gradient norm; 0 = no clipping."""
     hidden_size: int = 768
-    """Width of the model: the sizes of ZeRO-3's buckets follow it."""
-    nvme_path: str = ""
-    """Folder for offloading to NVMe; empty = `cromic_ds_offload` in the folder for temporary files ($TMPDIR)."""
+    """Width of the model, which the sizes of ZeRO-3's buckets follow."""
     source: str = "DeepSpeed config"
-    """Name for messages: the path of the JSON."""
+    """The path of the JSON, for messages."""
 
     @property
     def nodes(self) -> int:
@@ -78,10 +76,11 @@ def load_ds_config(path: str | Path) -> dict[str, Any]:
     return config
 
 
-def resolve(config: dict, facts: ResolveFacts, this_machine: bool = True) -> dict:
-    """A copy of `config` that DeepSpeed can take as it is: checked, every "auto" filled, every silent default spelled out.
+def resolve(config: dict[str, Any], facts: ResolveFacts, this_machine: bool = True) -> dict[str, Any]:
+    """Return a copy of `config` for DeepSpeed: checked, with every "auto" filled and every silent default written out.
 
-    `this_machine=False`: the run will be elsewhere, so what has to be installed or writable for it is not looked for.
+    Args:
+        this_machine: check that what the run needs is installed and writable here; False for a run on other machines.
     """
     check_schema(config, facts.source)
     filled = fill(config, facts)
@@ -103,11 +102,10 @@ def validate(config: dict, facts: ResolveFacts, this_machine: bool = True) -> No
         check_offload(config, facts)
 
 
-def fill(config: dict, facts: ResolveFacts) -> dict:
-    """A copy with "auto" replaced, and with what DeepSpeed would default to otherwise than this system wants."""
+def fill(config: dict[str, Any], facts: ResolveFacts) -> dict[str, Any]:
+    """Return a copy with "auto" replaced, and with our values where we do not want DeepSpeed's defaults."""
     config = copy.deepcopy(config)
     zero = config.setdefault("zero_optimization", {"stage": 0})
-    nvme = facts.nvme_path or str(DEFAULT_NVME_PATH)
     autocast = facts.precision in AUTOCAST
     quantized = facts.precision == "fp32" and facts.device == "cuda" and facts.nodes > 1
     bucket = max(facts.hidden_size**2, 2**20)  # hidden² as transformers does; below 4 MB a message costs mostly latency
@@ -122,7 +120,7 @@ def fill(config: dict, facts: ResolveFacts) -> dict:
         ("zero_optimization", "reduce_bucket_size"): bucket,
         ("zero_optimization", "allgather_bucket_size"): bucket,
         ("zero_optimization", "stage3_prefetch_bucket_size"): bucket * 9 // 10,
-        # A parameter that stays whole costs an all-gather of its own after each step; our layers are gathered as a whole.
+        # A parameter that stays unsharded costs an all-gather of its own after each step; our layers are gathered as a whole.
         ("zero_optimization", "stage3_param_persistence_threshold"): 0,
         ("zero_optimization", "zero_hpz_partition_size"): facts.ranks_per_node if facts.nodes > 1 else 1,
         ("zero_optimization", "zero_quantized_weights"): quantized,
@@ -130,7 +128,7 @@ def fill(config: dict, facts: ResolveFacts) -> dict:
     }
     for block in ("offload_param", "offload_optimizer"):
         values["zero_optimization", block, "pin_memory"] = facts.device == "cuda"
-        values["zero_optimization", block, "nvme_path"] = nvme
+        values["zero_optimization", block, "nvme_path"] = str(DEFAULT_NVME_PATH)
     for path in list(strings_of(config, AUTO)):
         if path in values:
             _put(config, path, values[path])

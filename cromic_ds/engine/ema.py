@@ -26,7 +26,7 @@ class Ema:
         self.engine, self.decay = engine, decay
         for p in engine.model.parameters():
             if getattr(getattr(p, "nvme_swapper", None), "swap_folder", None):
-                raise UserError("loop.ema_decay does not work with parameters offloaded to NVMe: set it to 0")
+                raise UserError("loop.ema_decay does not work with parameters offloaded to NVMe: set it to null")
         self.averages = [held(p).detach().clone() for p in engine.model.parameters()]
 
     @torch.no_grad()
@@ -64,7 +64,7 @@ class Ema:
         """Restore the averages. Raises UserError if the checkpoint contains none."""
         if not (folder / EMA_FILE).exists():
             raise UserError(
-                f"{folder} contains no averaged weights: resume with the loop.ema_decay the run was started with"
+                f"{folder} contains no averaged weights: resume with the loop.ema_decay that the run was started with"
             )
         saved = load_file(folder / EMA_FILE)
         for average, (name, p) in zip(self.averages, self.engine.model.named_parameters()):
