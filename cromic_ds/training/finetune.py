@@ -28,12 +28,16 @@ class FinetuneSettings(RunSettings):
     captions that starts from a model trained with likelihood."""
     scst: SelfCriticalSettings = field(default_factory=SelfCriticalSettings)
 
+    def __post_init__(self) -> None:
+        if self.backbone and self.model.init_from is None:
+            self.model = replace(self.model, init_from=self.backbone)
+
     def check(self) -> None:
         """Raise UserError for values that cannot work together."""
         names = [name for name in TASKS if name != "comments"]
         if self.task not in names:
             raise UserError(f"task is {self.task!r}{nearest(self.task, names)}: one of {', '.join(names)}")
-        if self.backbone and self.model.init_from not in (None, self.backbone):  # a run's config.yaml contains both
+        if self.backbone and self.model.init_from != self.backbone:  # they are equal in the config.yaml of a run
             raise UserError("backbone and model.init_from are the same thing: leave one of the two out")
         if self.objective == "scst" and TASKS[self.task].kind != "caption":
             raise UserError(f"objective scst is for captions, and {self.task} has none: use likelihood")
@@ -47,8 +51,6 @@ def finetune(settings: FinetuneSettings) -> None:
         UserError: settings, data, backbone or run folder that cannot work, before any training step.
     """
     task = TASKS[settings.task]
-    if settings.backbone:
-        settings = replace(settings, model=replace(settings.model, init_from=settings.backbone))
     make_objective = partial(SelfCritical, settings.scst, task) if settings.objective == "scst" else None
     fixed = ("task", "objective", "scst")
     run_training(settings, task, fixed=fixed, export="best", make_objective=make_objective)

@@ -82,6 +82,7 @@ def test_weights_to_start_from_choose_the_model(tmp_path):
     (tmp_path / "export" / "config.json").write_text(json.dumps({"model_type": "cromic_vilt"}))
     settings = parse("--backbone", str(tmp_path), "--model.decoder", "prefix", kind=FinetuneSettings)
     assert settings.model.overrides == {"decoder": "prefix"}
+    settings.model.check()  # although the name is still cmt
     settings = parse(f"--model.init_from={tmp_path / 'export'}", "--model.decoder", "prefix")
     assert settings.model.overrides == {"decoder": "prefix"}
 
