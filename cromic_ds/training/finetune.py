@@ -41,7 +41,6 @@ class FinetuneSettings(RunSettings):
             raise UserError("backbone and model.init_from are the same thing: leave one of the two out")
         if self.objective == "scst" and TASKS[self.task].kind != "caption":
             raise UserError(f"objective scst is for captions, and {self.task} has none: use likelihood")
-        super().check()
 
 
 def finetune(settings: FinetuneSettings) -> None:

@@ -154,6 +154,8 @@ def run_training(
 
 def derive(settings: RunSettings, task: Task, ranks: Ranks) -> Derived:
     """Return what follows from the settings. Raise UserError for all that is known to be wrong without starting anything."""
+    if not settings.data.path:
+        raise UserError("data.path is missing: name a store (make one with `cromic-ds prepare` or `cromic-ds sample`)")
     dataset = open_dataset(settings.data.path, settings.data.train_split)
     eval_dataset = open_dataset(settings.data.path, settings.data.eval_split)
     check_task(task, dataset, settings.data.path)

@@ -120,10 +120,3 @@ class RunSettings:
     eval: EvalSettings = field(default_factory=EvalSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     profile: ProfileSettings = field(default_factory=ProfileSettings)
-
-    def check(self) -> None:
-        """Raise UserError for values that cannot work together."""
-        if not self.data.path:
-            raise UserError(
-                "data.path is missing: name a store (make one with `cromic-ds prepare` or `cromic-ds sample`)"
-            )

@@ -14,7 +14,7 @@ from cromic_ds.errors import UserError
 from cromic_ds.ranks.launcher import Ranks
 from cromic_ds.training.learner import Learner
 from cromic_ds.training.loop import advance, agree, due, highest_loss, next_batches
-from cromic_ds.training.settings import CheckpointSettings, GuardSettings, LoopSettings, RunSettings
+from cromic_ds.training.settings import CheckpointSettings, GuardSettings, LoopSettings
 
 
 class Saved:
@@ -178,7 +178,6 @@ def test_next_batches_measures_the_wait():
         (GuardSettings(hang_timeout=0.0), "guard.hang_timeout is 0.0: give seconds above 0"),
         (GuardSettings(max_nonfinite=0), "guard.max_nonfinite is 0: give at least 1 step"),
         (GuardSettings(max_loss_ratio=0.5), "guard.max_loss_ratio is 0.5: give a number above 1, or null for never"),
-        (RunSettings(), "data.path is missing: name a store"),
     ],
 )
 def test_settings_that_cannot_work(section, message):
