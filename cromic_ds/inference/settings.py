@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from cromic_ds.errors import UserError, nearest
@@ -51,11 +51,6 @@ class DecodingSettings:
             )
 
 
-def greedy() -> DecodingSettings:
-    """Return the decoding of evaluations in training."""
-    return DecodingSettings(beams=1)
-
-
 @dataclass
 class EvalSettings:
     """When a run is evaluated, and on what."""
@@ -72,8 +67,8 @@ class EvalSettings:
     """Posts per rank in one evaluation batch."""
     tokenization: Literal["task", "char", "jieba", "bert"] = "task"
     """Tokenization of texts for BLEU and the like; task is that of the task's official score."""
-    decoding: DecodingSettings = field(default_factory=greedy)
-    """How texts are generated."""
+    beams: int = 1
+    """Width of the beam search that generates texts; 1 is greedy decoding."""
 
     def check(self) -> None:
         """Raise UserError for values that cannot work: the first evaluation may be hours away."""
@@ -81,8 +76,8 @@ class EvalSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"eval.{name} is {value}: give at least 1, or null")
-        if self.micro_batch < 1 or min(self.generate, self.pictures) < 0:
-            raise UserError("eval: micro_batch must be at least 1; generate and pictures at least 0")
+        if min(self.micro_batch, self.beams) < 1 or min(self.generate, self.pictures) < 0:
+            raise UserError("eval: micro_batch and beams must be at least 1; generate and pictures at least 0")
 
 
 def find_task(name: str, where: str) -> Task:

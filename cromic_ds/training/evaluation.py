@@ -14,7 +14,7 @@ from cromic_ds.data.dataset import Dataset
 from cromic_ds.data.loader import DataSettings, eval_batches
 from cromic_ds.inference.decoding import decoding_for
 from cromic_ds.inference.scoring import generate_predictions, sample_rows, score_predictions, teacher_forced
-from cromic_ds.inference.settings import EvalSettings
+from cromic_ds.inference.settings import DecodingSettings, EvalSettings
 from cromic_ds.ranks.collectives import average_buffers, gather_objects
 from cromic_ds.ranks.reporter import RankReporter
 from cromic_ds.tasks import Task
@@ -36,9 +36,8 @@ class Evaluation:
 
 
 def settings_for(task: Task, settings: EvalSettings) -> EvalSettings:
-    """Return the settings, with the task's own values where they leave the choice to it."""
-    tokenization = task.choose_tokenization(settings.tokenization)
-    return replace(settings, tokenization=tokenization, decoding=decoding_for(task, settings.decoding))
+    """Return the settings, with the task's tokenization if they leave the choice to it."""
+    return replace(settings, tokenization=task.choose_tokenization(settings.tokenization))
 
 
 def run_evaluation(
@@ -52,6 +51,7 @@ def run_evaluation(
     checkpoints.finish(lambda: guard.at("saving"))
     settings, engine, state = evaluation.settings, learner.engine, learner.state
     start = time.perf_counter()
+    decoding = decoding_for(evaluation.task, DecodingSettings(beams=settings.beams))
     shard = {
         "image_size": evaluation.image_size,
         "micro_batch": settings.micro_batch,
@@ -68,9 +68,7 @@ def run_evaluation(
             with engine.full_weights() as model:
                 batches = eval_batches(evaluation.dataset, evaluation.data, limit=settings.generate, **shard)
                 batches = guard.each(batches, "generating")
-                predictions = generate_predictions(
-                    model, evaluation.tokenizer, batches, settings.decoding, evaluation.answers
-                )
+                predictions = generate_predictions(model, evaluation.tokenizer, batches, decoding, evaluation.answers)
     guard.at("scoring")
     if predictions and learner.ranks.is_main:
         values |= score_predictions(evaluation.task, evaluation.dataset, predictions, settings.tokenization)

@@ -160,7 +160,7 @@ def test_help_and_version_start_without_torch():
         ("pretrain.py", ["--data.path", "STORE", "--model.preset", "smal"], "'smal' (did you mean 'small'?)"),
         ("pretrain.py", ["--data.path", "STORE", "--ds_config", "zero9"], "no file 'zero9'"),
         ("pretrain.py", ["--data.path", "STORE", "--data.train_split", "tain"], "tain"),
-        ("pretrain.py", ["--data.path", "STORE", "--eval.micro_batch", "0"], "eval: micro_batch must be at least 1"),
+        ("pretrain.py", ["--data.path", "STORE", "--eval.micro_batch", "0"], "eval: micro_batch and beams must be at least 1"),
         ("pretrain.py", ["--data.path", "STORE", "--data.comments_per_post=-1"], "data.comments_per_post is -1"),
         ("pretrain.py", ["--data.path", "STORE", "--tracking.log_every", "0"], "tracking.log_every is 0"),
         ("pretrain.py", ["--data.path", "STORE", "--optim.lr", "-1"], "optim.lr is -1.0: out of range"),
@@ -169,7 +169,7 @@ def test_help_and_version_start_without_torch():
         ("pretrain.py", ["--data.path", "STORE", "--model.n_heads", "0"], "model.n_heads is 0: give at least 1"),
         ("pretrain.py", ["--data.path", "STORE", "--loop.global_batch", "0"], "global batch 0"),
         ("pretrain.py", ["--data.path", "STORE", "--loop.epochs", "0"], "loop.epochs must be above 0"),
-        ("pretrain.py", ["--data.path", "STORE", "--eval.decoding.beams", "0"], "beams, num and max_new_tokens"),
+        ("pretrain.py", ["--data.path", "STORE", "--eval.beams", "0"], "micro_batch and beams must be"),
         ("pretrain.py", ["--data.path", "STORE", "--profile.trace", "12-10"], "profile.trace is '12-10'"),
         (
             "pretrain.py",
@@ -251,7 +251,7 @@ def test_only_one_process_of_a_node_says_it(command, monkeypatch):
     [
         ("model:\n  presett: tiny\n", "unknown setting 'model.presett' (did you mean 'model.preset'?)"),
         ("modle:\n  preset: tiny\n", "unknown setting 'modle.preset' (did you mean 'model.preset'?)"),
-        ("eval:\n  decoding:\n    beam: 3\n", "'eval.decoding.beam' (did you mean 'eval.decoding.beams'?)"),
+        ("eval:\n  beam: 3\n", "'eval.beam' (did you mean 'eval.beams'?)"),
         ("sede: 3\n", "unknown setting 'sede' (did you mean 'seed'?)"),
         ("preset: tiny\n", "unknown setting 'preset' (did you mean 'model.preset'?)"),
         ("loop:\n  steps: many\n", "loop.steps is 'many': expected a whole number"),
@@ -260,7 +260,7 @@ def test_only_one_process_of_a_node_says_it(command, monkeypatch):
         ("tracking:\n  wandb: maybe\n", "tracking.wandb is 'maybe': expected auto or online or offline or off"),
         ("loop: 3\n", "loop is 3: expected settings by name (epochs, steps, global_batch, …)"),
         ("seed: 1\nloop:\n", "loop is None: expected settings by name"),
-        ("eval:\n  decoding: greedy\n", "eval.decoding is 'greedy': expected settings by name (beams, num, top_k, …)"),
+        ("eval: greedy\n", "eval is 'greedy': expected settings by name (every, examples, generate, …)"),
         ("loop: [1\n", "Problems parsing config"),
     ],
 )
@@ -274,10 +274,10 @@ def test_a_wrong_recipe_is_refused(command, tmp_path, text, message):
 
 def test_options_override_the_recipe_and_the_rest_keeps_its_default(parsed, tmp_path):
     path = recipe(tmp_path, 'seed: 3\nloop:\n  steps: 7\n  global_batch: 16\ntracking:\n  wandb: "off"\n')
-    settings = parsed("--config", path, "--loop.steps", "9", "--eval.decoding.beams=4")
+    settings = parsed("--config", path, "--loop.steps", "9", "--eval.beams=4")
     expected = PretrainSettings(seed=3)
     expected.loop.steps, expected.loop.global_batch = 9, 16
-    expected.tracking.wandb, expected.eval.decoding.beams = "off", 4
+    expected.tracking.wandb, expected.eval.beams = "off", 4
     assert settings == expected
 
 
@@ -359,6 +359,6 @@ def test_deepspeeds_local_rank_is_passed_over(parsed):
 def test_setting_types_are_those_of_all_sections():
     types = setting_types(settings_of(SCRIPT))
     assert types["seed"] is int
-    assert types["eval.decoding.top_p"] is float
+    assert types["optim.lr"] is float
     assert types["model.image_size"] == int | None
     assert set(leaves(settings_of(SCRIPT))) <= types.keys()

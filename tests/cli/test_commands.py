@@ -58,7 +58,7 @@ def test_the_help_of_a_section_is_that_section_alone(capsys, stay):
     assert "--loop." not in shown
     assert "usage" not in shown
     assert shown == printed(capsys, "help", "pretrain", "optim")
-    assert "--eval.decoding.beams" in printed(capsys, "help", "pretrain", "eval")
+    assert "--eval.beams" in printed(capsys, "help", "pretrain", "eval")
 
 
 @pytest.mark.parametrize("name", ["generate", "evaluate", "predict", "import-published", "prepare", "sample"])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from cromic_ds.checkpoints.state import TrainState
-from cromic_ds.inference.settings import DecodingSettings, EvalSettings
+from cromic_ds.inference.settings import EvalSettings
 from cromic_ds.tasks import TASKS
 from cromic_ds.training.evaluation import remember_best, settings_for
 
@@ -31,9 +29,8 @@ def test_higher_is_better_for_captions():
     assert (state.best_score, state.best_step) == (0.5, 10)
 
 
-def test_the_task_chooses_tokenization_and_length_where_the_settings_leave_it_open():
+def test_the_task_chooses_the_tokenization_if_the_settings_do_not():
     task = TASKS["muge"]
-    chosen = settings_for(task, EvalSettings())
-    assert (chosen.tokenization, chosen.decoding.max_new_tokens) == (task.tokenization, task.max_comment_tokens)
-    given = EvalSettings(tokenization="bert", decoding=DecodingSettings(beams=1, max_new_tokens=3))
-    assert settings_for(task, given) == replace(given)
+    assert settings_for(task, EvalSettings()).tokenization == task.tokenization
+    given = EvalSettings(tokenization="bert", beams=3)
+    assert settings_for(task, given) == given

@@ -37,7 +37,7 @@ def test_small_learns_the_ten_posts_by_heart(shared, tmp_path):
         "0",
     ]
     learn = ["--optim.lr", "5e-4", "--optim.warmup_fraction", "0.1", "--checkpoint.every", "null"]
-    look = ["--eval.every", "null", "--eval.generate", "10", "--eval.pictures", "10", "--eval.decoding.beams", "5"]
+    look = ["--eval.every", "null", "--eval.generate", "10", "--eval.pictures", "10", "--eval.beams", "5"]
     deepspeed(out, shared / "seed_data", *how, *learn, *look)
     [evaluation] = records(out, "eval")
     assert evaluation["posts"] == 10
