@@ -34,7 +34,7 @@ def test_small_learns_the_ten_posts_by_heart(shared, tmp_path):
         "--loop.steps",
         "140",
         "--data.comments_per_post",
-        "0",
+        "null",
     ]
     learn = ["--optim.lr", "5e-4", "--optim.warmup_fraction", "0.1", "--checkpoint.every", "null"]
     look = ["--eval.every", "null", "--eval.generate", "10", "--eval.pictures", "10", "--eval.beams", "5"]

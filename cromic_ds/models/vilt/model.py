@@ -266,8 +266,8 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     def masked_word_loss(self, hidden: Tensor, drawn: dict[str, Tensor]) -> Tensor:
         """Return Σ NLL of the tokens that were masked; hidden: (P, L, D)."""
         at_masks = hidden.flatten(0, 1)[drawn["masked_rows"]]
+        states = self.masked_word_head(at_masks)  # first: under ZeRO-3 this call gathers the head's bias
         weight, bias = self.word_output()
-        states = self.masked_word_head(at_masks)
         return self.kernels.linear_cross_entropy(states, weight, bias, drawn["masked_targets"], 0.0)
 
     def match_loss(self, hidden: Tensor, drawn: dict[str, Tensor]) -> Tensor:
