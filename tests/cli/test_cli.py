@@ -160,7 +160,11 @@ def test_help_and_version_start_without_torch():
         ("pretrain.py", ["--data.path", "STORE", "--model.preset", "smal"], "'smal' (did you mean 'small'?)"),
         ("pretrain.py", ["--data.path", "STORE", "--ds_config", "zero9"], "no file 'zero9'"),
         ("pretrain.py", ["--data.path", "STORE", "--data.train_split", "tain"], "tain"),
-        ("pretrain.py", ["--data.path", "STORE", "--eval.micro_batch", "0"], "eval: micro_batch and beams must be at least 1"),
+        (
+            "pretrain.py",
+            ["--data.path", "STORE", "--eval.micro_batch", "0"],
+            "eval: micro_batch and beams must be at least 1",
+        ),
         ("pretrain.py", ["--data.path", "STORE", "--data.comments_per_post=-1"], "data.comments_per_post is -1"),
         ("pretrain.py", ["--data.path", "STORE", "--tracking.log_every", "0"], "tracking.log_every is 0"),
         ("pretrain.py", ["--data.path", "STORE", "--optim.lr", "-1"], "optim.lr is -1.0: out of range"),
