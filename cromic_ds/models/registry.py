@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from cromic_ds.errors import UserError, nearest
 from cromic_ds.models.cmt.config import CMTConfig
 from cromic_ds.models.cmt.model import CMTModel
 from cromic_ds.models.cmt.weights import load_pretrained_cmt
 from cromic_ds.models.common.config import CommentConfig, types_of
+from cromic_ds.models.common.decoder import CommentDecoder
 from cromic_ds.models.common.weights import LoadReport
 from cromic_ds.models.vilt.config import ViLTConfig
 from cromic_ds.models.vilt.model import ViLTModel
@@ -25,8 +27,8 @@ class ModelKind(NamedTuple):
     """What belongs to a model's name."""
 
     config: type[CommentConfig]
-    model: type[PreTrainedModel]
-    load_pretrained: Callable[[PreTrainedModel, str], LoadReport] | None = None  # weights that others trained
+    model: type[CommentDecoder]
+    load_pretrained: Callable[[nn.Module, str], LoadReport] | None = None  # weights that others trained
 
 
 MODELS: dict[str, ModelKind] = {
@@ -64,7 +66,7 @@ def build_config(name: str, preset: str, **overrides: Any) -> CommentConfig:
     return config(**config.presets[preset]).changed(overrides)
 
 
-def build_model(config: CommentConfig) -> PreTrainedModel:
+def build_model(config: CommentConfig) -> CommentDecoder:
     """Return a model with random weights for a config made by `build_config` or read from an export."""
     return next(kind.model for kind in MODELS.values() if isinstance(config, kind.config))(config)
 

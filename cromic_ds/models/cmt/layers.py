@@ -18,6 +18,7 @@ class PooledGridEncoder(ImageEncoder):
     L2-normalized (the published way) or layer-normed; learned positions if the config asks for them."""
 
     def __init__(self, config: CMTConfig):
+        assert config.resnet is not None  # the config fills it in
         super().__init__(config.resnet, config.batch_norm)
         width = config.d_model
         self.project = nn.Conv2d(config.resnet["hidden_sizes"][-1], width, 1)

@@ -25,6 +25,7 @@ from cromic_ds.models.common.transformer import DecoderLayer
 class CMTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     """Text and image tokens through one encoder, and a decoder that reads it."""
 
+    config: CMTConfig
     config_class = CMTConfig
     base_model_prefix = ""
     _input_embed_layer = "token_embedding"
@@ -52,10 +53,10 @@ class CMTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
             init.xavier_uniform_(module.weight)
             init.zeros_(module.bias)
         elif module is self.token_embedding:
-            init.normal_(module.weight, std=self.config.embedding_std)
-            init.zeros_(module.weight[module.padding_idx])
+            init.normal_(self.token_embedding.weight, std=self.config.embedding_std)
+            init.zeros_(self.token_embedding.weight[self.token_embedding.padding_idx])
         elif module is self.type_embedding:
-            init.normal_(module.weight, std=0.02)
+            init.normal_(self.type_embedding.weight, std=0.02)
         elif isinstance(module, PooledGridEncoder):
             if module.positions is not None:
                 init.normal_(module.positions, std=0.02)
@@ -103,6 +104,7 @@ class CMTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
 
     def answer_logits(self, batch: Batch) -> Tensor:
         """Return logits (P, n_answers), from the first encoder state."""
+        assert self.answer_head is not None
         memory, _ = self.encode_source(batch.post_ids, self.post_mask(batch), batch.images)
         return self.answer_head(memory[:, 0])
 

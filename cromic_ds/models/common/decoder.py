@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedTokenizerBase
-from transformers.modeling_outputs import ModelOutput, Seq2SeqLMOutput
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import Seq2SeqLMOutput
+from transformers.utils.generic import ModelOutput
 
 from cromic_ds.batch import Batch
+from cromic_ds.models.common.config import CommentConfig
 from cromic_ds.models.common.flops import Load, attention_flops, weights_of
 from cromic_ds.models.common.kernels import DEFAULT, IGNORE, Kernels, LayerNorm
 from cromic_ds.models.common.transformer import (
@@ -27,22 +29,33 @@ from cromic_ds.models.common.transformer import (
     sinusoidal_positions,
 )
 
+_GIVEN: Any = None  # a ModelOutput must have defaults, but the fields of `Memory` are always given
+
 
 @dataclass
 class Memory(ModelOutput):
     """Encoded posts as the decoder reads them, the same for all comments, beams and steps of a post."""
 
-    last_hidden_state: Tensor | None = None  # (P, S, D)
-    mask: Tensor | None = None  # (P, 1, 1, S) bool, True where a token may be read
-    source: tuple | None = None  # per layer that reads it: keys and values, (P, H, S, D/H) each
+    last_hidden_state: Tensor = _GIVEN  # (P, S, D)
+    mask: Tensor = _GIVEN  # (P, 1, 1, S) bool, True where a token may be read
+    source: tuple[tuple[Tensor, Tensor], ...] = _GIVEN  # per layer that reads it: keys and values, (P, H, S, D/H) each
 
 
-class CommentDecoder:
+class CommentDecoder(PreTrainedModel if TYPE_CHECKING else object):
     """What all models of posts and comments share. It is the first base class, before `PreTrainedModel` and `GenerationMixin`.
 
     `forward` takes a `Batch` (training, scoring) or transformers' keyword arguments (generation). A subclass defines `encode`
     (posts to `Memory`), `answer_logits`, `unused` and `flops_formula`.
     """
+
+    config: CommentConfig
+    encode: Callable[..., Memory]
+    answer_logits: Callable[[Batch], Tensor]
+    unused: Callable[[], list[nn.Module]]
+    flops_formula: Callable[[], Callable[[Batch], float]]
+    encoder_layers: nn.ModuleList
+    dropout: nn.Dropout
+    _gradient_checkpointing_func: Callable[..., Any]
 
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
@@ -130,6 +143,7 @@ class CommentDecoder:
         return self.text_loss(batch) if batch.answer_targets is None else self.answer_loss(batch)
 
     def answer_loss(self, batch: Batch) -> Tensor:
+        assert batch.answer_targets is not None
         logits = self.answer_logits(batch).float()
         losses = F.binary_cross_entropy_with_logits(logits, batch.answer_targets, reduction="none").sum(1)
         return (losses * batch.weights).sum()
@@ -137,7 +151,7 @@ class CommentDecoder:
     def text_loss(self, batch: Batch) -> Tensor:
         return self.comment_loss(batch, self.encode(batch.post_ids, self.post_mask(batch), batch.images))
 
-    def comment_loss(self, batch: Batch, memory: Memory) -> Tensor:
+    def comment_loss(self, batch: Batch, memory: Memory | None) -> Tensor:
         """Return Σ cross-entropy of the comments' target tokens, times their factors in `Batch.comment_weights` if there are
         any."""
         hidden, targets = self.decode_comments(batch, memory)
@@ -147,9 +161,10 @@ class CommentDecoder:
             return weighted_cross_entropy(*output, batch.comment_weights[batch.rows // length])
         return self.kernels.linear_cross_entropy(*output, self.config.label_smoothing if self.training else 0.0)
 
-    def decode_comments(self, batch: Batch, memory: Memory) -> tuple[Tensor, Tensor]:
+    def decode_comments(self, batch: Batch, memory: Memory | None) -> tuple[Tensor, Tensor]:
         """Return hidden states (M, D) and targets (M,) of all comments under teacher forcing. Targets of posts with weight 0
         are IGNORE."""
+        assert memory is not None
         n, length = batch.comment_ids.shape[0], batch.comment_ids.shape[1] - 1
         layout = RaggedLayout(batch.rows, n, length, batch.post_rows, batch.n_posts, batch.tokens_per_post)
         inputs = batch.comment_ids[:, :-1].flatten()[batch.rows]
@@ -194,9 +209,7 @@ class CommentDecoder:
         **_unused: Any,
     ) -> Seq2SeqLMOutput:
         """decoder_input_ids (N, T), N a multiple of the posts -> logits (N, T, V) and the extended cache."""
-        memory = (
-            encoder_outputs if encoder_outputs is not None else self.encode(input_ids, attention_mask, pixel_values)
-        )
+        memory = self.encode(input_ids, attention_mask, pixel_values) if encoder_outputs is None else encoder_outputs
         n, length = decoder_input_ids.shape
         cache = getattr(past_key_values, "self_attention_cache", past_key_values)
         start = cache.get_seq_length() if cache is not None else 0
@@ -204,7 +217,7 @@ class CommentDecoder:
         layout = DenseLayout(n, memory.mask.shape[0])
         hidden = self.decode(decoder_input_ids.flatten(), positions, layout, memory, cache)
         logits = F.linear(hidden, *self.output_layer()).unflatten(0, (n, length))
-        return Seq2SeqLMOutput(logits=logits, past_key_values=past_key_values)
+        return Seq2SeqLMOutput(logits=logits, past_key_values=cast(Any, past_key_values))
 
     @torch.no_grad()
     def generate(
@@ -217,7 +230,7 @@ class CommentDecoder:
         """Generate as transformers' `generate` does. The post is encoded here, once for any number of beams or samples."""
         if kwargs.get("encoder_outputs") is None:
             kwargs["encoder_outputs"] = self.encode(input_ids, attention_mask, pixel_values)
-        return super().generate(**kwargs)
+        return cast(Any, super()).generate(**kwargs)
 
     def prepare_inputs_for_generation(
         self,
@@ -240,6 +253,7 @@ class CommentDecoder:
         input_ids: Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
+        assert input_ids is not None
         # Beams and samples of a post share its memory, so only the target rows are repeated, in the posts' order.
         return input_ids.repeat_interleave(expand_size, dim=0), model_kwargs
 

@@ -5,7 +5,7 @@ Each model has a formula of its own (`model.flops_formula()`), which is made of 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -49,11 +49,12 @@ def attention_flops(width: int, layers: int, pairs: float) -> float:
 def image_flops(model: PreTrainedModel) -> int:
     """Return the FLOPs of one image in the image encoder, as torch counts them on a copy without storage; 0 where the model
     reads no images."""
-    if not model.image_size:
+    size = cast(int, model.image_size)
+    if not size:
         return 0
     with torch.device("meta"):
-        encoder = type(model)(model.config).image_encoder
-        images = torch.empty(1, 3, model.image_size, model.image_size)
+        encoder = cast(nn.Module, type(model)(model.config).image_encoder)
+        images = torch.empty(1, 3, size, size)
     with FlopCounterMode(display=False) as counter:
         encoder(images)
     return counter.get_total_flops()

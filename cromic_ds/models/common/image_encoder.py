@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -66,6 +66,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         mean = total / count
         var = (squares / count - mean.square()).clamp_min(0)
         with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+            assert self.num_batches_tracked is not None
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * count / (count - 1), self.momentum)
             self.num_batches_tracked += 1
@@ -79,7 +81,7 @@ def set_batch_norm(module: nn.Module, mode: str) -> None:
     for child in module.modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             child.__class__ = BatchNorm
-            child.mode = mode
+            cast(BatchNorm, child).mode = mode
 
 
 class ImageEncoder(nn.Module):

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from cromic_ds.errors import UserError, nearest
 
@@ -90,9 +91,7 @@ def chunked_linear_cross_entropy(
     of a step are by far its largest tensor."""
     total = hidden.new_zeros((), dtype=torch.float32)
     for h, t in zip(hidden.split(4096), target.split(4096)):
-        total = total + torch.utils.checkpoint.checkpoint(
-            torch_linear_cross_entropy, h, weight, bias, t, smoothing, use_reentrant=False
-        )
+        total = total + checkpoint(torch_linear_cross_entropy, h, weight, bias, t, smoothing, use_reentrant=False)
     return total
 
 
@@ -209,7 +208,7 @@ def install(model: nn.Module, kernels: Kernels) -> None:
     """Give the chosen functions to every module of the model that has an attribute `kernels`."""
     for module in model.modules():
         if isinstance(getattr(module, "kernels", None), Kernels):
-            module.kernels = kernels
+            cast(Any, module).kernels = kernels
 
 
 class LayerNorm(nn.LayerNorm):

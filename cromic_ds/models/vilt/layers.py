@@ -33,6 +33,7 @@ class PatchEncoder(nn.Module):
         self.position_embeddings = nn.Parameter(
             torch.zeros(1, 1 + self.patch_embeddings.num_patches, sizes.hidden_size)
         )
+        assert isinstance(sizes.image_size, int) and isinstance(sizes.patch_size, int)
         self.grid = sizes.image_size // sizes.patch_size
         self.n_tokens = 1 + (image_size // sizes.patch_size) ** 2
         self.dropout = nn.Dropout(sizes.hidden_dropout_prob)
@@ -98,7 +99,7 @@ class PrefixLayer(ViltLayer):
             if cache is None:
                 k, v = (heads(layout.to_posts(part), n_heads) for part in (k, v))
             else:
-                k, v = cache.update(*(heads(layout.to_rows(part), n_heads) for part in (k, v)), index)
+                k, v = cache.update(heads(layout.to_rows(k), n_heads), heads(layout.to_rows(v), n_heads), index)
                 k, v = (by_post(part, layout.n_posts) for part in (k, v))
             k, v = (torch.cat(pair, dim=2) for pair in zip(source, (k, v)))
         y = unheads(self.kernels.attention(q, k, v, attn_mask=mask))

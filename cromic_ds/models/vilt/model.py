@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     micro-batches of even size (`swapped_images`). In evaluation the loss is the comments' NLL alone.
     """
 
+    config: ViLTConfig
     config_class = ViLTConfig
     base_model_prefix = ""
 
@@ -82,7 +84,8 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Keep which tokens continue a word, for masking whole words. This is not a part of the weights or of the config."""
-        self.continues = continuations(tokenizer.convert_ids_to_tokens(range(self.config.vocab_size)))
+        tokens = tokenizer.convert_ids_to_tokens(list(range(self.config.vocab_size)))
+        self.continues = continuations(cast(list[str], tokens))
 
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.embedding_std
@@ -277,6 +280,7 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
 
     def answer_logits(self, batch: Batch) -> Tensor:
         """Return logits (P, n_answers), from the pooled first token: the text's [CLS], or the image's where no text is read."""
+        assert self.answer_head is not None
         hidden, *_ = self.encode_source(batch.post_ids, self.post_mask(batch), batch.images)
         return self.answer_head(self.pooler(hidden))
 

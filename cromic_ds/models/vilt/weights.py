@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ def read_vilt_weights(source: str | Path) -> tuple[dict[str, Tensor], list[str]]
         if not isinstance(config, ViltConfig):
             raise UserError(f"{source}: no ViLT of transformers but a model of type {config.model_type!r}")
         kind = CLASSES.get((config.architectures or [""])[0], ViltModel)
-        vilt, found = kind.from_pretrained(source, output_loading_info=True)
+        vilt, found = cast(Any, kind).from_pretrained(source, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{source}: cannot be read as a ViLT ({str(error).strip().splitlines()[0]})") from None
     absent = set(found["missing_keys"])  # transformers fills these in with random weights

@@ -125,10 +125,10 @@ class TokenStream:
         if not self.rows.numel():
             return y
         place = (self.n_comments, self.own_mask.shape[0])
-        own = heads(spread(kv[n_rows:], self.rows, *place), 2 * n_heads).chunk(2, dim=1)
+        k_own, v_own = heads(spread(kv[n_rows:], self.rows, *place), 2 * n_heads).chunk(2, dim=1)
         rows, posts = (t[self.own_queries] if last else t for t in (self.rows, self.posts))
         layout = RaggedLayout(rows, *place, posts, self.n_posts, self.post_length)
-        p = self.n_posts
+        p, own = self.n_posts, (k_own, v_own)
         targets = attention.joint(q[asked.numel() :], layout, (k[:p], v[:p]), mask[:p], own, self.own_mask)
         return torch.cat([y, targets])
 
@@ -172,7 +172,7 @@ class BertLayer(nn.Module):
     def forward(self, x: Tensor, context: TokenStream | Continuation, index: int, last: bool = False) -> Tensor:
         """x: (X, D) -> (X, D), or only the wanted tokens (A + B, D) where this is the `last` layer."""
         kv = self.attention.kv(x)
-        x = context.queries(x) if last else x
+        x = context.queries(x) if last and isinstance(context, TokenStream) else x
         y = context.attend(self.attention, self.attention.q(x), kv, index, last)
         x = self.norm1(x + self.dropout(self.attention.out(y)))
         return self.norm2(x + self.dropout(self.feed_forward(x)))
@@ -195,6 +195,7 @@ class GridEncoder(ImageEncoder):
     """An MLP on every cell of the ResNet's grid; then a layer norm, if the config asks for it, and learned positions."""
 
     def __init__(self, config: VLPConfig):
+        assert config.resnet is not None  # the config fills it in
         super().__init__(config.resnet, config.batch_norm)
         self.mlp = nn.Sequential(
             nn.Linear(config.resnet["hidden_sizes"][-1], config.image_ffn),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ from cromic_ds.models.vlp.packing import (
 class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     """The decoder is the encoder, whose layers also run on the target. The weight of the output layer is the embedding."""
 
+    config: VLPConfig
     config_class = VLPConfig
     base_model_prefix = ""
     _input_embed_layer = "token_embedding"
@@ -122,6 +123,7 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         n_image = self.n_image(pixel_values)
         if input_ids is None or "t" not in self.config.mode:
             given = input_ids if input_ids is not None else pixel_values
+            assert given is not None
             input_ids = torch.zeros(len(given), 0, dtype=torch.int64, device=given.device)
             attention_mask = None
         if not input_ids.shape[1] and not n_image:
@@ -134,7 +136,7 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         return Memory(
             last_hidden_state=states.unflatten(0, stream.mask.shape),
             mask=stream.mask[:, None, None],
-            source=tuple(stream.memory),
+            source=tuple(stream.memory or ()),
         )
 
     # ---- training and scoring
@@ -166,7 +168,7 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     def text_loss(self, batch: Batch) -> Tensor:
         return self.comment_loss(batch, None)
 
-    def decode_comments(self, batch: Batch, memory: None) -> tuple[Tensor, Tensor]:
+    def decode_comments(self, batch: Batch, memory: Memory | None) -> tuple[Tensor, Tensor]:
         """Return states (Z, D) before the output layer and targets (Z,) of the masked tokens where `draw` chose some, otherwise
         of all target tokens, each predicted as in decoding. Targets of posts with weight 0 are IGNORE."""
         stream = token_stream(batch, batch.drawn or self.pack(batch))
@@ -181,9 +183,10 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
 
     def answer_logits(self, batch: Batch) -> Tensor:
         """Return logits (P, n_answers), from the product of the first state and that of the [SEP] that ends the source."""
+        assert self.answer_head is not None
         prepared = batch.drawn if batch.answer_targets is not None else None
         stream = TokenStream(
-            **(prepared or self.pack_questions(batch)), n_posts=batch.n_posts, n_comments=0, post_length=0
+            **(prepared or self.pack_questions(batch)), n_posts=batch.n_posts, n_comments=0, post_length=0, memory=None
         )
         first, closing = self.run(self.embed_stream(stream, batch.images), stream).chunk(2)
         return self.answer_head(first * closing)
@@ -199,18 +202,15 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
 
     def unused(self) -> list[nn.Module]:
         """Return the modules that this configuration does not train."""
-        images = [] if "v" in self.config.mode else [self.image_encoder]
-        return images + ([] if self.answer_head is None else [self.head])
+        images: list[nn.Module] = [] if "v" in self.config.mode else [self.image_encoder]
+        return images if self.answer_head is None else [*images, self.head]
 
     def flops_formula(self) -> Callable[[Batch], float]:
         """Return a function from a batch to the FLOPs of its forward pass, which depend on what was drawn for it."""
         image, width = image_flops(self), self.config.d_model
-        layer, below_last = self.encoder_layers[0], self.config.encoder_layers - 1
-        of_all, of_wanted = (
-            2 * weights_of(layer),
-            2 * weights_of(layer.attention.q, layer.attention.out, layer.feed_forward),
-        )
-        of_keys = 2 * weights_of(layer.attention.kv)
+        layer, below_last = cast(BertLayer, self.encoder_layers[0]), self.config.encoder_layers - 1
+        of_all, of_keys = 2 * weights_of(layer), 2 * weights_of(layer.attention.kv)
+        of_wanted = 2 * weights_of(layer.attention.q, layer.attention.out, layer.feed_forward)
         of_output, of_answer = 2 * weights_of(self.head, self.token_embedding), 2 * weights_of(self.answer_head)
 
         def flops(batch: Batch) -> float:
@@ -252,9 +252,8 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
             decoder_input_ids: (N, 1 + c), N a multiple of the posts: a token that is part of the source ([CLS]) or of the
                 cache, and c new ones, whose keys and values are added to the cache.
         """
-        memory = (
-            encoder_outputs if encoder_outputs is not None else self.encode(input_ids, attention_mask, pixel_values)
-        )
+        memory = self.encode(input_ids, attention_mask, pixel_values) if encoder_outputs is None else encoder_outputs
+        assert self.config.segments is not None
         masked, new = self.config.objective == "masked", decoder_input_ids[:, 1:]
         n, per_post = new.shape[0], new.shape[0] // memory.mask.shape[0]
         cache = getattr(past_key_values, "self_attention_cache", past_key_values)
@@ -273,4 +272,4 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
             posts = torch.arange(n, device=new.device) // per_post
             x = memory.last_hidden_state[posts, source_lengths - 1][:, None]
         logits = nn.functional.linear(self.head(x), *self.output_layer())
-        return Seq2SeqLMOutput(logits=logits, past_key_values=past_key_values)
+        return Seq2SeqLMOutput(logits=logits, past_key_values=cast(Any, past_key_values))

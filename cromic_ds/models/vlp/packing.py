@@ -92,6 +92,7 @@ def pack_rows(
         comments: posts of the bidirectional comments (B,), tokens after [CLS] (B, T), and which of these are real (B, T).
         source_mode: mode whose segment ids the sources have.
     """
+    assert config.segments is not None  # the config fills them in
     n, device = post_ids.shape[0], post_ids.device
     owner, tokens, real = comments or (post_lengths[:0], post_ids[:0, :0], post_ids[:0, :0].bool())
     posts = torch.cat([torch.arange(n, device=device), owner])
@@ -169,9 +170,8 @@ def token_stream(batch: Batch, tensors: dict[str, Tensor]) -> TokenStream:
     """Return a `TokenStream` with these tensors and the sizes of the batch."""
     n_comments, width = batch.comment_ids.shape
     streams = tensors["own_mask"].shape[0] // max(width - 1, 1)  # two where committed tokens and queries are apart
-    return TokenStream(
-        **tensors, n_posts=batch.n_posts, n_comments=n_comments, post_length=streams * batch.tokens_per_post
-    )
+    length = streams * batch.tokens_per_post
+    return TokenStream(**tensors, n_posts=batch.n_posts, n_comments=n_comments, post_length=length, memory=None)
 
 
 # ---- four kinds of stream: sources alone, masked training, left to right with [MASK], causal
@@ -216,6 +216,7 @@ def targets_of(batch: Batch) -> Targets:
 
 def pack_masked(config: VLPConfig, batch: Batch, n_image: int, draw: Draw) -> dict[str, Tensor]:
     """Return each comment in its direction. Wanted are the masked tokens."""
+    assert config.segments is not None  # the config fills them in
     n, length = batch.comment_ids.shape[0], batch.comment_ids.shape[1] - 1
     targets = targets_of(batch)
     two_way = draw.bidirectional.nonzero().squeeze(1)
@@ -250,14 +251,14 @@ def pack_masked(config: VLPConfig, batch: Batch, n_image: int, draw: Draw) -> di
 def pack_left_to_right(config: VLPConfig, batch: Batch, n_image: int) -> dict[str, Tensor]:
     """Return what decoding reads in all of its steps, for one pass: a committed token reads the source and the tokens up to
     itself; a [MASK] at each position reads the source, the committed tokens to its left, and itself."""
+    assert config.segments is not None  # the config fills them in
     targets = targets_of(batch)
     rows = pack_rows(config, *post_text(config, batch), n_image, targets.length)
     device, length, most = rows.ids.device, targets.length, batch.tokens_per_post
     read = followed(targets)  # nothing reads the last token of a comment
     position = rows.lengths[targets.owner] + targets.time
-    query_row = (
-        targets.comment * 2 * length + targets.time
-    )  # slots of the committed tokens; those of the queries are T further
+    # Slots of the committed tokens; those of the queries are T further.
+    query_row = targets.comment * 2 * length + targets.time
     query_post = batch.post_rows + targets.owner * most
     n_read, n_queries = len(read), len(targets.ids)
     triangle = torch.ones(length, length, dtype=torch.bool, device=device)
@@ -280,6 +281,7 @@ def pack_left_to_right(config: VLPConfig, batch: Batch, n_image: int) -> dict[st
 
 def pack_causal(config: VLPConfig, batch: Batch, n_image: int) -> dict[str, Tensor]:
     """Return the stream of a language model under the seq2seq mask: the [SEP] that ends the source predicts the first token."""
+    assert config.segments is not None  # the config fills them in
     targets = targets_of(batch)
     rows = pack_rows(config, *post_text(config, batch), n_image, targets.length)
     device = rows.ids.device
@@ -294,9 +296,8 @@ def pack_causal(config: VLPConfig, batch: Batch, n_image: int) -> dict[str, Tens
         own_mask=torch.ones(targets.length, targets.length, dtype=torch.bool, device=device).tril(),
     )
     every, first = torch.arange(len(targets.ids), device=device), targets.time == 0
-    before = (
-        batch.n_posts + every - first.cumsum(0)
-    )  # the token before; the last one of each comment is not in the stream
+    # The token before; the last one of each comment is not in the stream.
+    before = batch.n_posts + every - first.cumsum(0)
     wanted = Wanted(
         row_queries=rows.starts + rows.lengths - 1,
         own_queries=torch.arange(len(read), device=device),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -77,7 +78,7 @@ def fit(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     types, positions = fitted.get("type_embedding.weight"), fitted.get("position_embedding.weight")
     if types is not None and len(types) == 2 < len(own["type_embedding.weight"]):
         # A plain BERT has two segments: in each mode its 0 becomes the source's, its 1 the comment's.
-        of_comments = {segments[-1] for segments in model.config.segments.values()}
+        of_comments = {segments[-1] for segments in cast(Any, model.config).segments.values()}
         fitted["type_embedding.weight"] = types[
             [int(i in of_comments) for i in range(len(own["type_embedding.weight"]))]
         ]
@@ -108,7 +109,7 @@ def read_vlp_weights(source: str | Path) -> dict[str, Tensor]:
     if Path(source).is_file():
         return read_state_dict(Path(source))
     try:
-        bert, found = BertForMaskedLM.from_pretrained(source, output_loading_info=True)
+        bert, found = cast(Any, BertForMaskedLM).from_pretrained(source, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{source}: cannot be read as a BERT ({str(error).strip().splitlines()[0]})") from None
     absent = set(found["missing_keys"])  # a BertModel has no head, and transformers fills in random weights
