@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from cromic_ds.engine.operations import CPU_ADAM, announce_compilation
+from cromic_ds.engine.operations import CPU_ADAM, announce_compilation, works
 from cromic_ds.errors import UserError
 
 
@@ -50,9 +50,7 @@ def _apex(groups: list[dict], options: dict) -> torch.optim.Optimizer:
 
 
 def _deepspeed_available(device: torch.device) -> bool:
-    from deepspeed.ops.op_builder import FusedAdamBuilder
-
-    return device.type == "cuda" and FusedAdamBuilder().is_compatible(verbose=False)
+    return device.type == "cuda" and works("FusedAdamBuilder")
 
 
 def _deepspeed(groups: list[dict], options: dict) -> torch.optim.Optimizer:
@@ -62,9 +60,7 @@ def _deepspeed(groups: list[dict], options: dict) -> torch.optim.Optimizer:
 
 
 def _deepspeed_cpu_available(device: torch.device) -> bool:
-    from deepspeed.ops.op_builder import CPUAdamBuilder
-
-    return CPUAdamBuilder().is_compatible(verbose=False)
+    return works("CPUAdamBuilder")
 
 
 def _deepspeed_cpu(groups: list[dict], options: dict) -> torch.optim.Optimizer:
