@@ -83,7 +83,8 @@ class CheckpointWriter:
         start, rank, aside = time.perf_counter(), dist.get_rank(), self.run.temporary(step_name(state.step))
         on_main(self._make_folder, aside)
         average_buffers(self.engine.model)
-        with serialization.patch({"save.compute_crc32": False}):  # the manifest has better checksums
+        with serialization.patch({"save.compute_crc32": False}):  # pyright: ignore[reportAttributeAccessIssue]
+            # The manifest has better checksums.
             self.engine.deepspeed.save_checkpoint(str(aside.parent), tag=aside.name, save_latest=False)
         if self.ema:
             averages = self.ema.content()

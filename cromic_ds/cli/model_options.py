@@ -101,4 +101,4 @@ def _model_of(weights: str) -> str | None:
 
     config = read_json_if_there(find_export(weights) / "config.json")
     names = {kind.config.model_type: name for name, kind in MODELS.items()}
-    return names.get(config.get("model_type")) if isinstance(config, dict) else None
+    return names.get(config.get("model_type", "")) if isinstance(config, dict) else None

@@ -8,7 +8,8 @@ import sys
 from itertools import pairwise
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
+import jsonargparse
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from cromic_ds.cli.command import Command
 from cromic_ds.cli.messages import expected, explain, fail
@@ -20,7 +21,7 @@ GPUS = """Start this many processes, one for each GPU, with DeepSpeed's launcher
 processes on the CPU if there is none. Without this option, training runs in this process."""
 
 
-class RecipeFile(ActionConfigFile):
+class RecipeFile(jsonargparse.ActionConfigFile):  # pyright: ignore[reportPrivateImportUsage]
     """A YAML file by its path, or a shipped recipe by its name."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:

@@ -62,10 +62,11 @@ def reencode(encoded: bytes, short_side: int, quality: int) -> bytes:
     right = upright_jpeg and min(image.size) == short_side and not image.info.get("progressive")
     if right and _decodes_cleanly(encoded):
         return encoded
+    reduced = round(_MARGIN * short_side)
     try:
-        pixels = _reduced(encoded, round(_MARGIN * short_side)) if upright_jpeg else None
+        pixels = _reduced(encoded, reduced) if upright_jpeg else None
         if pixels is None:
-            image.draft("RGB", (round(_MARGIN * short_side),) * 2)
+            image.draft("RGB", (reduced, reduced))
             image.load()
             pixels = np.array(_upright_rgb(image))
     except Exception as error:  # each decoder raises its own exceptions for damaged bytes
@@ -125,7 +126,7 @@ def _begins_like_an_image(encoded: bytes) -> bool:
 def decode(encoded: bytes) -> np.ndarray:
     """Return the pixels, (H, W, 3) uint8 RGB; plain JPEGs by libjpeg-turbo, all other images by Pillow. Raises BadImage."""
     try:
-        height, width = simplejpeg.decode_jpeg_header(encoded)[:2]
+        height, width = map(int, simplejpeg.decode_jpeg_header(encoded)[:2])
         if height * width <= MAX_PIXELS:
             return simplejpeg.decode_jpeg(encoded)
     except ValueError:

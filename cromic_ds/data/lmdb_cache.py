@@ -49,7 +49,7 @@ def open_environment(path: str | Path, before_opening: Callable[[], None] = lamb
     if _owner != os.getpid():
         _open.clear()
         _owner = os.getpid()
-    key = _real_path(str(path))
+    key = str(_real_path(str(path)))
     if key in _open:
         _open.move_to_end(key)
     else:

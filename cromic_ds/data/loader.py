@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ def special_tokens(tokenizer_path: Path) -> SpecialTokens:
     """Return the ids of [PAD], [CLS] and [SEP] in a data set's tokenizer."""
     from cromic_ds.data.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(tokenizer_path)
+    tokenizer: Any = load_tokenizer(tokenizer_path)  # transformers declares its ids as more than int
     return SpecialTokens(tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from cromic_ds.engine.operations import CPU_ADAM, announce_compilation
+from cromic_ds.engine.operations import CPU_ADAM, announce_compilation, works
 from cromic_ds.errors import UserError
 
 
@@ -37,22 +37,20 @@ def _apex_available(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     try:
-        from apex.optimizers import FusedAdam  # noqa: F401
+        from apex.optimizers import FusedAdam  # pyright: ignore[reportMissingImports]  # noqa: F401
     except (ImportError, AttributeError, RuntimeError):  # not NVIDIA's apex, or built without its CUDA extensions
         return False
     return True
 
 
 def _apex(groups: list[dict], options: dict) -> torch.optim.Optimizer:
-    from apex.optimizers import FusedAdam
+    from apex.optimizers import FusedAdam  # pyright: ignore[reportMissingImports]
 
     return FusedAdam(groups, adam_w_mode=True, **options)
 
 
 def _deepspeed_available(device: torch.device) -> bool:
-    from deepspeed.ops.op_builder import FusedAdamBuilder
-
-    return device.type == "cuda" and FusedAdamBuilder().is_compatible(verbose=False)
+    return device.type == "cuda" and works("FusedAdamBuilder")
 
 
 def _deepspeed(groups: list[dict], options: dict) -> torch.optim.Optimizer:
@@ -62,9 +60,7 @@ def _deepspeed(groups: list[dict], options: dict) -> torch.optim.Optimizer:
 
 
 def _deepspeed_cpu_available(device: torch.device) -> bool:
-    from deepspeed.ops.op_builder import CPUAdamBuilder
-
-    return CPUAdamBuilder().is_compatible(verbose=False)
+    return works("CPUAdamBuilder")
 
 
 def _deepspeed_cpu(groups: list[dict], options: dict) -> torch.optim.Optimizer:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cromic_ds.batch import BatchSplit
+from cromic_ds.engine.operations import works
 from cromic_ds.engine.schema import AUTO, check_schema, dotted, strings_of
 from cromic_ds.errors import UserError
 from cromic_ds.models.common.precision import AUTOCAST
@@ -228,8 +229,6 @@ def check_stage(config: dict, facts: ResolveFacts) -> None:
 
 
 def check_offload(config: dict, facts: ResolveFacts) -> None:
-    from deepspeed.ops.op_builder import AsyncIOBuilder, CPUAdamBuilder
-
     zero = config.get("zero_optimization", {})
     for key in ("offload_optimizer", "offload_param"):
         block = zero.get(key) or {}
@@ -245,11 +244,11 @@ def check_offload(config: dict, facts: ResolveFacts) -> None:
                 DEFAULT_NVME_PATH.mkdir(exist_ok=True)
             if path != AUTO and not _writable(path):
                 raise UserError(f"{where}: nvme_path {path} is not a writable folder; create it or name another")
-            if not AsyncIOBuilder().is_compatible(verbose=False):
+            if not works("AsyncIOBuilder"):
                 raise UserError(
                     f"{where}: device nvme needs DeepSpeed's async_io: install libaio with headers (libaio-dev)"
                 )
-        if key == "offload_optimizer" and device != "none" and not CPUAdamBuilder().is_compatible(verbose=False):
+        if key == "offload_optimizer" and device != "none" and not works("CPUAdamBuilder"):
             raise UserError(
                 f"{where}: device {device} needs DeepSpeed's CPU Adam, which cannot compile: install g++ and ninja"
             )

@@ -12,10 +12,10 @@ from typing import Any
 import deepspeed
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from cromic_ds.batch import Batch
 from cromic_ds.engine.loss_scale import LossScaler
+from cromic_ds.models.registry import CommentModel
 from cromic_ds.ranks.collectives import sum_over_ranks
 from cromic_ds.ranks.launcher import local_device
 
@@ -34,7 +34,9 @@ class StepResult:
 class Engine:
     """Trains one of our models (models/registry.py). A: micro-batches of a rank in a step (accumulation)."""
 
-    def __init__(self, model: Any, optimizer: torch.optim.Optimizer, config: dict[str, Any], compile: bool = False):
+    def __init__(
+        self, model: CommentModel, optimizer: torch.optim.Optimizer, config: dict[str, Any], compile: bool = False
+    ):
         self.n_parameters = sum(p.numel() for p in model.parameters())
         self.forward_flops = model.flops_formula()
         self.stage = config.get("zero_optimization", {}).get("stage", 0)
@@ -64,7 +66,7 @@ class Engine:
         self.watch_forward: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
     @property
-    def model(self) -> PreTrainedModel:
+    def model(self) -> CommentModel:
         return self.deepspeed.module
 
     def train_step(
@@ -130,7 +132,7 @@ class Engine:
         return self.deepspeed(batch.to(self.device)).float()
 
     @contextlib.contextmanager
-    def full_weights(self) -> Iterator[PreTrainedModel]:
+    def full_weights(self) -> Iterator[CommentModel]:
         """Yield the plain model with all weights on this rank, in evaluation mode and under the run's autocast."""
         self.deepspeed.eval()
         gathered = (

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import json
+import logging
 import os
 import sys
 
@@ -46,7 +47,7 @@ def launch(gpus: str, command: list[str]) -> int:
         from deepspeed.utils import logger
 
         for handler in logger.handlers:
-            if hasattr(handler, "setStream"):
+            if isinstance(handler, logging.StreamHandler):
                 handler.setStream(lines)
         try:
             launcher.main()

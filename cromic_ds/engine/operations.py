@@ -16,3 +16,10 @@ def announce_compilation(operation: str) -> None:
     compiled = extensions_folder() / operation / f"{operation}.so"
     if not compiled.exists() and os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"compiling one operation of DeepSpeed ({operation}), about a minute …", file=sys.stderr, flush=True)
+
+
+def works(builder: str) -> bool:
+    """Return whether DeepSpeed's operation with this builder, such as CPUAdamBuilder, can be compiled and used here."""
+    from deepspeed.ops import op_builder  # defines the builders of the machine's accelerator
+
+    return getattr(op_builder, builder)().is_compatible(verbose=False)

@@ -12,7 +12,9 @@ from cromic_ds.tasks import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+    from cromic_ds.models.registry import CommentModel
 
 
 def decoding_for(task: Task, settings: DecodingSettings) -> DecodingSettings:
@@ -48,7 +50,7 @@ def generation_config(settings: DecodingSettings, tokenizer: PreTrainedTokenizer
 
 
 def generate_texts(
-    model: PreTrainedModel,
+    model: CommentModel,
     tokenizer: PreTrainedTokenizerFast,
     post_ids: Tensor,
     images: Tensor | None,

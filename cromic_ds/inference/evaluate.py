@@ -69,7 +69,7 @@ def evaluation_result(job: InferenceJob, settings: EvaluateSettings) -> dict[str
     if task.kind != "classify":
         forced = teacher_forced(job.loss_sum, job.batches(settings.limit))
         measured.scores = {name: forced[name] for name in ("loss", "perplexity")} | measured.scores
-        measured.counts["targets"] = forced["targets"]
+        measured.counts["targets"] = int(forced["targets"])
         measured.notes.append("loss and perplexity are by teacher forcing over all references; the rest is decoded")
     return result_json(
         task,

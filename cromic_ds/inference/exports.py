@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cromic_ds.data.tokenizer import load_tokenizer
 from cromic_ds.errors import UserError
@@ -14,7 +14,9 @@ from cromic_ds.inference.settings import DecodingSettings
 from cromic_ds.run_folder import ANSWERS, FACTS, RunFolder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
+
+    from cromic_ds.models.registry import CommentModel
 
 
 def read_answer_vocabulary(folder: Path) -> list[str] | None:
@@ -24,7 +26,7 @@ def read_answer_vocabulary(folder: Path) -> list[str] | None:
 
 
 def write_export(
-    model: PreTrainedModel,
+    model: CommentModel,
     tokenizer: PreTrainedTokenizerFast,
     facts: dict[str, Any],
     out: Path,
@@ -58,7 +60,7 @@ def find_export(path: str | Path) -> Path:
     return inner if not (path / "config.json").is_file() and (inner / "config.json").is_file() else path
 
 
-def load_export(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, dict[str, Any]]:
+def load_export(path: str | Path) -> tuple[CommentModel, PreTrainedTokenizerFast, dict[str, Any]]:
     """Return model (in evaluation mode, on the best device), tokenizer and facts of an export.
 
     Raises:
@@ -89,8 +91,8 @@ def load_export(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerF
         raise UserError(f"{path}: no export of ours but a model of type {model.config.model_type!r}")
     if missing := sorted(found["missing_keys"]):
         raise UserError(f"{path}: {len(missing)} weights are missing, such as {missing[0]}; export the run again")
-    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    return model, load_tokenizer(path), facts
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")  # pyright: ignore[reportArgumentType]
+    return cast("CommentModel", model), load_tokenizer(path), facts
 
 
 def weights_fingerprint(export: Path) -> str:

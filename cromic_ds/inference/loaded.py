@@ -22,7 +22,9 @@ from cromic_ds.ranks.launcher import local_device
 from cromic_ds.tasks import Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
+
+    from cromic_ds.models.registry import CommentModel
 
 
 class EncodedPost(NamedTuple):
@@ -41,7 +43,7 @@ class LoadedExport:
     """
 
     path: Path
-    model: PreTrainedModel
+    model: CommentModel
     tokenizer: PreTrainedTokenizerFast
     facts: dict[str, Any]  # of the export: task, token limits, tokenizer fingerprint, step
     precision: str  # bf16, fp16 or fp32
@@ -63,7 +65,7 @@ class LoadedExport:
         return {"weights": weights_fingerprint(self.path), "precision": self.precision, **self.facts}
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[PreTrainedModel]:
+    def running(self) -> Iterator[CommentModel]:
         """Yield the model without gradients and under autocast."""
         dtype = self.autocast or torch.bfloat16
         with (

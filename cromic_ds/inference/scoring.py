@@ -18,10 +18,13 @@ from cromic_ds.tasks import Task
 from cromic_ds.tracking import SampleRow
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerFast
+
+    from cromic_ds.models.registry import CommentModel
 
 
-def teacher_forced(loss_sum: Callable[[Batch], float], batches: Iterable[Batch]) -> dict[str, float]:
+def teacher_forced(loss_sum: Callable[[Batch], float | Tensor], batches: Iterable[Batch]) -> dict[str, float]:
     """Return `loss`, `perplexity`, `targets` and `posts` over the batches of all ranks.
 
     The loss is in nats per target token. If answers are classified, each post is one target and there is no perplexity.
@@ -42,7 +45,7 @@ def teacher_forced(loss_sum: Callable[[Batch], float], batches: Iterable[Batch])
 
 
 def generate_predictions(
-    model: PreTrainedModel,
+    model: CommentModel,
     tokenizer: PreTrainedTokenizerFast,
     batches: Iterable[Batch],
     decoding: DecodingSettings,

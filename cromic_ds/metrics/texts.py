@@ -40,7 +40,7 @@ def measure_texts(
     scored = np.array([bool(texts) for texts in targets], bool)
     if len(predictions) and not scored.any():
         raise UserError(f"nothing to score: none of the {len(predictions)} records has a reference text")
-    rows = np.flatnonzero(scored).tolist()
+    rows: list[int] = np.flatnonzero(scored).tolist()
     captions = score_segmented([hypotheses[k] for k in rows], [targets[k] for k in rows], meteor)
 
     def spread(values: np.ndarray, *shape: int) -> np.ndarray:

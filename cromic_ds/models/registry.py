@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedTokenizerFast
 
 from cromic_ds.errors import UserError, nearest
 from cromic_ds.models.cmt.config import CMTConfig
@@ -21,6 +21,9 @@ from cromic_ds.models.vilt.weights import load_pretrained_vilt
 from cromic_ds.models.vlp.config import VLPConfig
 from cromic_ds.models.vlp.model import VLPModel
 from cromic_ds.models.vlp.weights import load_pretrained_vlp
+
+CommentModel: TypeAlias = CMTModel | VLPModel | ViLTModel
+"""A model of posts and comments, for type checking."""
 
 
 class ModelKind(NamedTuple):
@@ -66,13 +69,14 @@ def build_config(name: str, preset: str, **overrides: Any) -> CommentConfig:
     return config(**config.presets[preset]).changed(overrides)
 
 
-def build_model(config: CommentConfig) -> CommentDecoder:
+def build_model(config: PreTrainedConfig) -> CommentModel:
     """Return a model with random weights for a config made by `build_config` or read from an export."""
-    return next(kind.model for kind in MODELS.values() if isinstance(config, kind.config))(config)
+    model = next(kind.model for kind in MODELS.values() if isinstance(config, kind.config))
+    return cast(CommentModel, model(config))
 
 
 def vocabulary_of(
-    tokenizer: PreTrainedTokenizerBase, config: type[CommentConfig] | CommentConfig
+    tokenizer: PreTrainedTokenizerFast, config: type[CommentConfig] | CommentConfig
 ) -> dict[str, int | None]:
     """Return the fields of a model's config that follow from its tokenizer."""
     fields = {

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import IO, Any, Literal
 
 from cromic_ds.data.dataset import Dataset, Texts
 from cromic_ds.data.limits import COMMENT_TOKENS, POST_TOKENS
@@ -70,7 +70,7 @@ class Task(ABC):
     def has_references(self, texts: Texts) -> bool:
         """Whether the record can be scored. Records of hidden test splits cannot."""
 
-    def write_predictions(self, file: TextIO, pairs: Iterable[tuple[Texts, str]]) -> None:
+    def write_predictions(self, file: IO[str], pairs: Iterable[tuple[Texts, str]]) -> None:
         """Write exactly what the task's server takes. file: opened as UTF-8."""
         self.form.write(file, pairs)
 

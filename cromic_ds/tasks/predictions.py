@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 from cromic_ds.data.dataset import Texts
 from cromic_ds.errors import UserError
@@ -41,7 +41,7 @@ class Form:
     lines: bool  # JSON lines instead of a list
     ascii: bool = False  # escape all other characters as \uXXXX
 
-    def write(self, file: TextIO, pairs: Iterable[tuple[Texts, str]]) -> None:
+    def write(self, file: IO[str], pairs: Iterable[tuple[Texts, str]]) -> None:
         """Write one object per pair, each on its own line."""
         entries = (
             json.dumps({self.id_key: self.id_of(texts), self.text_key: text}, ensure_ascii=self.ascii)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-Values: TypeAlias = dict[str, float | int | str]
+Values: TypeAlias = Mapping[str, float | int | str]
 """Numbers and short texts by name. Numbers may also be those of numpy or torch."""
 
 

@@ -178,7 +178,7 @@ def _logged_in() -> bool:
         return True
     import wandb
 
-    host = urlsplit(wandb.setup().settings.base_url).hostname
+    host = urlsplit(wandb.setup().settings.base_url).hostname or ""
     places = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
     for path in (Path(place).expanduser() for place in places):
         with contextlib.suppress(OSError, netrc.NetrcParseError):

@@ -6,7 +6,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from cromic_ds.checkpoints.state import TrainState
 from cromic_ds.checkpoints.writer import CheckpointWriter
@@ -30,7 +30,7 @@ class Evaluation:
     task: Task
     dataset: Dataset
     data: DataSettings
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerFast
     answers: list[str] | None  # where answers are classified
     image_size: int  # side of the crops in pixels; 0 = the model reads no images
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from cromic_ds.engine.adam import KERNELS, choose_kernel
 from cromic_ds.errors import UserError
+
+if TYPE_CHECKING:
+    from cromic_ds.models.registry import CommentModel
 
 
 @dataclass
@@ -59,7 +61,7 @@ class OptimizerSettings:
                 raise UserError(f"optim.{name} is {getattr(self, name)}: out of range; see --help for its meaning")
 
 
-def lr_scales(model: PreTrainedModel, settings: OptimizerSettings, taken: set[str]) -> dict[str, float]:
+def lr_scales(model: CommentModel, settings: OptimizerSettings, taken: set[str]) -> dict[str, float]:
     """Return each trained parameter's factor of the learning rate.
 
     Args:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from cromic_ds.batch import BatchSplit
 from cromic_ds.checkpoints import reader
@@ -66,7 +66,7 @@ from cromic_ds.training.usage import Usage
 
 log = logging.getLogger(__name__)
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-MakeObjective = Callable[[RunFolder, Dataset, PreTrainedTokenizerBase], Objective]
+MakeObjective = Callable[[RunFolder, Dataset, PreTrainedTokenizerFast], Objective]
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ def make_learner(settings: RunSettings, derived: Derived, ranks: Ranks) -> Learn
     install(model, derived.kernels)
     if settings.loop.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.to(local_device())
+    model.to(local_device())  # pyright: ignore[reportArgumentType]
     offloaded = offloads_optimizer(derived.ds_config)
     optimizer, _ = build_optimizer(model, optim, offloaded, derived.lr_scales)
     engine = Engine(model, optimizer, derived.ds_config, settings.loop.compile)

@@ -12,13 +12,13 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from cromic_ds.batch import Batch
 from cromic_ds.data.collate import with_comments
@@ -30,6 +30,7 @@ from cromic_ds.inference.decoding import generation_config
 from cromic_ds.inference.settings import DecodingSettings
 from cromic_ds.metrics.cider_d import CiderD, DocumentFrequencies
 from cromic_ds.metrics.segment import segment
+from cromic_ds.models.registry import CommentModel
 from cromic_ds.ranks.collectives import on_main, sum_over_ranks
 from cromic_ds.run_folder import RunFolder
 from cromic_ds.tasks import Task
@@ -97,7 +98,7 @@ class SelfCritical:
         task: Task,
         folder: RunFolder,
         dataset: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerFast,
     ):
         self.settings = settings
         self.tokenization = task.tokenization
@@ -132,9 +133,9 @@ class SelfCritical:
             values["reward_greedy"] = greedy / max(n_images, 1)
         return sampled, {**values, "scst_seconds": time.perf_counter() - start}
 
-    def caption(self, model: PreTrainedModel, batch: Batch, seed: int) -> Captions:
+    def caption(self, model: CommentModel, batch: Batch, seed: int) -> Captions:
         """Return captions for the images (and posts) of a batch on the model's device. Each image is encoded once."""
-        settings, end = self.settings, self.tokenizer.sep_token_id
+        settings, end = self.settings, cast(int, self.tokenizer.sep_token_id)
         memory = model.encode(batch.post_ids, model.post_mask(batch), batch.images)
         config = generation_config(DecodingSettings(beams=1, max_new_tokens=self.max_new_tokens), self.tokenizer)
         greedy = None
@@ -169,7 +170,7 @@ class SelfCritical:
         greedy = rewards[:, self.settings.samples :]  # (P, 1), or (P, 0) if it is not the baseline
         advantages = sampled - greedy if greedy.size else against_the_others(sampled)
         batch = replace(batch, weights=batch.weights * torch.from_numpy(counts))
-        batch = with_comments(batch, captions.samples, advantages.ravel(), self.tokenizer.pad_token_id)
+        batch = with_comments(batch, captions.samples, advantages.ravel(), cast(int, self.tokenizer.pad_token_id))
         n = counts.sum()
         return batch, np.array([sampled.sum(), n * sampled.shape[1], greedy.sum(), n, (advantages > 0).sum()])
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import yaml
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ResNetModel
+from transformers import PreTrainedTokenizerFast, ResNetModel
 
 from cromic_ds.data.dataset import Dataset
 from cromic_ds.data.loader import DataSettings, eval_batches
@@ -19,9 +19,9 @@ from cromic_ds.errors import UserError
 from cromic_ds.files import write_atomically, write_json
 from cromic_ds.inference.exports import find_export, load_export
 from cromic_ds.models.common.config import CommentConfig
-from cromic_ds.models.common.image_encoder import set_batch_norm
+from cromic_ds.models.common.image_encoder import ImageEncoder, set_batch_norm
 from cromic_ds.models.common.weights import LoadReport, load_matching
-from cromic_ds.models.registry import build_config, build_model, model_kind, vocabulary_of
+from cromic_ds.models.registry import CommentModel, build_config, build_model, model_kind, vocabulary_of
 from cromic_ds.models.settings import ModelSettings, as_values
 from cromic_ds.run_folder import ANSWERS, FACTS, RunFolder
 
@@ -76,14 +76,14 @@ def old_and_new(old: dict, new: dict, name: str) -> list[tuple[str, Any, Any]]:
 class StartingModel(NamedTuple):
     """A model before its first step."""
 
-    model: PreTrainedModel
+    model: CommentModel
     taken: set[str]  # names of the parameters that come from given weights
     origin: str  # where the weights come from, for the log: what was taken, what is new and what was left out
 
 
 def make_model(
     settings: ModelSettings,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     seed: int,
     answers: list[str] | None = None,
     fine_tuning: bool = False,
@@ -144,7 +144,7 @@ def make_model(
 def config_for(
     config: CommentConfig,
     settings: ModelSettings,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     answers: list[str] | None,
     fine_tuning: bool,
 ) -> CommentConfig:
@@ -154,7 +154,7 @@ def config_for(
     return config.changed({**before, **settings.overrides, **derived})
 
 
-def load_pretrained(model: PreTrainedModel, name: str, source: str) -> LoadReport:
+def load_pretrained(model: CommentModel, name: str, source: str) -> LoadReport:
     """Load weights that others trained into a model by the registry's name.
 
     Raises:
@@ -166,12 +166,12 @@ def load_pretrained(model: PreTrainedModel, name: str, source: str) -> LoadRepor
     return load(model, source)
 
 
-def load_image_encoder(model: PreTrainedModel, source: str) -> LoadReport:
+def load_image_encoder(model: CommentModel, source: str) -> LoadReport:
     """Copy the weights of a ResNetModel (a folder or Hub name) into the model's image encoder."""
-    if not hasattr(model.image_encoder, "backbone"):
+    if not isinstance(model.image_encoder, ImageEncoder):
         raise UserError("model.image_encoder: this model has no ResNet; leave it out")
     try:
-        resnet, found = ResNetModel.from_pretrained(source, output_loading_info=True)
+        resnet, found = cast(Any, ResNetModel.from_pretrained(source, output_loading_info=True))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.image_encoder: {source!r} cannot be read ({str(error).splitlines()[0]})") from None
     if missing := sorted(found["missing_keys"]):  # another kind of model, which transformers fills with random weights
@@ -184,7 +184,7 @@ def load_image_encoder(model: PreTrainedModel, source: str) -> LoadReport:
 
 
 def calibrate_batch_norm(
-    model: PreTrainedModel, taken: set[str], dataset: Dataset, data: DataSettings, image_size: int
+    model: CommentModel, taken: set[str], dataset: Dataset, data: DataSettings, image_size: int
 ) -> None:
     """Set frozen batch-norm statistics to those of the first 64 training images, the same on every rank.
 
@@ -194,13 +194,15 @@ def calibrate_batch_norm(
     if pretrained or getattr(model.config, "batch_norm", None) != "frozen" or not image_size:
         return
     first = eval_batches(dataset, data, image_size=image_size, micro_batch=64, rank=0, world_size=1, limit=64)
-    model.image_encoder.calibrate(next(first).images)
+    images = next(first).images
+    assert isinstance(model.image_encoder, ImageEncoder) and images is not None  # a ResNet, as it has batch norm
+    model.image_encoder.calibrate(images)
 
 
 def write_model_folder(
     folder: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: CommentModel,
+    tokenizer: PreTrainedTokenizerFast,
     data: DataSettings,
     task: str,
     answers: list[str] | None,

@@ -60,13 +60,13 @@ def torch_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Ten
 
 
 def apex_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    from apex.normalization.fused_layer_norm import fused_layer_norm_affine
+    from apex.normalization.fused_layer_norm import fused_layer_norm_affine  # pyright: ignore[reportMissingImports]
 
     return fused_layer_norm_affine(x, weight, bias, weight.shape, eps)
 
 
 def liger_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    from liger_kernel.ops.layer_norm import LigerLayerNormFunction
+    from liger_kernel.ops.layer_norm import LigerLayerNormFunction  # pyright: ignore[reportMissingImports]
 
     return LigerLayerNormFunction.apply(x, weight, bias, eps)
 
@@ -98,7 +98,7 @@ def chunked_linear_cross_entropy(
 def liger_linear_cross_entropy(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, smoothing: float = 0.0
 ) -> Tensor:
-    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy  # pyright: ignore[reportMissingImports]
 
     if torch.is_autocast_enabled(hidden.device.type):  # the kernel is not on autocast's list of operations
         dtype = torch.get_autocast_dtype(hidden.device.type)

@@ -22,7 +22,7 @@ import ipaddress
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, jsonify, request, send_file
@@ -50,7 +50,7 @@ def make_app(judgments: Judgments, picture: Callable[[int], bytes | None], host:
     """Return the application. picture: returns a record's JPEG bytes; it can be called from many threads."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
-    app.json.ensure_ascii = False
+    cast(Any, app.json).ensure_ascii = False
     own_names = {"localhost", socket.gethostname().lower(), host.lower()}
 
     @app.before_request

@@ -95,7 +95,7 @@ def sample_questions(dataset: Dataset, count: int | None, seed: int) -> tuple[li
     for position in range(n):
         if len(questions) == wanted:
             break
-        index = permute(position, n, key)
+        index = int(permute(position, n, key))
         try:
             texts = dataset.texts(index)
             has_picture = dataset.image(index) is not None

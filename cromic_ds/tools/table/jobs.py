@@ -65,16 +65,19 @@ class Executor(Protocol):
     @property
     def running(self) -> list[str]:
         """Ids of the jobs that run."""
+        ...
 
     @property
     def queued(self) -> list[str]:
         """Ids of the jobs that were handed over and do not run yet."""
+        ...
 
     def start(self, ready: list[TableJob]) -> None:
         """Start or queue as many of these jobs as possible."""
 
     def wait(self) -> list[TableJob]:
         """Return the jobs that have ended, after a short wait."""
+        ...
 
     def close(self) -> None:
         """Wait for what must not be left behind."""
