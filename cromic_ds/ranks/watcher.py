@@ -214,9 +214,6 @@ class Watcher:
             why = f"waits for the other ranks, and none of them reports why ({self.doubt()})"
         else:
             why = "is stopped by a signal" if stopped else "hangs outside of any collective"
-        if stopped:
-            self.kill(signal.SIGCONT)  # before anything else it writes its stack
-            stack = self.dump()
         self.kill()
         error = f"{self.name} {why}: no progress for {self.patience:.0f} s {self.place}"
         if not self.fail("hung", error, stack):
@@ -313,13 +310,14 @@ class Watcher:
             os.kill(self.rank_pid, number)
 
     def dump(self) -> str:
-        """Return the rank's stacks; empty if it does not answer."""
-        before = os.fstat(self.stack).st_size
+        """Return the rank's stacks; empty if it does not answer. A stopped rank goes on: before all else it writes them."""
+        before = size = os.fstat(self.stack).st_size
         self.kill(signal.SIGUSR2)
-        end = time.monotonic() + 1
-        while time.monotonic() < end and os.fstat(self.stack).st_size == before:
-            time.sleep(0.05)
-        time.sleep(0.05)  # it may still be writing
+        self.kill(signal.SIGCONT)
+        end = time.monotonic() + GRACE
+        while time.monotonic() < end and (size == before or size != os.fstat(self.stack).st_size):
+            size = os.fstat(self.stack).st_size
+            time.sleep(0.1)
         return os.pread(self.stack, 1 << 16, before).decode(errors="replace")
 
 

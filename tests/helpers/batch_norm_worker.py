@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from cromic_ds.cli.commands import leave
 from cromic_ds.models.common.image_encoder import BatchNorm
 
 if __name__ == "__main__":
@@ -28,3 +29,4 @@ if __name__ == "__main__":
     result["state"] = norm.state_dict()
     torch.save(result, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
+    leave(0)

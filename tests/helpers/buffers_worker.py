@@ -6,6 +6,7 @@ import sys
 import torch
 import torch.distributed as dist
 
+from cromic_ds.cli.commands import leave
 from cromic_ds.ranks.collectives import average_buffers, barrier, from_main, gather_objects, sum_over_ranks
 
 rank, store = int(sys.argv[1]), sys.argv[2]
@@ -26,3 +27,4 @@ answer = {
 }
 print(json.dumps(answer))
 dist.destroy_process_group()
+leave(0)

@@ -21,6 +21,7 @@ from deepspeed.comm import comm
 from deepspeed.utils import logger
 from torch import nn
 
+from cromic_ds.cli.commands import leave
 from cromic_ds.engine.loss_scale import LossScaler
 from cromic_ds.training.optimizer import OptimizerSettings, build_optimizer
 
@@ -152,6 +153,7 @@ def main(jobs: str, out: str) -> None:
         Path(out).write_text(json.dumps(answers))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from deepspeed.utils import logger
 
 from cromic_ds.batch import BatchSplit
 from cromic_ds.checkpoints.state import TrainState
+from cromic_ds.cli.commands import leave
 from cromic_ds.engine import process_group
 from cromic_ds.engine.config import ResolveFacts, load_ds_config, resolve
 from cromic_ds.engine.engine import Engine
@@ -59,6 +60,7 @@ def main(stage: int, folder: str) -> None:
         print(json.dumps({"steps": steps, "norm": norm, "hooks": n_hooks}))
     collectives.barrier()
     process_group.stop()
+    leave(0)
 
 
 def hooks(model: torch.nn.Module) -> int:
