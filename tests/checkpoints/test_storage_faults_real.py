@@ -161,7 +161,7 @@ def truncate_pictures(store: Path) -> None:
     ("fault", "most", "reason"),
     [
         (damage_pictures, "0.9", ""),
-        (damage_pictures, "0.01", "checksum"),
+        pytest.param(damage_pictures, "0.01", "checksum", marks=pytest.mark.long),
         (truncate_pictures, "0.01", "it was cut off"),
     ],
     ids=["as many as there are", "more than may be", "the end of the file"],

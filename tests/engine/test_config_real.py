@@ -41,6 +41,7 @@ def test_every_shipped_config_takes_the_same_steps_and_drops_a_step_that_is_not_
     assert [answer["kernel"] for answer in answers] == ["torch_fused"] * 4 + ["deepspeed_cpu", "torch_fused"]
 
 
+@pytest.mark.long
 def test_two_nodes_of_two_ranks_keep_a_copy_of_the_parameters_on_each(run_ranks):
     config = shipped("zero3_multinode", world_size=4, ranks_per_node=2)
     assert config["zero_optimization"]["zero_hpz_partition_size"] == 2

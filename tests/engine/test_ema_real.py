@@ -45,7 +45,9 @@ def own_weights(checkpoint: Path, aside: Path) -> dict[str, torch.Tensor]:
     return full_state_dict(copy)
 
 
-@pytest.mark.parametrize(("ds_config", "ranks"), [("zero3", 2), ("zero2", 2), ("zero0", 1)])
+@pytest.mark.parametrize(
+    ("ds_config", "ranks"), [("zero3", 2), pytest.param("zero2", 2, marks=pytest.mark.long), ("zero0", 1)]
+)
 def test_the_export_is_the_average_of_every_steps_weights(store, tmp_path, ds_config, ranks):
     out = tmp_path / "run"
     run_to_end(tmp_path, arguments(store, out, ds_config), ranks)

@@ -96,7 +96,7 @@ def test_foreign_files_are_refused(smallest):
         load_cmt_state_dict(smallest(), {"fc": torch.zeros(1)})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_baseline_of_the_benchmarks_computes_the_same(shared: Path, baseline):
     """What the benchmarks compare with is the same function: loss, greedy tokens and beams on two seed posts."""
     from cromic_ds.data.loader import DataSettings, eval_batches

@@ -93,7 +93,10 @@ def test_a_rank_that_hangs_outside_of_a_collective_is_named_with_its_stack(store
     assert (state(out, 1)["state"], state(out, 0)["state"]) == ("hung", "killed")
 
 
-@pytest.mark.parametrize(("fault", "error"), [("raise", "RuntimeError: as the test wished"), ("memory", "Error")])
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [("raise", "RuntimeError: as the test wished"), pytest.param("memory", "Error", marks=pytest.mark.long)],
+)
 def test_the_first_traceback_is_the_only_one(store, tmp_path, fault, error):
     out = tmp_path / "run"
     job = Job(

@@ -12,7 +12,7 @@ from cromic_ds.batch import BatchSplit
 from cromic_ds.engine.config import ResolveFacts, load_ds_config, resolve
 from cromic_ds.engine.memory import FP32, ModelFacts, memory_plan, model_facts
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 TOLERANCE = 0.10
 LOGGED = {"all_gather": "all_gather_into_tensor", "reduce_scatter": "reduce_scatter_tensor", "all_reduce": "all_reduce"}

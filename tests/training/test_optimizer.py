@@ -99,7 +99,10 @@ def trained(kernel: str, device: torch.device, weight_decay: float) -> list[torc
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
-@pytest.mark.parametrize("kernel", [k for k in KERNELS if k != "torch"])
+@pytest.mark.parametrize(
+    "kernel",  # DeepSpeed compiles its CPU Adam, which takes longer than any other test
+    [pytest.param(k, marks=pytest.mark.long if k == "deepspeed_cpu" else ()) for k in KERNELS if k != "torch"],
+)
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_every_kernel_takes_the_same_20_steps_as_plain_torch(kernel: str, device: torch.device, weight_decay: float):
     if not KERNELS[kernel].available(device):

@@ -199,7 +199,11 @@ def test_other_settings_on_the_same_run_folder_are_refused(store, uninterrupted,
 
 
 @pytest.mark.parametrize(
-    ("ds_config", "setting"), [("zero0", "--loop.compile"), ("zero3", "--loop.activation_checkpointing")]
+    ("ds_config", "setting"),
+    [
+        pytest.param("zero0", "--loop.compile", marks=pytest.mark.long),
+        ("zero3", "--loop.activation_checkpointing"),
+    ],
 )
 def test_compiling_and_recomputing_change_no_loss(store, tmp_path, ds_config, setting):
     how = ["--loop.steps", "2", "--eval.generate", "0", "--ds_config", ds_config]
