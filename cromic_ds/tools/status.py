@@ -75,11 +75,8 @@ class RunStatus:
 
 
 def status(settings: StatusSettings) -> None:
-    """`cromic-ds status`: print the state of the runs. Exits with 1 if a run is dead or failed.
-
-    Raises:
-        UserError: a folder is not a run folder.
-    """
+    """`cromic-ds status`: print the state of the runs. Exits with 1 if a run is dead or failed. Raises UserError if a folder
+    is not a run folder."""
     runs = [read_status(Path(folder)) for folder in settings.runs]
     if settings.json:
         print("\n".join(json.dumps(dataclasses.asdict(run), ensure_ascii=False) for run in runs))

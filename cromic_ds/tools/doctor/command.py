@@ -32,11 +32,8 @@ class DoctorSettings:
 
 
 def doctor(settings: DoctorSettings) -> None:
-    """`cromic-ds doctor`: print what was found. Exits with 1 if something would stop a run.
-
-    Raises:
-        UserError: the hostfile cannot be read.
-    """
+    """`cromic-ds doctor`: print what was found. Exits with 1 if something would stop a run. Raises UserError if the hostfile
+    cannot be read."""
     slots = read_hostfile(settings.hostfile) if settings.hostfile else {}
     # Imported libraries must not print into the JSON. The hosts answer while this machine is checked.
     with contextlib.redirect_stdout(sys.stderr), ThreadPoolExecutor(max_workers=64) as pool:
@@ -65,7 +62,8 @@ def print_report(
     section = None
     for check in here.checks:
         if check.needed or check.found or check.stops:
-            first, section = check.section if check.section != section else "", check.section
+            first = check.section if check.section != section else ""
+            section = check.section
             mark = " [red]✗[/]" if check.stops else " [yellow]![/]" if check.warns else ""
             table.add_row(f"[bold]{first}[/]", escape(check.name), escape(check.found), escape(check.needed) + mark)
     console.print(table)

@@ -18,11 +18,8 @@ ANSWER_SECONDS = 90  # on a busy host torch alone can take ten seconds to import
 
 
 def read_hostfile(path: str) -> dict[str, int]:
-    """Return the slots by host, from lines `host slots=N`; a `#` starts a comment.
-
-    Raises:
-        UserError: the file cannot be read, or DeepSpeed would not accept a line of it.
-    """
+    """Return the slots by host, from lines `host slots=N`; a `#` starts a comment. Raises UserError if the file cannot be
+    read, or DeepSpeed would not accept a line of it."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

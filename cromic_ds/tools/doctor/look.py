@@ -42,7 +42,7 @@ def look(data: str | None, out: str | None) -> HostReport:
             report.checks.append(software.check_operation(found))
         report.checks += [slurm.result(), check_wandb(), *check_memory_and_disk(report, out)]
     if data:
-        report.checks.append(check_data(data))
+        report.checks.append(found_or_why("data", data, lambda: about_data(data)))
     if out:
         report.checks.append(check_out(Path(out)))
     return report
@@ -100,14 +100,10 @@ def check_memory_and_disk(report: HostReport, out: str | None) -> Iterator[Check
 # ---- the store and the run folder
 
 
-def check_data(data: str) -> Check:
-    def about() -> str:
-        from cromic_ds.data.open_dataset import available_splits, open_dataset
+def about_data(data: str) -> str:
+    from cromic_ds.data.open_dataset import available_splits, open_dataset
 
-        counts = {split: len(open_dataset(data, split)) for split in available_splits(data)}
-        return ", ".join(f"{split} {n:,} posts" for split, n in counts.items())
-
-    return found_or_why("data", data, about)
+    return ", ".join(f"{split} {len(open_dataset(data, split)):,} posts" for split in available_splits(data))
 
 
 def check_out(out: Path) -> Check:

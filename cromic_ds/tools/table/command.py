@@ -27,11 +27,8 @@ from cromic_ds.tools.table.slurm import Slurm
 
 
 def table(settings: TableSettings) -> None:
-    """`cromic-ds table`: run all jobs that can run. Exits with 1 if a job failed or is left.
-
-    Raises:
-        UserError: the recipe cannot work, or differs from the one that the folder was made with.
-    """
+    """`cromic-ds table`: run all jobs that can run. Exits with 1 if a job failed or is left. Raises UserError if the recipe
+    cannot work, or differs from the one that the folder was made with."""
     settings = settings.resolved()
     jobs = plan_jobs(settings)
     folder = TableFolder(Path(settings.out).resolve(), jobs, read_recipes(settings, jobs))
@@ -60,11 +57,8 @@ def table(settings: TableSettings) -> None:
 
 
 def read_recipes(settings: TableSettings, jobs: list[TableJob]) -> dict[str, str]:
-    """Return the texts of the recipes that trainings start from, by their paths in the table's folder.
-
-    Raises:
-        UserError: a recipe is missing, or is not YAML.
-    """
+    """Return the texts of the recipes that trainings start from, by their paths in the table's folder. Raises UserError if a
+    recipe is missing, or is not YAML."""
     texts: dict[str, str] = {}
     for job in jobs:
         inside = job.command[job.command.index("--config") + 1] if job.trains else ""
@@ -118,10 +112,8 @@ def commands_to_check(jobs: list[TableJob]) -> dict[str, list[str]]:
 def run_plan(
     folder: TableFolder, executor: Executor, stop: Stop, progress: Progress, report: Callable[[], object]
 ) -> None:
-    """Start jobs as soon as they are ready, until all are done, failed or skipped, or a stop is asked for.
-
-    `report` is called whenever an evaluation is done.
-    """
+    """Start jobs as soon as they are ready, until all are done, failed or skipped, or a stop is asked for. `report` is called
+    at the start and whenever an evaluation is done."""
     report()
     announced = False
     try:
@@ -132,7 +124,8 @@ def run_plan(
             if not stop.asked:
                 executor.start(ready)
             elif executor.running and not announced:
-                announced, n = True, len(executor.running)
+                announced = True
+                n = len(executor.running)
                 print(f"stopping: {n} running, each saves its progress; press Ctrl-C again to kill them", flush=True)
             if not executor.running and not executor.queued and (stop.asked or not ready):
                 break

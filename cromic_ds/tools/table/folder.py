@@ -91,11 +91,8 @@ class TableFolder:
 
     @contextmanager
     def lock(self, job: TableJob, wait: bool = False) -> Iterator[int]:
-        """Lock the job and yield the file descriptor of the lock, which the job's own process inherits.
-
-        Raises:
-            Busy: another process has locked it, unless `wait` is set.
-        """
+        """Lock the job and yield the file descriptor of the lock, which the job's own process inherits. Raises Busy if another
+        process has locked it and `wait` is not set."""
         path = self.job_file(job, "lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
@@ -124,10 +121,8 @@ class TableFolder:
         return {job.id: self.state(job) for job in self.jobs}
 
     def refuse_changed(self) -> None:
-        """Raise UserError where a product, finished or not, was made with other settings than the present ones.
-
-        A job whose product was removed is simply run again.
-        """
+        """Raise UserError where a product, finished or not, was made with other settings than the present ones. A job whose
+        product was removed is simply run again."""
         for job in self.jobs:
             state, product = self._written(job), self.path / job.makes
             remains = (product.parent if job.trains else product, partial_folder(product))

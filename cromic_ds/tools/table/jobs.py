@@ -54,11 +54,8 @@ class Stop:
 
 
 def check_product(job: TableJob, folder: Path) -> dict[str, Any]:
-    """Return a summary of what the job made; for an evaluation, everything that the report shows.
-
-    Raises:
-        UserError: the product is missing, or not what it should be.
-    """
+    """Return a summary of what the job made; for an evaluation, everything that the report shows. Raises UserError if the
+    product is missing, or not what it should be."""
     product = folder / job.makes
     if not product.exists():
         raise UserError(f"{product} is missing")
@@ -78,11 +75,8 @@ def check_product(job: TableJob, folder: Path) -> dict[str, Any]:
 
 
 def run_job(folder: TableFolder, job: TableJob, slot: Slot, stop: Stop, wait: bool = False) -> JobState:
-    """Run a job to its end or until it is stopped; return what is written in its state.json.
-
-    Raises:
-        Busy: another process runs the job; with `wait` this waits for its end instead.
-    """
+    """Run a job to its end or until it is stopped; return what is written in its state.json. Raises Busy if another process
+    runs the job; with `wait` this waits for its end instead."""
     with folder.lock(job, wait) as lock:
         state = folder.state(job)
         if state and state.state == "done":
@@ -94,9 +88,8 @@ def run_job(folder: TableFolder, job: TableJob, slot: Slot, stop: Stop, wait: bo
                 folder.write(job, state)
                 return state
         spent, started = (state.seconds if state else 0.0), time.monotonic()
-        state = JobState(
-            "started", folder.fingerprints[job.id], list(job.command), socket.gethostname(), 0, time.time(), spent
-        )
+        host, fingerprint = socket.gethostname(), folder.fingerprints[job.id]
+        state = JobState("started", fingerprint, list(job.command), host, 0, time.time(), spent)
         folder.write(job, state)
         reason = ""
         try:
@@ -111,8 +104,7 @@ def run_job(folder: TableFolder, job: TableJob, slot: Slot, stop: Stop, wait: bo
             reason = f"{error.filename}: no such command"
         state.seconds = spent + time.monotonic() - started
         if not reason:
-            # A training that was asked to stop, and some launchers, return 0 without a product.
-            try:
+            try:  # a training that was asked to stop, and some launchers, return 0 without a product
                 state.result = check_product(job, folder.path)
             except UserError as error:
                 reason = f"it exited with code 0, but {error}"

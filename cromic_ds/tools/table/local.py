@@ -20,8 +20,8 @@ BUSY_SECONDS = 2.0
 
 
 class Local:
-    """Runs jobs in threads, each of which waits for one process. `running` are the ids of the jobs that run, `queued` of
-    those that were handed over and do not run yet, and `slots` is how many run at a time, as of a `Slurm`."""
+    """Runs jobs in threads, each of which waits for one process. As in `Slurm`, `running` lists the ids of the jobs that run,
+    `queued` those that were handed over and do not run yet, and `slots` is how many run at a time."""
 
     queued: tuple[str, ...] = ()
 
@@ -72,11 +72,8 @@ class Local:
 
 
 def make_slots(settings: TableSettings) -> list[Slot]:
-    """Return groups of `processes` GPUs, or shares of the CPU's cores.
-
-    Raises:
-        UserError: a job needs more GPUs than there are.
-    """
+    """Return groups of `processes` GPUs, or shares of the CPU's cores. Raises UserError if a job needs more GPUs than there
+    are."""
     gpus, size = visible_gpus(), settings.processes
     groups = [gpus[i : i + size] for i in range(0, len(gpus) - size + 1, size)]
     if gpus and not groups:

@@ -96,12 +96,8 @@ def _ways(evaluations: list[TableJob], states: JobStates, task: str) -> list[dic
     for job in evaluations:
         if job.task == task and (state := states[job.id]) and state.state == "done":
             result = state.result
-            way = {
-                "split": result["split"],
-                "items": result["counts"].get("items"),
-                "tokenization": result["tokenization"],
-                "beams": (result["decoding"] or {}).get("beams"),
-            }
+            way = {"split": result["split"], "items": result["counts"].get("items")}
+            way |= {"tokenization": result["tokenization"], "beams": (result["decoding"] or {}).get("beams")}
             if way not in found:
                 found.append(way)
     return found
@@ -163,9 +159,8 @@ def _notes(result: dict[str, Any]) -> list[str]:
     notes += [TASKS[task].table_note for task in tasks if TASKS[task].table_note]
     if result["interpreted"]:
         names = dict.fromkeys(row["label"] for row in result["rows"] if row["model"] in result["interpreted"])
-        notes.append(
-            f"What the paper changed in {' and '.join(names)} is not public: their rows are our interpretation."
-        )
+        changed = f"What the paper changed in {' and '.join(names)}"
+        notes.append(f"{changed} is not public: their rows are our interpretation.")
     if result["published"]:
         notes.append("Published: as given in the recipe, measured by others on their own data and models.")
     ways = [f"{TASKS[task].title} {_way(way)}" for task in tasks for way in result["evaluated"][task]]

@@ -136,12 +136,10 @@ class TableSettings:
         if unknown := [task for task in data.official if task not in DOWNSTREAM]:
             raise UserError(f"data.official: no task {unknown[0]!r}{nearest(unknown[0], DOWNSTREAM)}")
         folders = {"data.posts": data.posts} | {f"data.official.{t}": data.official.get(t, "") for t in self.tasks}
-        missing = [
-            f"{name} ({path or 'not given'})" for name, path in folders.items() if not path or not Path(path).is_dir()
-        ]
+        missing = {name: path for name, path in folders.items() if not path or not Path(path).is_dir()}
         if missing:
-            what = "name your store of posts and the folders of the official files"
-            raise UserError(f"no such folders: {', '.join(missing)}; {what}")
+            names = ", ".join(f"{name} ({path or 'not given'})" for name, path in missing.items())
+            raise UserError(f"no such folders: {names}; name your store of posts and the folders of the official files")
 
     def _check_published(self) -> None:
         for row, tasks in self.published.items():
@@ -173,9 +171,10 @@ def flat(settings: dict[str, Any]) -> dict[str, Any]:
     """Return nested settings by dotted name: {"loop": {"steps": 3}} → {"loop.steps": 3}."""
     named: dict[str, Any] = {}
     for name, value in settings.items():
-        named |= (
-            {f"{name}.{inner}": v for inner, v in flat(value).items()} if isinstance(value, dict) else {name: value}
-        )
+        if isinstance(value, dict):
+            named |= {f"{name}.{inner}": v for inner, v in flat(value).items()}
+        else:
+            named[name] = value
     return named
 
 

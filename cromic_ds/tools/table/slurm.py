@@ -55,9 +55,8 @@ class Slurm:
     def start(self, ready: list[TableJob]) -> None:
         """Submit these jobs, and the jobs that wait for only one of them.
 
-        Raises:
-            UserError: Slurm refuses and holds no job of the table. If it holds any, the refusal is printed as a warning and
-                the jobs are submitted again later.
+        Raises UserError if Slurm refuses and holds no job of the table. If it holds any, the refusal is printed as a warning
+        and the jobs are submitted again later.
         """
         try:
             for first in range(0, len(ready), LARGEST_ARRAY):
@@ -164,14 +163,9 @@ def array_arguments(folder: Path, jobs: dict[int, TableJob], at_a_time: int | No
     and stop; it is submitted again.
     """
     stages = "-".join(sorted({job.stage for job in jobs.values()}))
-    arguments = [
-        f"--array={number_ranges(jobs)}" + (f"%{at_a_time}" if at_a_time else ""),
-        f"--job-name=table-{stages}",
-        f"--output={folder}/%A_%a.log",
-        "--open-mode=append",
-        "--requeue",
-        "--signal=B:USR1@120",
-    ]
+    limit = f"%{at_a_time}" if at_a_time else ""
+    arguments = [f"--array={number_ranges(jobs)}{limit}", f"--job-name=table-{stages}", f"--output={folder}/%A_%a.log"]
+    arguments += ["--open-mode=append", "--requeue", "--signal=B:USR1@120"]
     # aftercorr: a task waits for the task of the same index, and leaves the queue if that one fails.
     return arguments + ([f"--dependency=aftercorr:{after}", "--kill-on-invalid-dep=yes"] if after else [])
 
