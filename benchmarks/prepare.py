@@ -177,7 +177,7 @@ def second_pass(root: Path, work: Path, tokenizer: Path) -> Callable[[Path], Non
     from cromic_ds.prepare.shards import ShardJob, ShardMaker
 
     work.mkdir()
-    corpus = OfficialCorpus(open_reader("aic_icc", str(root), ["train"], ""), "", 9, work)
+    corpus = OfficialCorpus(open_reader("aic_icc", str(root), ["train"], ""), None, work)
     scan(corpus, work / "scan", 0)
 
     def make(out: Path) -> None:

@@ -28,7 +28,7 @@ from cromic_ds.errors import UserError, nearest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_KEYS = {"post": ("did2post", "id2post"), "comments": ("did2cmts", "id2cmt")}
+_KEYS = (("did2post", "id2post"), ("did2cmts", "id2cmt"))
 _IMAGES = "_image_lmdb"
 _IDS_CHECKED = 1000
 
@@ -64,7 +64,8 @@ class PublishedDataset:
         self.file, images = _locate(Path(path), split)
         self.images = LmdbSource(images)
         self.single_file = len(published_names(path)) == 1  # if so, train and val are the same examples
-        self.tokenizer_path = _tokenizer_beside(self.file)
+        beside = (self.file.parent / "tokenizer", self.file.parent / "vocab.txt")
+        self.tokenizer_path = next((path for path in beside if path.exists()), Path("bert-base-chinese"))
         self._load()
         self._check_images()
 
@@ -117,7 +118,7 @@ class PublishedDataset:
     def _load(self) -> None:
         content = _read(self.file)
         ids = content["all_did"]
-        posts, comments = (_by_id(_pick(content, what, self.file)) for what in ("post", "comments"))
+        posts, comments = (_by_id(content, keys, self.file) for keys in _KEYS)
         per_post = [comments.get(str(id).strip(), ()) for id in ids]
         self._ids = np.array([str(id).encode() for id in ids], dtype=np.bytes_)
         try:
@@ -140,10 +141,8 @@ class PublishedDataset:
             return
         id = self.id(0).strip()
         with open_environment(self.images.folder).begin() as txn:
-            keys = [
-                bytes(key).decode(errors="replace").strip()
-                for key in islice(txn.cursor().iternext(values=False), 10_000)
-            ]
+            first = islice(txn.cursor().iternext(values=False), 10_000)
+            keys = [bytes(key).decode(errors="replace").strip() for key in first]
         longer = next((key for key in keys if key.endswith(id) and key != id), None)
         if longer:
             cut = len(longer) - len(id)
@@ -162,12 +161,10 @@ def _locate(path: Path, split: str) -> tuple[Path, Path]:
     """Return the `.pt` file and the image LMDB of a split."""
     folder = path.parent if path.is_file() else path
     names = published_names(path)
-    if path.is_file() or (folder / f"{split}.pt").is_file():
-        name = path.stem if path.is_file() else split
-    elif len(names) == 1:
-        name = names[0]
-    else:
+    in_folder = path.is_dir() and (path / f"{split}.pt").is_file()
+    if not in_folder and len(names) != 1:
         raise UserError(f"{path}: no split {split!r}{nearest(split, names)}; its files are {', '.join(names)}")
+    name = split if in_folder else names[0]
     images = folder / f"{name}{_IMAGES}"
     others = sorted(folder.glob(f"*{_IMAGES}"))
     if not images.is_dir() and len(others) == 1:
@@ -175,11 +172,6 @@ def _locate(path: Path, split: str) -> tuple[Path, Path]:
     if not images.is_dir():
         raise UserError(f"{folder / name}.pt: its images are missing, there is no {images.name} beside it")
     return folder / f"{name}.pt", images
-
-
-def _tokenizer_beside(file: Path) -> Path:
-    candidates = (file.parent / "tokenizer", file.parent / "vocab.txt")
-    return next((path for path in candidates if path.exists()), Path("bert-base-chinese"))
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -198,15 +190,11 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-def _pick(content: dict[str, Any], what: str, file: Path) -> dict:
-    for key in _KEYS[what]:
-        if isinstance(content.get(key), dict):
-            return content[key]
-    raise UserError(f"{file}: not in the published layout, it has neither {' nor '.join(_KEYS[what])}")
-
-
-def _by_id(values: dict) -> dict:
-    """Return the values by stripped id. Where two ids differ only in whitespace, the one without any counts."""
+def _by_id(content: dict[str, Any], keys: tuple[str, str], file: Path) -> dict:
+    """Return posts or comments by stripped id. Where two ids differ only in whitespace, the one without any counts."""
+    values = next((content[key] for key in keys if isinstance(content.get(key), dict)), None)
+    if values is None:
+        raise UserError(f"{file}: not in the published layout, it has neither {' nor '.join(keys)}")
     stripped = {str(id).strip(): value for id, value in values.items()}
     return stripped | {id: value for id, value in values.items() if isinstance(id, str) and id == id.strip()}
 

@@ -107,20 +107,15 @@ class TsvSource:
 class IndexedLines:
     """Random access by key to the lines of a file of any size; the first line of a key counts.
 
-    Args:
-        index: file of the index, which is made unless it is there.
-        key_of: returns the key of a line, given the file, the line's number and the line.
+    The file `index` is made unless it is there. `key_of` returns the key of a line, given the file, its number and the line.
     """
 
     def __init__(self, path: Path, index: Path, key_of: Callable[[Path, int, bytes], bytes]):
         self.path, self._offsets = path, DiskTable(index)
         if index.exists():
             return
-        size = path.stat().st_size
-        with (
-            new_table(index, "key BLOB PRIMARY KEY, offset INTEGER") as offsets,
-            ProgressBar(path.name, size, "bytes") as bar,
-        ):
+        bar = ProgressBar(path.name, path.stat().st_size, "bytes")
+        with bar, new_table(index, "key BLOB PRIMARY KEY, offset INTEGER") as offsets:
             for number, offset, line in read_lines(path):
                 offsets.insert(key_of(path, number, line), offset)
                 if number % 1000 == 0:

@@ -17,10 +17,12 @@ from cromic_ds.data.sources import open_source
 from cromic_ds.data.store import is_store, read_meta
 from cromic_ds.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_tokenizer
 from cromic_ds.errors import UserError
-from cromic_ds.prepare.corpus import Corpus, PublishedCorpus, TextCorpus
+from cromic_ds.prepare.answer_vocabulary import vocabulary
+from cromic_ds.prepare.corpus import Corpus, PublishedCorpus
 from cromic_ds.prepare.extras import ExtrasSource
 from cromic_ds.prepare.official import open_reader
 from cromic_ds.prepare.official_corpus import OfficialCorpus
+from cromic_ds.prepare.raw_lines import TextCorpus
 from cromic_ds.prepare.rejects import REJECTS_FILE, list_reasons, merge_rejects
 from cromic_ds.prepare.resume import only_one, refuse_other_settings
 from cromic_ds.prepare.scan import counts_file, image_boundary, read_scan_entries, scan
@@ -68,13 +70,12 @@ def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
     counts = scan(corpus, work / "scan", 0 if reader else settings.val_fraction)
     most_rejects = settings.max_reject_rate * counts.lines
     if counts.rejected > most_rejects or not any(counts.records.values()):
-        raise _too_many_rejects(settings, corpus, counts.lines, [], partial, work)
+        raise _too_many_rejects(settings, counts.lines, _merge_rejects(corpus, [], partial), partial)
 
-    if tokenizer is None:
-        own = corpus.tokenizer_path
-        tokenizer = (
-            load_tokenizer(own) if own and not trained else _trained_tokenizer(settings, corpus, counts.records, work)
-        )
+    if tokenizer is None and corpus.tokenizer_path and not trained:
+        tokenizer = load_tokenizer(corpus.tokenizer_path)
+    elif tokenizer is None:
+        tokenizer = _trained_tokenizer(settings, corpus, counts.records, work)
     tokenizer.save_pretrained(partial / "tokenizer")
     task = TASKS[settings.task or "comments"]
     max_post_tokens = settings.max_post_tokens or task.max_post_tokens
@@ -92,8 +93,10 @@ def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
         work=work,
     )
     jobs = _jobs(corpus, counts.records, settings.records_per_shard, work)
-    if not _make_shards(maker, jobs, settings, counts.rejected, most_rejects):
-        raise _too_many_rejects(settings, corpus, counts.lines, jobs, partial, work)
+    try:
+        _make_shards(maker, jobs, settings, counts.rejected, most_rejects)
+    except _TooManyRejects:
+        raise _too_many_rejects(settings, counts.lines, _merge_rejects(corpus, jobs, partial), partial) from None
     shards: dict[str, list[ShardInfo]] = {}
     for job in jobs:
         if info := maker.finished(job):
@@ -110,7 +113,7 @@ def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
         max_post_tokens=max_post_tokens,
         max_comment_tokens=max_comment_tokens,
         lines=counts.lines,
-        rejects=_merge_rejects(corpus, jobs, partial, work),
+        rejects=_merge_rejects(corpus, jobs, partial),
     )
 
 
@@ -118,11 +121,13 @@ def _open_corpus(
     settings: PrepareSettings, tokenizer: PreTrainedTokenizerFast | None, reader: OfficialReader | None, work: Path
 ) -> Corpus:
     if reader:
-        return OfficialCorpus(TASKS[settings.task], reader, settings.answers, settings.min_answer_count, work)
+        classified = TASKS[settings.task].kind == "classify"
+        answers = vocabulary(reader, settings.answers, settings.min_answer_count, work) if classified else None
+        return OfficialCorpus(reader, answers, work)
     if settings.text:
         return TextCorpus(settings.text, open_source(settings.images, work))
     corpus = PublishedCorpus(settings.published)
-    if settings.tokenizer:
+    if settings.tokenizer and corpus.tokenizer_path:
         own = tokenizer_fingerprint(load_tokenizer(corpus.tokenizer_path))
         corpus.keep_tokens = tokenizer is not None and tokenizer_fingerprint(tokenizer) == own
     return corpus
@@ -161,8 +166,8 @@ def _jobs(corpus: Corpus, records: dict[str, int], per_shard: int, work: Path) -
 
 def _make_shards(
     maker: ShardMaker, jobs: list[ShardJob], settings: PrepareSettings, rejected: int, most_rejects: float
-) -> bool:
-    """Make the shards that are not finished. Return False if it stopped because too many lines were rejected."""
+) -> None:
+    """Make the shards that are not finished. Raises _TooManyRejects."""
     finished = {job: info for job in jobs if (info := maker.finished(job))}
     done = sum(job.stop - job.start for job in finished)
     rejected += sum(job.stop - job.start - info.records for job, info in finished.items())
@@ -174,33 +179,27 @@ def _make_shards(
             done, rejected = done + records, rejected + bad
             bar.update(done, f"{rejected:,} rejected")
             if rejected > most_rejects:
-                raise _Stop
+                raise _TooManyRejects
 
-        try:
-            report(0, 0)
-            workers = settings.workers or os.cpu_count() or 1
-            run_jobs(maker, [job for job in jobs if job not in finished], workers, report)
-        except _Stop:
-            return False
-    return True
+        report(0, 0)
+        workers = settings.workers or os.cpu_count() or 1
+        run_jobs(maker, [job for job in jobs if job not in finished], workers, report)
 
 
-class _Stop(Exception):
-    """Too many lines have been rejected."""
+class _TooManyRejects(Exception):
+    """More lines have been rejected than `max_reject_rate` allows."""
 
 
-def _merge_rejects(corpus: Corpus, jobs: list[ShardJob], partial: Path, work: Path) -> dict[str, int]:
+def _merge_rejects(corpus: Corpus, jobs: list[ShardJob], partial: Path) -> dict[str, int]:
+    work = partial / "work"
     parts = [work / "scan" / REJECTS_FILE, *(rejects_file(work, job) for job in jobs)]
     return merge_rejects(parts, corpus.files, partial / REJECTS_FILE, work)
 
 
-def _too_many_rejects(
-    settings: PrepareSettings, corpus: Corpus, lines: int, jobs: list[ShardJob], partial: Path, work: Path
-) -> UserError:
-    reasons = _merge_rejects(corpus, jobs, partial, work)
-    rejected = sum(reasons.values())
+def _too_many_rejects(settings: PrepareSettings, lines: int, reasons: dict[str, int], partial: Path) -> UserError:
+    of = f"{sum(reasons.values()):,} of {lines:,}"
     return UserError(
-        f"{rejected:,} of {lines:,} lines cannot be used, more than max_reject_rate {settings.max_reject_rate:g} allows: "
+        f"{of} lines cannot be used, more than max_reject_rate {settings.max_reject_rate:g} allows: "
         f"{list_reasons(reasons)}; see {partial / REJECTS_FILE}, then correct the input or allow more"
     )
 

@@ -13,14 +13,13 @@ from cromic_ds.data.disk_table import DiskTable, new_table
 from cromic_ds.data.record import NO_ANSWERS
 from cromic_ds.files import read_json, write_json
 from cromic_ds.metrics.vqa_answers import normalize_answer, soft_scores
-from cromic_ds.prepare.answer_vocabulary import vocabulary
-from cromic_ds.prepare.corpus import Post, Scanned
-from cromic_ds.tasks import Task
-from cromic_ds.tasks.reader import OfficialEntry, OfficialReader
+from cromic_ds.prepare.corpus import Corpus, Post, Scanned
+from cromic_ds.tasks.reader import OfficialReader
 
 RECORDS_FILE = "records.db"
 FILES_FILE = "official_files.json"  # [name, split] of each, in the order of their numbers
 _COLUMNS = "number INTEGER PRIMARY KEY, file INTEGER, entry INTEGER, id TEXT, image_id TEXT, reason TEXT, body TEXT"
+_BODY = ("id", "post", "comments", "image_id", "image", "extras")  # fields of an entry and of a `Post`
 # Images in the order in which the files first name them, all records of an image together.
 _BY_IMAGE = """
 SELECT file, entry, number, id, reason FROM (
@@ -29,17 +28,15 @@ SELECT file, entry, number, id, reason FROM (
 """
 
 
-class OfficialCorpus:
-    """The wanted splits of a reader. `answers` and `min_answer_count` are the settings of these names."""
+class OfficialCorpus(Corpus):
+    """The wanted splits of a reader, with the vocabulary of its answers if they are classified."""
 
     unit = "records"
     shares_images = True
-    tokenizer_path: Path | None = None
 
-    def __init__(self, task: Task, reader: OfficialReader, answers: str, min_answer_count: int, work: Path):
-        self.splits = reader.splits
-        self.answers = vocabulary(reader, answers, min_answer_count, work) if task.kind == "classify" else None
-        self._labels = {answer: label for label, answer in enumerate(self.answers or ())}
+    def __init__(self, reader: OfficialReader, answers: list[str] | None, work: Path):
+        self.splits, self.answers = reader.splits, answers
+        self._labels = {answer: label for label, answer in enumerate(answers or ())}
         self._records = DiskTable(work / RECORDS_FILE)
         if not self._records.file.exists():
             collect_records(reader, work)
@@ -91,12 +88,7 @@ def collect_records(reader: OfficialReader, work: Path) -> None:
             for entry in reader.entries(name, work):
                 rows += 1
                 file, _ = files.setdefault(entry.file, (len(files), split))
-                records.insert(rows, file, entry.number, entry.id, entry.image_id, entry.reason, _body(entry))
+                body = {field: getattr(entry, field) for field in _BODY}
+                text = "" if entry.reason else json.dumps(body, ensure_ascii=False)
+                records.insert(rows, file, entry.number, entry.id, entry.image_id, entry.reason, text)
         write_json(work / FILES_FILE, [[name, split] for name, (_, split) in files.items()])
-
-
-def _body(entry: OfficialEntry) -> str:
-    if entry.reason:
-        return ""
-    fields = ("id", "post", "comments", "image_id", "image", "extras")
-    return json.dumps({name: getattr(entry, name) for name in fields}, ensure_ascii=False)

@@ -21,7 +21,7 @@ from cromic_ds.data.images import BadImage, reencode
 from cromic_ds.data.limits import cut_tokens
 from cromic_ds.data.record import Record, token_dtype
 from cromic_ds.data.reject_reasons import EMPTY_POST, MISSING_IMAGE, NO_COMMENTS
-from cromic_ds.data.tokenizer import encode_fast
+from cromic_ds.data.tokenizer import encode
 from cromic_ds.errors import UserError
 from cromic_ds.files import read_json, write_json
 from cromic_ds.prepare.corpus import Corpus, Post
@@ -32,9 +32,7 @@ from cromic_ds.prepare.store_writer import ShardInfo, ShardWriter
 
 _CHUNK = 64  # records between two reports of progress
 
-ReportProgress = Callable[
-    [int, int], None
-]  # takes the number of records just processed, and how many of them were rejected
+ReportProgress = Callable[[int, int], None]  # takes the numbers of records just processed and of those rejected
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,9 @@ class ShardMaker:
 
     def make(self, job: ShardJob, report: ReportProgress) -> None:
         """Write a shard, and last its info file, which marks it as finished."""
-        tokenizer = self._tokenizer()
+        tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         entries = read_scan_entries(self.work / "scan", job.split, job.start, job.stop)
         writer = ShardWriter(self.out / job.split, job.number, token_dtype(self.vocab_size))
         bad_images: dict[str, str] = {}
@@ -112,7 +112,9 @@ class ShardMaker:
             return bad_images[post.image_id]
         if not writer.has_image(post.image_id):
             try:
-                image = self._image(file, post)
+                if (encoded := self.corpus.image(file, post)) is None:
+                    raise BadImage(MISSING_IMAGE)
+                image = reencode(encoded, self.short_side, self.jpeg_quality)
             except BadImage as error:
                 return bad_images.setdefault(post.image_id, str(error))
         record = Record(
@@ -128,33 +130,19 @@ class ShardMaker:
         writer.add(record, image)
         return ""
 
-    def _image(self, file: int, post: Post) -> bytes:
-        encoded = self.corpus.image(file, post)
-        if encoded is None:
-            raise BadImage(MISSING_IMAGE)
-        return reencode(encoded, self.short_side, self.jpeg_quality)
-
     def _tokens(self, tokenizer: Tokenizer, posts: list[Post]) -> list[tuple[np.ndarray, list[np.ndarray]]]:
         """Return (post, comments) as token ids, cut to the maximum lengths."""
         new = [post for post in posts if post.tokens is None]
-        post_tokens = iter(encode_fast(tokenizer, [post.post for post in new], self.max_post_tokens))
+        post_tokens = iter(encode(tokenizer, [post.post for post in new], self.max_post_tokens))
         comments = [comment for post in new for comment in post.comments]
-        comment_tokens = iter(encode_fast(tokenizer, comments, self.max_comment_tokens))
-        return [
-            (
-                cut_tokens(post.tokens[0], self.max_post_tokens),
-                [cut_tokens(comment, self.max_comment_tokens) for comment in post.tokens[1]],
-            )
-            if post.tokens
-            else (next(post_tokens)[: None if post.post else 0], [next(comment_tokens) for _ in post.comments])
+        comment_tokens = iter(encode(tokenizer, comments, self.max_comment_tokens))
+        tokens = [
+            post.tokens
+            or (next(post_tokens)[: None if post.post else 0], [next(comment_tokens) for _ in post.comments])
             for post in posts
         ]
-
-    def _tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
+        longest = self.max_comment_tokens
+        return [(cut_tokens(post, self.max_post_tokens), [cut_tokens(c, longest) for c in cs]) for post, cs in tokens]
 
     def _info_file(self, job: ShardJob) -> Path:
         return self.work / f"{job.name}.json"
@@ -168,14 +156,10 @@ def rejects_file(work: Path, job: ShardJob) -> Path:
 def run_jobs(maker: ShardMaker, jobs: list[ShardJob], workers: int, report: ReportProgress) -> None:
     """Make all shards. `report` is called in this process; if it raises an exception, the other processes are ended."""
     workers = min(workers, len(jobs))
-    if workers > 1:
-        _run_in_processes(maker, jobs, workers, report)
-    else:
+    if workers <= 1:
         for job in jobs:
             maker.make(job, report)
-
-
-def _run_in_processes(maker: ShardMaker, jobs: list[ShardJob], workers: int, report: ReportProgress) -> None:
+        return
     context = multiprocessing.get_context("spawn")
     next_job, done, rejected = (context.Value("q", 0) for _ in range(3))
     errors = context.SimpleQueue()
@@ -225,8 +209,10 @@ def _work(
     """Take jobs until none is left. Runs in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    # There is already a process for each core.
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    os.environ |= {
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": "1",
+    }  # there is already a process for each core
 
     def report(records: int, bad: int) -> None:
         with done.get_lock():

@@ -7,21 +7,13 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import lmdb
 import numpy as np
 
 from cromic_ds.data.record import Record, checksum, encode_record, token_dtype, with_checksum
-from cromic_ds.data.store import (
-    ANSWERS_FILE,
-    FORMAT_VERSION,
-    META_FILE,
-    answers_fingerprint,
-    record_key,
-    shard_folders,
-)
+from cromic_ds.data.store import ANSWERS_FILE, FORMAT_VERSION, META_FILE, answers_fingerprint, record_key, shard_folders
 from cromic_ds.errors import UserError
 from cromic_ds.files import write_atomically
 
@@ -89,11 +81,8 @@ class ShardWriter:
 class StoreWriter:
     """Writes a whole store in one process. As a context manager it removes everything if its block raises an exception.
 
-    Records that share an image must come one after the other: a shard ends only where the image changes.
-
-    Args:
-        answers: the vocabulary that the records' answers refer to.
-        about: further fields of store.json.
+    Records that share an image must come one after the other: a shard ends only where the image changes. `answers` is the
+    vocabulary that the records' answers refer to, and `about` has further fields of store.json.
     """
 
     def __init__(
@@ -130,24 +119,17 @@ class StoreWriter:
         writer.add(record, image)
         self._last_image[split] = record.image_id
 
-    def close(self) -> None:
-        """Complete the store and move it into place."""
-        for split, writer in self._open.items():
-            self._closed[split].append(writer.close())
-        self._open.clear()
-        write_meta(self._work, self._tokenizer, self._closed, self._answers, **self._about)
-        self._work.rename(self.out)
-
     def __enter__(self) -> StoreWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        if kind is not None:
             shutil.rmtree(self._work, ignore_errors=True)
+            return
+        for split, writer in self._open.items():
+            self._closed[split].append(writer.close())
+        write_meta(self._work, self._tokenizer, self._closed, self._answers, **self._about)
+        self._work.rename(self.out)
 
 
 def partial_folder(out: Path) -> Path:
