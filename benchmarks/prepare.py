@@ -171,8 +171,7 @@ def pillow_loop(images: Path, out: Path) -> None:
 
 def second_pass(root: Path, work: Path, tokenizer: Path) -> Callable[[Path], None]:
     """Return a function that makes one shard, after everything that comes before it."""
-    from cromic_ds.prepare.official import open_reader
-    from cromic_ds.prepare.official_corpus import OfficialCorpus
+    from cromic_ds.prepare.official import OfficialCorpus, open_reader
     from cromic_ds.prepare.scan import scan
     from cromic_ds.prepare.shards import ShardJob, ShardMaker
 

@@ -10,11 +10,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
+# An image with more pixels is rejected as a decompression bomb: decoded, Pillow would need 256 MB for it.
 MAX_PIXELS = 64_000_000
-"""An image with more pixels is rejected as a decompression bomb: decoded, Pillow would need 256 MB for it."""
-
+# Highest ratio of the longer to the shorter side. A JPEG has at most 65,535 pixels a side; a crop of a strip shows nothing.
 MAX_ELONGATION = 50
-"""Highest ratio of the longer to the shorter side. A JPEG has at most 65,535 pixels a side; a crop of a strip shows nothing."""
 
 # A JPEG is decoded at 1/2, 1/4 or 1/8 only if its shorter side then still has this many times the wanted pixels. The result
 # differs from a resize of the whole image by 0.7 of 255 on average; storing it as a JPEG changes it by 1.8.
@@ -107,18 +106,14 @@ def _open(encoded: bytes) -> Image.Image:
         raise BadImage(BOMB) from error
     except Exception as error:  # header parsers raise many kinds of exceptions for damaged fields
         # Bytes that begin like an image but end within the header are a truncated image, not another kind of file.
-        raise BadImage(TRUNCATED if _begins_like_an_image(encoded) else NOT_AN_IMAGE) from error
+        webp = encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP"
+        image_bytes = webp or encoded.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a"))
+        raise BadImage(TRUNCATED if image_bytes else NOT_AN_IMAGE) from error
     if image.width * image.height > MAX_PIXELS:
         raise BadImage(BOMB)
     if max(image.size) > MAX_ELONGATION * min(image.size):
         raise BadImage(ELONGATED)
     return image
-
-
-def _begins_like_an_image(encoded: bytes) -> bool:
-    return encoded.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")) or (
-        encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP"
-    )
 
 
 def decode(encoded: bytes) -> np.ndarray:

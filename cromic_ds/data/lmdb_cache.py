@@ -1,7 +1,7 @@
 """Read-only LMDB environments, opened lazily and once per process.
 
 LMDB refuses to open an environment twice in a process, and a handle must not cross a fork. So all readers share one cache,
-which is emptied when it is first used in another process. It is bounded, because a corpus of many thousand shards would run
+which a forked process empties. It is bounded, because a corpus of many thousand shards would run
 out of file descriptors. LMDB maps its file into memory: reading beyond the end of a truncated file would end the process with a
 bus error. So each access checks the file's size first.
 """
@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import lmdb
 
@@ -23,14 +23,9 @@ MAX_OPEN = 128
 DATA = "data.mdb"
 
 
-class _Opened(NamedTuple):
-    environment: lmdb.Environment
-    file: BinaryIO  # the mapped file, even if another one has taken its name since
-    size: int  # in bytes, up to the end of the last page in use
-
-
-_open: OrderedDict[str, _Opened] = OrderedDict()
-_owner = os.getpid()
+# With each environment the mapped file, even if another one has taken its name since, and its bytes up to the last page in use.
+_open: OrderedDict[str, tuple[lmdb.Environment, BinaryIO, int]] = OrderedDict()
+os.register_at_fork(after_in_child=_open.clear)
 _real_path = lru_cache(maxsize=4096)(os.path.realpath)  # asks the file system about each folder on the way
 
 
@@ -39,10 +34,6 @@ def open_environment(path: str | Path, before_opening: Callable[[], None] = lamb
 
     `before_opening` is called if it is not open yet. Raises UserError if it is no LMDB environment, or truncated.
     """
-    global _owner
-    if _owner != os.getpid():
-        _open.clear()
-        _owner = os.getpid()
     key = str(_real_path(str(path)))
     if key in _open:
         _open.move_to_end(key)
@@ -53,10 +44,10 @@ def open_environment(path: str | Path, before_opening: Callable[[], None] = lamb
         try:
             found = lmdb.open(key, readonly=True, lock=False, readahead=False)
             size = (found.info()["last_pgno"] + 1) * found.stat()["psize"]
-            _open[key] = _Opened(found, Path(key, DATA).open("rb"), size)  # noqa: SIM115 - closed with its entry
+            _open[key] = (found, Path(key, DATA).open("rb"), size)  # noqa: SIM115 - closed with its entry
         except (lmdb.Error, OSError) as error:
             raise UserError(f"{path}: cannot be opened as an LMDB environment ({error})") from None
-    opened = _open[key]
-    if (there := os.fstat(opened.file.fileno()).st_size) < opened.size:
-        raise UserError(f"{path}: {DATA} has {there} of its {opened.size} bytes: it was cut off")
-    return opened.environment
+    environment, file, size = _open[key]
+    if (there := os.fstat(file.fileno()).st_size) < size:
+        raise UserError(f"{path}: {DATA} has {there} of its {size} bytes: it was cut off")
+    return environment

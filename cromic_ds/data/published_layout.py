@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 _KEYS = (("did2post", "id2post"), ("did2cmts", "id2cmt"))
 _IMAGES = "_image_lmdb"
-_IDS_CHECKED = 1000
 
 
 def holds_published(path: str | Path) -> bool:
@@ -57,7 +57,6 @@ class PublishedDataset:
     task: str | None = None
     answers: list[str] | None = None
     answers_fingerprint: str | None = None
-    _tokenizer: PreTrainedTokenizerFast | None = None
 
     def __init__(self, path: str | Path, split: str = "train"):
         self.split = split
@@ -99,21 +98,9 @@ class PublishedDataset:
     def texts(self, index: int) -> Texts:
         from cromic_ds.data.tokenizer import decode_text
 
-        tokens, tokenizer = self.tokens(index), self.tokenizer
+        tokens, tokenizer = self.tokens(index), _tokenizer(self.tokenizer_path)
         comments = [decode_text(tokenizer, comment) for comment in tokens.comments]
         return Texts(tokens.id, decode_text(tokenizer, tokens.post), comments)
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer, loaded at its first use in each process."""
-        from cromic_ds.data.tokenizer import load_tokenizer
-
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.tokenizer_path)
-        return self._tokenizer
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_tokenizer": None}
 
     def _load(self) -> None:
         content = _read(self.file)
@@ -136,7 +123,7 @@ class PublishedDataset:
 
     def _check_images(self) -> None:
         """Raise UserError with the likely cause if none of the ids has an image."""
-        checked = range(0, len(self), max(1, len(self) // _IDS_CHECKED))
+        checked = range(0, len(self), max(1, len(self) // 1000))  # about 1,000 of them
         if not len(self) or any(self.images.get(self.id(i)) is not None for i in checked):
             return
         id = self.id(0).strip()
@@ -155,6 +142,13 @@ class PublishedDataset:
         raise UserError(
             f"{self.file}: none of its ids is in {self.images.folder.name} ({example}); give the images that belong to it"
         )
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    from cromic_ds.data.tokenizer import load_tokenizer
+
+    return load_tokenizer(path)
 
 
 def _locate(path: Path, split: str) -> tuple[Path, Path]:

@@ -70,9 +70,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     for word, count in words.items():
         for symbol in _shift(word):
             symbols[symbol] += count
-    by_frequency = sorted(symbols, key=lambda s: (-symbols[s], s))[: vocab_size - len(SPECIAL)]
-    room = vocab_size - len(SPECIAL) - len(by_frequency)
-    pieces = _learn_pieces(words, set(by_frequency), len(by_frequency) + room) if room else []
+    room = vocab_size - len(SPECIAL)
+    by_frequency = sorted(symbols, key=lambda s: (-symbols[s], s))[:room]
+    pieces = _learn_pieces(words, set(by_frequency), room) if len(by_frequency) < room else []
     tokens = [*SPECIAL.values(), *(_unshift(piece) for piece in [*by_frequency, *pieces])]
     return _wordpiece({token: i for i, token in enumerate(tokens)}, "train")
 
@@ -110,11 +110,9 @@ _SPACE_TO_DROP = re.compile(
 
 def _read_vocabulary(path: Path) -> dict[str, int]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a vocabulary (not UTF-8 text); give a vocab.txt with one token a line") from None
-    if lines[-1] == "":
-        lines.pop()
     return {line.rstrip("\r"): i for i, line in enumerate(lines)}
 
 

@@ -7,25 +7,26 @@ the finished shards. The result depends only on the input and the settings, not 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cromic_ds.data.sources import open_source
+from cromic_ds.data.sources import ExtrasSource, open_source
 from cromic_ds.data.store import is_store, read_meta
 from cromic_ds.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_tokenizer
 from cromic_ds.errors import UserError
+from cromic_ds.files import exclusive, read_json, write_json
 from cromic_ds.prepare.answer_vocabulary import vocabulary
 from cromic_ds.prepare.corpus import Corpus, PublishedCorpus
-from cromic_ds.prepare.extras import ExtrasSource
-from cromic_ds.prepare.official import open_reader
-from cromic_ds.prepare.official_corpus import OfficialCorpus
+from cromic_ds.prepare.official import OfficialCorpus, open_reader
 from cromic_ds.prepare.raw_lines import TextCorpus
 from cromic_ds.prepare.rejects import REJECTS_FILE, list_reasons, merge_rejects
-from cromic_ds.prepare.resume import only_one, refuse_other_settings
-from cromic_ds.prepare.scan import counts_file, image_boundary, read_scan_entries, scan
+from cromic_ds.prepare.scan import ScanCounts, counts_file, image_boundary, read_scan_entries, scan
 from cromic_ds.prepare.settings import PrepareSettings
 from cromic_ds.prepare.shards import ShardJob, ShardMaker, rejects_file, run_jobs
 from cromic_ds.prepare.store_writer import ShardInfo, partial_folder, refuse_existing, write_meta
@@ -36,6 +37,8 @@ from cromic_ds.tasks.reader import OfficialReader
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+_MAY_CHANGE = ("out", "workers", "max_reject_rate")  # settings that a resumed preparation may have changed
+_FILES = ("text", "images", "published", "root", "answers", "extras")
 _TRAIN_TOKENIZER_ON = 200_000  # posts with their comments, evenly spread: more would not change the vocabulary much
 
 
@@ -45,7 +48,7 @@ def prepare(settings: PrepareSettings) -> None:
     refuse_existing(out)
     partial = partial_folder(out)
     work = partial / "work"
-    with only_one(work):
+    with _only_one(work):
         try:
             if not is_store(partial):
                 _build(settings, partial, work)
@@ -64,12 +67,11 @@ def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
     trained = settings.tokenizer == "train"
     tokenizer = load_tokenizer(settings.tokenizer) if settings.tokenizer and not trained else None
     reader = open_reader(settings.task, settings.root, settings.split, settings.answers) if settings.task else None
-    refuse_other_settings(settings, tokenizer, reader.inputs() if reader else [], work / "settings.json")
+    _refuse_other_settings(settings, tokenizer, reader.inputs() if reader else [], work / "settings.json")
     corpus = _open_corpus(settings, tokenizer, reader, work)
     extras = ExtrasSource(Path(settings.extras), work) if settings.extras else None
     counts = scan(corpus, work / "scan", 0 if reader else settings.val_fraction)
-    most_rejects = settings.max_reject_rate * counts.lines
-    if counts.rejected > most_rejects or not any(counts.records.values()):
+    if counts.rejected > settings.max_reject_rate * counts.lines or not any(counts.records.values()):
         raise _too_many_rejects(settings, counts.lines, _merge_rejects(corpus, [], partial), partial)
 
     if tokenizer is None and corpus.tokenizer_path and not trained:
@@ -94,7 +96,7 @@ def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
     )
     jobs = _jobs(corpus, counts.records, settings.records_per_shard, work)
     try:
-        _make_shards(maker, jobs, settings, counts.rejected, most_rejects)
+        _make_shards(maker, jobs, settings, counts)
     except _TooManyRejects:
         raise _too_many_rejects(settings, counts.lines, _merge_rejects(corpus, jobs, partial), partial) from None
     shards: dict[str, list[ShardInfo]] = {}
@@ -115,6 +117,51 @@ def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
         lines=counts.lines,
         rejects=_merge_rejects(corpus, jobs, partial),
     )
+
+
+@contextmanager
+def _only_one(work: Path) -> Iterator[None]:
+    """Hold the lock of the work folder. Raises UserError if another process holds it."""
+    work.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(work / "lock"))
+        except BlockingIOError:
+            raise UserError(f"{work.parent}: another process is preparing this store") from None
+        yield
+
+
+def _refuse_other_settings(
+    settings: PrepareSettings, tokenizer: PreTrainedTokenizerFast | None, inputs: list[Path], file: Path
+) -> None:
+    """Raise UserError if the unfinished preparation had other input or settings; `file` keeps what it had."""
+    now: dict[str, Any] = {name: value for name, value in asdict(settings).items() if name not in _MAY_CHANGE}
+    now["tokenizer"] = tokenizer_fingerprint(tokenizer) if tokenizer else settings.tokenizer
+    for name in _FILES:
+        paths = now[name] if isinstance(now[name], list) else [now[name]]
+        now[name] = [_identity(path) for path in paths if path]
+    now["official files"] = [_identity(path) for path in inputs]
+    now = json.loads(json.dumps(now))
+    if not file.exists():
+        write_json(file, now, indent=1)
+        return
+    before = read_json(file)
+    for name, value in now.items():
+        if before.get(name) != value:
+            was = f"was {before.get(name)}, is {value}" if isinstance(value, (int, float)) else "has changed"
+            raise UserError(
+                f"{file.parent.parent}: an unfinished preparation with other settings ({name} {was}); "
+                "use the same, or remove that folder to start again"
+            )
+
+
+def _identity(path: str | Path) -> list[str | int]:
+    """Return the path of a file or folder, and for a file also its size and time of change."""
+    resolved = Path(path).resolve()
+    if not resolved.is_file():
+        return [str(resolved)]
+    status = resolved.stat()
+    return [str(resolved), status.st_size, status.st_mtime_ns]
 
 
 def _open_corpus(
@@ -164,13 +211,11 @@ def _jobs(corpus: Corpus, records: dict[str, int], per_shard: int, work: Path) -
     return jobs
 
 
-def _make_shards(
-    maker: ShardMaker, jobs: list[ShardJob], settings: PrepareSettings, rejected: int, most_rejects: float
-) -> None:
+def _make_shards(maker: ShardMaker, jobs: list[ShardJob], settings: PrepareSettings, counts: ScanCounts) -> None:
     """Make the shards that are not finished. Raises _TooManyRejects."""
     finished = {job: info for job in jobs if (info := maker.finished(job))}
     done = sum(job.stop - job.start for job in finished)
-    rejected += sum(job.stop - job.start - info.records for job, info in finished.items())
+    rejected = counts.rejected + sum(job.stop - job.start - info.records for job, info in finished.items())
     total = sum(job.stop - job.start for job in jobs)
     with ProgressBar("prepare", total, "records", done) as bar:
 
@@ -178,7 +223,7 @@ def _make_shards(
             nonlocal done, rejected
             done, rejected = done + records, rejected + bad
             bar.update(done, f"{rejected:,} rejected")
-            if rejected > most_rejects:
+            if rejected > settings.max_reject_rate * counts.lines:
                 raise _TooManyRejects
 
         report(0, 0)

@@ -1,6 +1,4 @@
-"""Input of preparation behind one interface: the published layout, raw lines (raw_lines.py) or official files
-(official_corpus.py).
-"""
+"""Input of preparation behind one interface: the published layout, raw lines (raw_lines.py) or official files (official.py)."""
 
 from __future__ import annotations
 

@@ -21,11 +21,11 @@ from cromic_ds.data.images import BadImage, reencode
 from cromic_ds.data.limits import cut_tokens
 from cromic_ds.data.record import Record, token_dtype
 from cromic_ds.data.reject_reasons import EMPTY_POST, MISSING_IMAGE, NO_COMMENTS
+from cromic_ds.data.sources import ExtrasSource
 from cromic_ds.data.tokenizer import encode
 from cromic_ds.errors import UserError
 from cromic_ds.files import read_json, write_json
 from cromic_ds.prepare.corpus import Corpus, Post
-from cromic_ds.prepare.extras import ExtrasSource
 from cromic_ds.prepare.rejects import reject_line
 from cromic_ds.prepare.scan import read_scan_entries
 from cromic_ds.prepare.store_writer import ShardInfo, ShardWriter
@@ -66,7 +66,7 @@ class ShardMaker:
 
     def finished(self, job: ShardJob) -> ShardInfo | None:
         """Return the description of a finished shard, None if it is not finished."""
-        file = self._info_file(job)
+        file = self.work / f"{job.name}.json"
         return ShardInfo(**read_json(file)) if file.exists() else None
 
     def make(self, job: ShardJob, report: ReportProgress) -> None:
@@ -89,7 +89,7 @@ class ShardMaker:
                         rejects.write(reject_line(self.corpus.files[file], line, post.id, reason))
                 rejects.flush()
                 report(len(chunk), rejected)
-        write_json(self._info_file(job), asdict(writer.close()))
+        write_json(self.work / f"{job.name}.json", asdict(writer.close()))
 
     def _add(
         self,
@@ -107,9 +107,9 @@ class ShardMaker:
             return EMPTY_POST
         if post.comments and not comments:
             return NO_COMMENTS
-        image = None
         if post.image_id in bad_images:
             return bad_images[post.image_id]
+        image = None
         if not writer.has_image(post.image_id):
             try:
                 if (encoded := self.corpus.image(file, post)) is None:
@@ -144,9 +144,6 @@ class ShardMaker:
         longest = self.max_comment_tokens
         return [(cut_tokens(post, self.max_post_tokens), [cut_tokens(c, longest) for c in cs]) for post, cs in tokens]
 
-    def _info_file(self, job: ShardJob) -> Path:
-        return self.work / f"{job.name}.json"
-
 
 def rejects_file(work: Path, job: ShardJob) -> Path:
     """Return the file of the lines that are rejected while a shard is made."""
@@ -178,7 +175,13 @@ def run_jobs(maker: ShardMaker, jobs: list[ShardJob], workers: int, report: Repo
             report(now[0] - reported[0], now[1] - reported[1])
             reported = now
             if failed := [process for process in processes if process.exitcode not in (None, 0)]:
-                raise _failure(failed[0].exitcode, errors)
+                if errors.empty():
+                    raise UserError(
+                        f"a worker process was killed (exit code {failed[0].exitcode}), most likely for lack of memory; "
+                        "run the same command again to continue, with fewer workers"
+                    )
+                is_user_error, text = errors.get()
+                raise UserError(text) if is_user_error else RuntimeError(f"a worker process failed:\n{text}")
     finally:
         for process in processes:
             if process.is_alive():
@@ -186,16 +189,6 @@ def run_jobs(maker: ShardMaker, jobs: list[ShardJob], workers: int, report: Repo
         for process in processes:
             if process.pid:
                 process.join()
-
-
-def _failure(exit_code: int | None, errors: SimpleQueue[tuple[bool, str]]) -> Exception:
-    if not errors.empty():
-        is_user_error, text = errors.get()
-        return UserError(text) if is_user_error else RuntimeError(f"a worker process failed:\n{text}")
-    return UserError(
-        f"a worker process was killed (exit code {exit_code}), most likely for lack of memory; "
-        "run the same command again to continue, with fewer workers"
-    )
 
 
 def _work(

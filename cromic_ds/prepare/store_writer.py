@@ -37,11 +37,7 @@ class ShardWriter:
     """Writes one shard, in flat memory but for the image ids. No file has its final name before `close`."""
 
     def __init__(self, folder: Path, number: int, dtype: np.dtype):
-        self._targets = shard_folders(folder, number)
-        self._asides = [target.with_suffix(".tmp") for target in self._targets]
-        for path in [*self._targets, *self._asides]:
-            shutil.rmtree(path, ignore_errors=True)
-        self._texts, self._images = (_Appender(path) for path in self._asides)
+        self._texts, self._images = (_Appender(path) for path in shard_folders(folder, number))
         self._dtype = dtype
         self._image_ids: set[str] = set()
         self._comments = 0
@@ -71,10 +67,8 @@ class ShardWriter:
     def close(self) -> ShardInfo:
         """Flush the shard to disk and move it into place."""
         info = ShardInfo(self._texts.count, self._comments, self._images.count, self._digest.hexdigest())
-        for writer in (self._texts, self._images):
-            writer.close()
-        for aside, target in zip(self._asides, self._targets):
-            aside.rename(target)
+        self._texts.close()
+        self._images.close()
         return info
 
 
@@ -181,15 +175,18 @@ def _write_json(path: Path, content: dict[str, Any] | list[str]) -> None:
 
 
 class _Appender:
-    """Writes pairs to a new LMDB environment, and commits every few megabytes.
+    """Writes pairs to a new LMDB environment, which gets its name in `close`, and commits every few megabytes.
 
     The map starts small and doubles when it is full. So the size in the file depends on the content alone, like everything
     else in it, and readers of many shards do not run out of address space.
     """
 
     def __init__(self, path: Path):
-        path.mkdir(parents=True)
-        self._env = lmdb.open(str(path), map_size=1 << 20, lock=False, sync=False, metasync=False)
+        self._path, self._aside = path, path.with_suffix(".tmp")
+        for leftover in (self._path, self._aside):
+            shutil.rmtree(leftover, ignore_errors=True)
+        self._aside.mkdir(parents=True)
+        self._env = lmdb.open(str(self._aside), map_size=1 << 20, lock=False, sync=False, metasync=False)
         self._pending: list[tuple[bytes, bytes]] = []
         self._pending_bytes = 0
         self.count = 0
@@ -218,3 +215,4 @@ class _Appender:
         self._commit()
         self._env.sync(True)
         self._env.close()
+        self._aside.rename(self._path)
