@@ -171,13 +171,12 @@ def pillow_loop(images: Path, out: Path) -> None:
 
 def second_pass(root: Path, work: Path, tokenizer: Path) -> Callable[[Path], None]:
     """Return a function that makes one shard, after everything that comes before it."""
-    from cromic_ds.prepare.official import open_reader
-    from cromic_ds.prepare.official_corpus import OfficialCorpus
+    from cromic_ds.prepare.official import OfficialCorpus, open_reader
     from cromic_ds.prepare.scan import scan
     from cromic_ds.prepare.shards import ShardJob, ShardMaker
 
     work.mkdir()
-    corpus = OfficialCorpus(open_reader("aic_icc", str(root), ["train"], ""), "", 9, work)
+    corpus = OfficialCorpus(open_reader("aic_icc", str(root), ["train"], ""), None, work)
     scan(corpus, work / "scan", 0)
 
     def make(out: Path) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from cromic_ds.batch import Batch
+from cromic_ds.data.dataset import UnreadableRecord
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,6 @@ class LoadedExample:
     image: np.ndarray | None  # (S, S, 3) uint8 RGB, or None where the model reads no images
     answer_ids: np.ndarray | None = None  # (K,)
     answer_scores: np.ndarray | None = None  # (K,) their soft scores
-
-
-@dataclass(slots=True)
-class SkippedExample:
-    """An example that could not be read. It is left out of the batch and listed in `Batch.skipped`."""
-
-    id: str
-    reason: str
 
 
 def _pad(texts: list[np.ndarray], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -83,20 +75,14 @@ def _comments(comments: list[list[np.ndarray]], pad_id: int) -> dict[str, Any]:
 
 
 def with_comments(batch: Batch, comments: list[list[np.ndarray]], weights: np.ndarray, pad_id: int) -> Batch:
-    """Return the batch with the comments replaced.
+    """Return the batch with other comments for each post, whose losses count with the factors `weights`, (N,).
 
-    Args:
-        comments: the comments of each post; [CLS] …, with or without a closing [SEP]. All tokens but [CLS] are targets.
-        weights: (N,), the factor of each comment's loss.
+    A comment is [CLS] …, with or without a closing [SEP]. All its tokens but [CLS] are targets.
     """
     fields = _comments(comments, pad_id)
     counting = batch.weights.repeat_interleave(torch.tensor([sum(len(c) - 1 for c in of_post) for of_post in comments]))
-    return dataclasses.replace(
-        batch,
-        **fields,
-        n_targets=int(counting.count_nonzero()),
-        comment_weights=torch.from_numpy(weights).float(),
-    )
+    n_targets = int(counting.count_nonzero())
+    return replace(batch, **fields, n_targets=n_targets, comment_weights=torch.from_numpy(weights).float())
 
 
 def _batch(examples: list[LoadedExample], pad_id: int, weight: float, n_answers: int) -> Batch:
@@ -126,15 +112,14 @@ def blank_batch(special: SpecialTokens, image_size: int, n_answers: int = 0) -> 
 
 
 def collate(
-    examples: list[LoadedExample | SkippedExample], *, special: SpecialTokens, image_size: int, n_answers: int = 0
+    examples: list[LoadedExample | UnreadableRecord], *, special: SpecialTokens, image_size: int, n_answers: int = 0
 ) -> Batch:
-    """Return the `Batch` of one micro-batch, without skipped examples; a `blank_batch` if no example is left.
+    """Return the `Batch` of one micro-batch; a `blank_batch` if none of its examples could be read.
 
-    Args:
-        image_size: side of the square crops in pixels, 0 if the model reads no images.
-        n_answers: size of the answer vocabulary if answers are classified, else 0.
+    image_size: side of the square crops in pixels, 0 if the model reads no images. n_answers: size of the answer vocabulary
+    if answers are classified, else 0.
     """
     loaded = [example for example in examples if isinstance(example, LoadedExample)]
     batch = _batch(loaded, special.pad, 1.0, n_answers) if loaded else blank_batch(special, image_size, n_answers)
-    batch.skipped = [(example.id, example.reason) for example in examples if isinstance(example, SkippedExample)]
+    batch.skipped = [(example.id, example.reason) for example in examples if isinstance(example, UnreadableRecord)]
     return batch

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import io
 import warnings
+from contextlib import suppress
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
+# An image with more pixels is rejected as a decompression bomb: decoded, Pillow would need 256 MB for it.
 MAX_PIXELS = 64_000_000
-"""An image with more pixels is rejected as a decompression bomb: decoded, Pillow would need 256 MB for it."""
-
+# Highest ratio of the longer to the shorter side. A JPEG has at most 65,535 pixels a side; a crop of a strip shows nothing.
 MAX_ELONGATION = 50
-"""Highest ratio of the longer to the shorter side. A JPEG has at most 65,535 pixels a side; a crop of a strip shows nothing."""
 
 # A JPEG is decoded at 1/2, 1/4 or 1/8 only if its shorter side then still has this many times the wanted pixels. The result
 # differs from a resize of the whole image by 0.7 of 255 on average; storing it as a JPEG changes it by 1.8.
@@ -59,18 +59,15 @@ def reencode(encoded: bytes, short_side: int, quality: int) -> bytes:
     """
     image = _open(encoded)
     upright_jpeg = image.format == "JPEG" and image.mode == "RGB" and not _is_rotated(image)
-    right = upright_jpeg and min(image.size) == short_side and not image.info.get("progressive")
-    if right and _decodes_cleanly(encoded):
-        return encoded
+    if upright_jpeg and min(image.size) == short_side and not image.info.get("progressive"):
+        with suppress(ValueError):
+            simplejpeg.decode_jpeg(encoded)
+            return encoded
     reduced = round(_MARGIN * short_side)
-    try:
-        pixels = _reduced(encoded, reduced) if upright_jpeg else None
-        if pixels is None:
-            image.draft("RGB", (reduced, reduced))
-            image.load()
-            pixels = np.array(_upright_rgb(image))
-    except Exception as error:  # each decoder raises its own exceptions for damaged bytes
-        raise BadImage(TRUNCATED) from error
+    pixels = _reduced(encoded, reduced) if upright_jpeg else None
+    if pixels is None:
+        image.draft("RGB", (reduced, reduced))
+        pixels = _upright_rgb(image)
     height, width = _scaled(pixels.shape[0], pixels.shape[1], short_side)
     return simplejpeg.encode_jpeg(_resize(pixels, height, width), quality=quality, colorsubsampling="420")
 
@@ -109,18 +106,14 @@ def _open(encoded: bytes) -> Image.Image:
         raise BadImage(BOMB) from error
     except Exception as error:  # header parsers raise many kinds of exceptions for damaged fields
         # Bytes that begin like an image but end within the header are a truncated image, not another kind of file.
-        raise BadImage(TRUNCATED if _begins_like_an_image(encoded) else NOT_AN_IMAGE) from error
+        webp = encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP"
+        image_bytes = webp or encoded.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a"))
+        raise BadImage(TRUNCATED if image_bytes else NOT_AN_IMAGE) from error
     if image.width * image.height > MAX_PIXELS:
         raise BadImage(BOMB)
     if max(image.size) > MAX_ELONGATION * min(image.size):
         raise BadImage(ELONGATED)
     return image
-
-
-def _begins_like_an_image(encoded: bytes) -> bool:
-    return encoded.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")) or (
-        encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP"
-    )
 
 
 def decode(encoded: bytes) -> np.ndarray:
@@ -131,38 +124,27 @@ def decode(encoded: bytes) -> np.ndarray:
             return simplejpeg.decode_jpeg(encoded)
     except ValueError:
         pass  # another format, CMYK or damaged: Pillow finds out
-    image = _open(encoded)
+    return _upright_rgb(_open(encoded))
+
+
+def _upright_rgb(image: Image.Image) -> np.ndarray:
+    """Decode an image, apply the rotation tag and convert to RGB on white. Where nothing is to be converted, nothing is copied
+    before the result, because a copy costs more than decoding.
+    """
     try:
         image.load()
-        return np.asarray(_upright_rgb(image))
+        if _is_rotated(image):
+            image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except Exception as error:  # each decoder raises its own exceptions for damaged bytes
         raise BadImage(TRUNCATED) from error
 
 
-def _decodes_cleanly(jpeg: bytes) -> bool:
-    try:
-        simplejpeg.decode_jpeg(jpeg)
-    except ValueError:
-        return False
-    return True
-
-
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    """Apply the rotation tag and convert to RGB on white. An image that needs neither is not copied, which would cost more
-    than decoding.
-    """
-    if _is_rotated(image):
-        image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 def _is_rotated(image: Image.Image) -> bool:
-    orientation = 0x0112
-    return image.getexif().get(orientation, 1) != 1
+    return image.getexif().get(0x0112, 1) != 1  # the tag of the orientation
 
 
 def _scaled(height: int, width: int, short_side: int) -> tuple[int, int]:

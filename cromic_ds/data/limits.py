@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-POST_TOKENS = 40
-"""Longest post in tokens, [CLS] and [SEP] included."""
-
+POST_TOKENS = 40  # [CLS] and [SEP] included
 COMMENT_TOKENS = 25
-"""Longest comment in tokens, [CLS] and [SEP] included."""
 
 
 def cut_tokens(ids: np.ndarray, max_tokens: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from cromic_ds.batch import Batch, BatchSplit
-from cromic_ds.data.collate import LoadedExample, SkippedExample, SpecialTokens, collate
+from cromic_ds.data.collate import LoadedExample, SpecialTokens, collate
 from cromic_ds.data.dataset import Dataset, Tokens, UnreadableRecord
 from cromic_ds.data.images import training_image
 from cromic_ds.data.limits import COMMENT_TOKENS, POST_TOKENS, cut_tokens
@@ -59,10 +59,8 @@ class DataSettings:
             if (count := getattr(self, name)) is not None and count < 1:
                 raise UserError(f"data.{name} is {count}: give a count, or null for all")
         for name in ("max_post_tokens", "max_comment_tokens"):
-            if getattr(self, name) < 3:
-                raise UserError(
-                    f"data.{name} is {getattr(self, name)}: it must leave room for [CLS], a token and [SEP]"
-                )
+            if (longest := getattr(self, name)) < 3:
+                raise UserError(f"data.{name} is {longest}: it must leave room for [CLS], a token and [SEP]")
         if self.workers is not None and self.workers < 0:
             raise UserError(
                 f"data.workers is {self.workers}: give 0 or more, or null for a number that suits the machine"
@@ -79,31 +77,59 @@ def special_tokens(tokenizer_path: Path) -> SpecialTokens:
     return SpecialTokens(tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id)
 
 
-@dataclass(frozen=True)
-class ExampleReader:
-    """Reads single examples of a data set. A bad example becomes a SkippedExample and never raises an exception."""
+@dataclass
+class _MicroBatches(TorchDataset[Batch]):
+    """Map-style data set of one rank: item m is its micro-batch m, counted over all steps of the run or of the evaluation.
+
+    A bad example is skipped and named in the batch, and never raises an exception. Raises UserError if the split is empty.
+    """
 
     dataset: Dataset
-    max_post_tokens: int
-    max_comment_tokens: int
+    settings: DataSettings
     image_size: int  # side of the square crops in pixels; 0 = read no images
-    n_answers: int = 0  # size of the answer vocabulary if answers are classified
+    n_answers: int  # size of the answer vocabulary if answers are classified
+    micro_batch: int
+    rank: int
+    world_size: int
+    limit: int  # examples of an evaluation, in their stored order
+    order: Order | None = None  # of training
 
-    def read(self, index: int, most_comments: int | None, seed: int | None) -> LoadedExample | SkippedExample:
-        """Return example `index` with at most `most_comments` (None = all): drawn by `seed`, or the first ones without it."""
+    def __post_init__(self) -> None:
+        if len(self.dataset) == 0:
+            of = f"split {self.dataset.split!r} of {self.settings.path or 'the data'}"
+            raise UserError(f"{of} is empty: name another split or prepare it again")
+        self.special = special_tokens(self.dataset.tokenizer_path)
+
+    def __getitem__(self, m: int) -> Batch:
+        first = (m * self.world_size + self.rank) * self.micro_batch
+        if self.order:
+            seed, most = self.order.seed, self.settings.comments_per_post
+            epochs, indices = (array.tolist() for array in self.order.indices(first, self.micro_batch))
+            examples = [self._read(i, most, example_seed(seed, epoch, i)) for epoch, i in zip(epochs, indices)]
+        else:
+            indices, most = (
+                range(first, min(first + self.micro_batch, self.limit)),
+                self.settings.eval_comments_per_post,
+            )
+            examples = [self._read(i, most, None) for i in indices]
+        return collate(examples, special=self.special, image_size=self.image_size, n_answers=self.n_answers)
+
+    def _read(self, index: int, most: int | None, seed: int | None) -> LoadedExample | UnreadableRecord:
+        """Return an example with at most `most` comments (None = all): drawn by `seed`, or the first ones without it."""
         try:
             tokens = self.dataset.tokens(index)
             image = self._image(index, tokens) if self.image_size else None
         except UnreadableRecord as error:
-            return SkippedExample(error.id, error.reason)
+            return error
+        n = len(tokens.comments)
+        chosen = range(n)[:most]
+        if seed is not None and len(chosen) < n:
+            chosen = np.sort(np.random.default_rng(seed).choice(n, size=len(chosen), replace=False))
         return LoadedExample(
             id=tokens.id,
             index=index,
-            post=cut_tokens(tokens.post, self.max_post_tokens),
-            comments=[
-                cut_tokens(comment, self.max_comment_tokens)
-                for comment in self._choose(tokens.comments, most_comments, seed)
-            ],
+            post=cut_tokens(tokens.post, self.settings.max_post_tokens),
+            comments=[cut_tokens(tokens.comments[i], self.settings.max_comment_tokens) for i in chosen],
             image=image,
             answer_ids=tokens.answer_ids,
             answer_scores=tokens.answer_scores,
@@ -118,58 +144,18 @@ class ExampleReader:
         except Exception as error:  # decoders raise many kinds of exceptions, and none of them may end a long run
             raise UnreadableRecord(tokens.id, f"image cannot be decoded: {error}") from error
 
-    def batch(self, examples: list[LoadedExample | SkippedExample], special: SpecialTokens) -> Batch:
-        """Collate examples."""
-        return collate(examples, special=special, image_size=self.image_size, n_answers=self.n_answers)
-
-    @staticmethod
-    def _choose(comments: list[np.ndarray], most: int | None, seed: int | None) -> list[np.ndarray]:
-        if most is None or len(comments) <= most:
-            return comments
-        if seed is None:
-            return comments[:most]
-        kept = np.random.default_rng(seed).choice(len(comments), size=most, replace=False)
-        return [comments[i] for i in np.sort(kept)]
-
-
-@dataclass(frozen=True)
-class TrainMicroBatches(TorchDataset[Batch]):
-    """Map-style data set of one rank: item m is its micro-batch m, counted over all steps of the run."""
-
-    reader: ExampleReader
-    special: SpecialTokens
-    order: Order
-    comments_per_post: int | None
-    micro_batch: int
-    rank: int
-    world_size: int
-
-    def __getitem__(self, m: int) -> Batch:
-        epochs, indices = self.order.indices((m * self.world_size + self.rank) * self.micro_batch, self.micro_batch)
-        examples = [
-            self.reader.read(index, self.comments_per_post, example_seed(self.order.seed, epoch, index))
-            for epoch, index in zip(epochs.tolist(), indices.tolist())
-        ]
-        return self.reader.batch(examples, self.special)
-
-
-@dataclass(frozen=True)
-class EvalMicroBatches(TorchDataset[Batch]):
-    """Map-style data set of one rank: item m is its micro-batch m of the first `limit` examples, in their stored order."""
-
-    reader: ExampleReader
-    special: SpecialTokens
-    limit: int
-    comments_per_post: int | None
-    micro_batch: int
-    rank: int
-    world_size: int
-
-    def __getitem__(self, m: int) -> Batch:
-        first = (m * self.world_size + self.rank) * self.micro_batch
-        indices = range(first, min(first + self.micro_batch, self.limit))
-        examples = [self.reader.read(index, self.comments_per_post, None) for index in indices]
-        return self.reader.batch(examples, self.special)
+    def load(self, items: range) -> Iterator[Batch]:
+        workers = auto_workers() if self.settings.workers is None else self.settings.workers
+        loader = DataLoader(
+            self,
+            batch_size=None,
+            sampler=items,
+            num_workers=workers,
+            prefetch_factor=PREFETCHED if workers else None,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_ignore_signals,
+        )
+        return iter(loader)
 
 
 def auto_workers() -> int:
@@ -187,29 +173,6 @@ def _ignore_signals(_worker: int) -> None:
         signal.signal(name, signal.SIG_IGN)
 
 
-def _load(micro_batches: TrainMicroBatches | EvalMicroBatches, items: range, settings: DataSettings) -> Iterator[Batch]:
-    workers = auto_workers() if settings.workers is None else settings.workers
-    return iter(
-        DataLoader(
-            micro_batches,
-            batch_size=None,
-            sampler=items,
-            num_workers=workers,
-            prefetch_factor=PREFETCHED if workers else None,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_ignore_signals,
-        )
-    )
-
-
-def _reader(dataset: Dataset, settings: DataSettings, image_size: int, n_answers: int) -> ExampleReader:
-    if len(dataset) == 0:
-        raise UserError(
-            f"split {dataset.split!r} of {settings.path or 'the data'} is empty: name another split or prepare it again"
-        )
-    return ExampleReader(dataset, settings.max_post_tokens, settings.max_comment_tokens, image_size, n_answers)
-
-
 def training_batches(
     dataset: Dataset,
     settings: DataSettings,
@@ -222,29 +185,16 @@ def training_batches(
     last_step: int,
     n_answers: int = 0,
 ) -> Iterator[list[Batch]]:
-    """Yield this rank's micro-batches of each step in [first_step, last_step).
+    """Yield this rank's micro-batches of each step in [first_step, last_step). See `_MicroBatches` for the sizes and errors.
 
     Micro-batch a of rank r in step t holds the global positions t·G + (a·world size + r)·micro-batch + j of the order.
-
-    Args:
-        image_size: side of the crops in pixels; 0 if the model reads no images.
-        n_answers: size of the answer vocabulary if answers are classified.
-
-    Raises:
-        UserError: at once, if the split of the data is empty.
     """
-    train = TrainMicroBatches(
-        reader=_reader(dataset, settings, image_size, n_answers),
-        special=special_tokens(dataset.tokenizer_path),
-        order=Order(len(dataset), seed),
-        comments_per_post=settings.comments_per_post,
-        micro_batch=split.micro_batch,
-        rank=rank,
-        world_size=split.world_size,
-    )
+    n, order = len(dataset), Order(len(dataset), seed)
+    sizes = (image_size, n_answers, split.micro_batch, rank, split.world_size, n)
+    train = _MicroBatches(dataset, settings, *sizes, order)
     # Readers load one micro-batch at a time, so the memory that they hold does not grow with the accumulation.
     n = split.accumulation
-    batches = _load(train, range(first_step * n, last_step * n), settings)
+    batches = train.load(range(first_step * n, last_step * n))
     return ([next(batches) for _ in range(n)] for _ in range(first_step, last_step))
 
 
@@ -265,27 +215,15 @@ def eval_batches(
     Every example is on exactly one rank. All ranks must run the same forward passes, so every rank gets the same number
     of batches; where there are too few examples, the last one is a `blank_batch`. A resumed job starts at `first_batch`.
     """
-    reader = _reader(dataset, settings, image_size, n_answers)
     limit = min(limit or len(dataset), len(dataset))
-    shard = EvalMicroBatches(
-        reader=reader,
-        special=special_tokens(dataset.tokenizer_path),
-        limit=limit,
-        comments_per_post=settings.eval_comments_per_post,
-        micro_batch=micro_batch,
-        rank=rank,
-        world_size=world_size,
-    )
+    shard = _MicroBatches(dataset, settings, image_size, n_answers, micro_batch, rank, world_size, limit)
     rounds = -(-limit // (micro_batch * world_size))
-    return _load(shard, range(first_batch, rounds), settings)
+    return shard.load(range(first_batch, rounds))
 
 
 @dataclass
 class SkipCounter:
-    """Counts the unreadable examples of an epoch over all ranks, and stops the run when there are too many.
-
-    A resume needs nothing but its fields (`dataclasses.asdict`).
-    """
+    """Counts the unreadable examples of an epoch over all ranks, and stops the run above a share. A resume needs its fields."""
 
     epoch: int = 0
     count: int = 0  # in this epoch, over all ranks

@@ -81,11 +81,6 @@ class Order:
     n: int
     seed: int
 
-    def index(self, position: int) -> tuple[int, int]:
-        """Return (epoch, example index) of one global position."""
-        epoch, within = divmod(position, self.n)
-        return epoch, int(permute(within, self.n, order_key(self.seed, epoch)))
-
     def indices(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (epochs, example indices) of `count` consecutive positions from `first`, as int64 arrays."""
         epochs, within = np.divmod(np.arange(first, first + count, dtype=np.int64), self.n)

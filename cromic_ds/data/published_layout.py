@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +29,8 @@ from cromic_ds.errors import UserError, nearest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_KEYS = {"post": ("did2post", "id2post"), "comments": ("did2cmts", "id2cmt")}
+_KEYS = (("did2post", "id2post"), ("did2cmts", "id2cmt"))
 _IMAGES = "_image_lmdb"
-_IDS_CHECKED = 1000
 
 
 def holds_published(path: str | Path) -> bool:
@@ -57,14 +57,14 @@ class PublishedDataset:
     task: str | None = None
     answers: list[str] | None = None
     answers_fingerprint: str | None = None
-    _tokenizer: PreTrainedTokenizerFast | None = None
 
     def __init__(self, path: str | Path, split: str = "train"):
         self.split = split
         self.file, images = _locate(Path(path), split)
         self.images = LmdbSource(images)
         self.single_file = len(published_names(path)) == 1  # if so, train and val are the same examples
-        self.tokenizer_path = _tokenizer_beside(self.file)
+        beside = (self.file.parent / "tokenizer", self.file.parent / "vocab.txt")
+        self.tokenizer_path = next((path for path in beside if path.exists()), Path("bert-base-chinese"))
         self._load()
         self._check_images()
 
@@ -98,26 +98,14 @@ class PublishedDataset:
     def texts(self, index: int) -> Texts:
         from cromic_ds.data.tokenizer import decode_text
 
-        tokens, tokenizer = self.tokens(index), self.tokenizer
+        tokens, tokenizer = self.tokens(index), _tokenizer(self.tokenizer_path)
         comments = [decode_text(tokenizer, comment) for comment in tokens.comments]
         return Texts(tokens.id, decode_text(tokenizer, tokens.post), comments)
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer, loaded at its first use in each process."""
-        from cromic_ds.data.tokenizer import load_tokenizer
-
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.tokenizer_path)
-        return self._tokenizer
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_tokenizer": None}
 
     def _load(self) -> None:
         content = _read(self.file)
         ids = content["all_did"]
-        posts, comments = (_by_id(_pick(content, what, self.file)) for what in ("post", "comments"))
+        posts, comments = (_by_id(content, keys, self.file) for keys in _KEYS)
         per_post = [comments.get(str(id).strip(), ()) for id in ids]
         self._ids = np.array([str(id).encode() for id in ids], dtype=np.bytes_)
         try:
@@ -135,15 +123,13 @@ class PublishedDataset:
 
     def _check_images(self) -> None:
         """Raise UserError with the likely cause if none of the ids has an image."""
-        checked = range(0, len(self), max(1, len(self) // _IDS_CHECKED))
+        checked = range(0, len(self), max(1, len(self) // 1000))  # about 1,000 of them
         if not len(self) or any(self.images.get(self.id(i)) is not None for i in checked):
             return
         id = self.id(0).strip()
         with open_environment(self.images.folder).begin() as txn:
-            keys = [
-                bytes(key).decode(errors="replace").strip()
-                for key in islice(txn.cursor().iternext(values=False), 10_000)
-            ]
+            first = islice(txn.cursor().iternext(values=False), 10_000)
+            keys = [bytes(key).decode(errors="replace").strip() for key in first]
         longer = next((key for key in keys if key.endswith(id) and key != id), None)
         if longer:
             cut = len(longer) - len(id)
@@ -158,16 +144,21 @@ class PublishedDataset:
         )
 
 
+@lru_cache(maxsize=4)
+def _tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    from cromic_ds.data.tokenizer import load_tokenizer
+
+    return load_tokenizer(path)
+
+
 def _locate(path: Path, split: str) -> tuple[Path, Path]:
     """Return the `.pt` file and the image LMDB of a split."""
     folder = path.parent if path.is_file() else path
     names = published_names(path)
-    if path.is_file() or (folder / f"{split}.pt").is_file():
-        name = path.stem if path.is_file() else split
-    elif len(names) == 1:
-        name = names[0]
-    else:
+    in_folder = path.is_dir() and (path / f"{split}.pt").is_file()
+    if not in_folder and len(names) != 1:
         raise UserError(f"{path}: no split {split!r}{nearest(split, names)}; its files are {', '.join(names)}")
+    name = split if in_folder else names[0]
     images = folder / f"{name}{_IMAGES}"
     others = sorted(folder.glob(f"*{_IMAGES}"))
     if not images.is_dir() and len(others) == 1:
@@ -175,11 +166,6 @@ def _locate(path: Path, split: str) -> tuple[Path, Path]:
     if not images.is_dir():
         raise UserError(f"{folder / name}.pt: its images are missing, there is no {images.name} beside it")
     return folder / f"{name}.pt", images
-
-
-def _tokenizer_beside(file: Path) -> Path:
-    candidates = (file.parent / "tokenizer", file.parent / "vocab.txt")
-    return next((path for path in candidates if path.exists()), Path("bert-base-chinese"))
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -198,15 +184,11 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-def _pick(content: dict[str, Any], what: str, file: Path) -> dict:
-    for key in _KEYS[what]:
-        if isinstance(content.get(key), dict):
-            return content[key]
-    raise UserError(f"{file}: not in the published layout, it has neither {' nor '.join(_KEYS[what])}")
-
-
-def _by_id(values: dict) -> dict:
-    """Return the values by stripped id. Where two ids differ only in whitespace, the one without any counts."""
+def _by_id(content: dict[str, Any], keys: tuple[str, str], file: Path) -> dict:
+    """Return posts or comments by stripped id. Where two ids differ only in whitespace, the one without any counts."""
+    values = next((content[key] for key in keys if isinstance(content.get(key), dict)), None)
+    if values is None:
+        raise UserError(f"{file}: not in the published layout, it has neither {' nor '.join(keys)}")
     stripped = {str(id).strip(): value for id, value in values.items()}
     return stripped | {id: value for id, value in values.items() if isinstance(id, str) and id == id.strip()}
 

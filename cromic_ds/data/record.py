@@ -72,29 +72,21 @@ def encode_record(record: Record, dtype: np.dtype) -> bytes:
     answer_ids, answer_scores = record.answers
     sequences: Sequence[np.ndarray] = [record.post_tokens, *record.comment_tokens]
     texts = {"post": record.post, "comments": record.comments, "extras": record.extras}
-    return with_checksum(
-        b"".join(
-            (
-                _HEADER.pack(len(id), len(image_id), len(record.post_tokens), len(lengths), len(answer_ids)),
-                lengths.tobytes(),
-                answer_ids.astype("<u4").tobytes(),
-                answer_scores.astype("<f4").tobytes(),
-                id,
-                image_id,
-                np.concatenate(sequences).astype(dtype).tobytes(),
-                json.dumps(texts, ensure_ascii=False, separators=(",", ":")).encode(),
-            )
-        )
+    parts = (
+        _HEADER.pack(len(id), len(image_id), len(record.post_tokens), len(lengths), len(answer_ids)),
+        lengths.tobytes(),
+        answer_ids.astype("<u4").tobytes(),
+        answer_scores.astype("<f4").tobytes(),
+        id,
+        image_id,
+        np.concatenate(sequences).astype(dtype).tobytes(),
+        json.dumps(texts, ensure_ascii=False, separators=(",", ":")).encode(),
     )
+    return with_checksum(b"".join(parts))
 
 
 class EncodedRecord:
-    """A stored record, decoded only as far as needed.
-
-    Args:
-        value: its bytes, without checksum.
-        dtype: type of the token ids.
-    """
+    """A stored record, given by its bytes without checksum and the type of its token ids, decoded only as far as needed."""
 
     def __init__(self, value: bytes, dtype: np.dtype):
         id_bytes, image_bytes, self._post_length, comments, self._n_answers = _HEADER.unpack_from(value)
@@ -105,24 +97,20 @@ class EncodedRecord:
         self.id = value[at : at + id_bytes].decode()
         self._tokens_at = at + id_bytes + image_bytes
         self.image_id = value[at + id_bytes : self._tokens_at].decode()
+        self._n_tokens = self._post_length + int(self._lengths.sum(dtype=np.int64))
 
     def tokens(self, classified: bool) -> Tokens:
         """Return the token ids, and the answers if `classified`: the store has an answer vocabulary."""
         flat = np.frombuffer(self._value, self._dtype, self._n_tokens, self._tokens_at).astype(np.int32)
         ends = np.cumsum(self._lengths, dtype=np.int64) + self._post_length
-        comments = [flat[e - n : e] for e, n in zip(ends, self._lengths)]
-        return Tokens(self.id, flat[: self._post_length], comments, *(self._answers() if classified else ()))
+        tokens = Tokens(self.id, flat[: self._post_length], [flat[e - n : e] for e, n in zip(ends, self._lengths)])
+        if classified:
+            ids = np.frombuffer(self._value, "<u4", self._n_answers, self._answers_at)
+            scores = np.frombuffer(self._value, "<f4", self._n_answers, self._answers_at + ids.nbytes)
+            tokens.answer_ids, tokens.answer_scores = ids.astype(np.int32), scores.astype(np.float32)
+        return tokens
 
     def texts(self) -> Texts:
         """Return the texts and extras."""
         texts = json.loads(self._value[self._tokens_at + self._n_tokens * self._dtype.itemsize :])
         return Texts(self.id, texts["post"], texts["comments"], texts["extras"])
-
-    def _answers(self) -> tuple[np.ndarray, np.ndarray]:
-        ids = np.frombuffer(self._value, "<u4", self._n_answers, self._answers_at).astype(np.int32)
-        scores = np.frombuffer(self._value, "<f4", self._n_answers, self._answers_at + ids.nbytes)
-        return ids, scores.astype(np.float32)
-
-    @property
-    def _n_tokens(self) -> int:
-        return self._post_length + int(self._lengths.sum(dtype=np.int64))

@@ -1,13 +1,14 @@
-"""Sources of images by id: a folder of files, an LMDB environment, or a TSV of base64 lines."""
+"""Sources of images by id (a folder of files, an LMDB environment, or a TSV of base64 lines) and of further fields by id."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import errno
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from cromic_ds.data.disk_table import DiskTable, new_table
 from cromic_ds.data.images import BadImage
@@ -96,7 +97,8 @@ class TsvSource:
     def get(self, id: str) -> bytes | None:
         for name in spellings(id):
             if (line := self.lines.find(name)) is not None:
-                encoded = line.partition(b"\t")[2].strip().translate(_STANDARD_ALPHABET)
+                # some releases use the URL-safe alphabet
+                encoded = line.partition(b"\t")[2].strip().translate(bytes.maketrans(b"-_", b"+/"))
                 try:
                     return base64.b64decode(encoded, validate=True)
                 except binascii.Error as error:
@@ -107,20 +109,15 @@ class TsvSource:
 class IndexedLines:
     """Random access by key to the lines of a file of any size; the first line of a key counts.
 
-    Args:
-        index: file of the index, which is made unless it is there.
-        key_of: returns the key of a line, given the file, the line's number and the line.
+    The file `index` is made unless it is there. `key_of` returns the key of a line, given the file, its number and the line.
     """
 
     def __init__(self, path: Path, index: Path, key_of: Callable[[Path, int, bytes], bytes]):
         self.path, self._offsets = path, DiskTable(index)
         if index.exists():
             return
-        size = path.stat().st_size
-        with (
-            new_table(index, "key BLOB PRIMARY KEY, offset INTEGER") as offsets,
-            ProgressBar(path.name, size, "bytes") as bar,
-        ):
+        bar = ProgressBar(path.name, path.stat().st_size, "bytes")
+        with bar, new_table(index, "key BLOB PRIMARY KEY, offset INTEGER") as offsets:
             for number, offset, line in read_lines(path):
                 offsets.insert(key_of(path, number, line), offset)
                 if number % 1000 == 0:
@@ -136,12 +133,30 @@ class IndexedLines:
             return file.readline()
 
 
-_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")  # some releases use the URL-safe one
-
-
 def tsv_key(path: Path, number: int, line: bytes) -> bytes:
     """Return the id at the beginning of line `number` of an image TSV."""
     key, tab, _ = line.partition(b"\t")
     if not tab:
         raise UserError(f"{path}:{number}: no TAB; an image TSV has lines of an id, a TAB and the image in base64")
     return key
+
+
+class ExtrasSource:
+    """A file of JSON lines `{"id": ..., ...}` whose other fields are stored with the record of that id."""
+
+    def __init__(self, path: Path, work: Path):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; extras is a file of JSON lines")
+        self.lines = IndexedLines(path, work / "extra_lines.db", _json_key)
+
+    def get(self, id: str) -> dict[str, Any]:
+        """Return the fields of a record, an empty dict if the file has none."""
+        line = self.lines.find(id)
+        return {k: v for k, v in json.loads(line).items() if k != "id"} if line is not None else {}
+
+
+def _json_key(path: Path, number: int, line: bytes) -> bytes:
+    try:
+        return json.loads(line)["id"].encode()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f'{path}:{number}: not a JSON object with a string "id"') from None

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,8 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not readable as a store's description ({error!r}); prepare the store again") from None
     if version != FORMAT_VERSION or not isinstance(splits, dict):
-        raise UserError(
-            f"{file}: format version {version}, this program reads {FORMAT_VERSION}; prepare the store again"
-        )
+        what = f"format version {version}, this program reads {FORMAT_VERSION}"
+        raise UserError(f"{file}: {what}; prepare the store again")
     return meta
 
 
@@ -66,8 +65,7 @@ class StoreDataset:
         shards = meta["splits"][split]["shards"]
         self.path, self.split, self.meta = Path(path), split, meta
         self.tokenizer_path = self.path / "tokenizer"
-        identity = json.dumps([meta["tokenizer"]["fingerprint"], split, [s["digest"] for s in shards]])
-        self.fingerprint = digest(identity)
+        self.fingerprint = digest(json.dumps([meta["tokenizer"]["fingerprint"], split, [s["digest"] for s in shards]]))
         self.task: str | None = meta.get("task")
         self.answers_fingerprint: str | None = meta.get("answers", {}).get("fingerprint")
         self._answers: list[str] | None = None
@@ -102,13 +100,7 @@ class StoreDataset:
         if not record.image_id:
             return None
         folder = shard_folders(self.path / self.split, self._locate(index)[0])[1]
-        value = _get(folder, record.image_id.encode(), record.id, self._check_same)
-        if value is None:
-            raise UnreadableRecord(record.id, f"its image is missing from {folder}")
-        image = without_checksum(value)
-        if image is None:
-            raise UnreadableRecord(record.id, f"its image is damaged in {folder} (checksum)")
-        return image
+        return self._get(folder, record.image_id.encode(), record.id, "its image is ")
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Return (shard, index within the shard)."""
@@ -120,21 +112,23 @@ class StoreDataset:
     def _read(self, index: int) -> EncodedRecord:
         shard, local = self._locate(index)
         folder = shard_folders(self.path / self.split, shard)[0]
-        name = f"{self.split}[{index}]"
-        value = _get(folder, record_key(local), name, self._check_same)
-        if value is None:
-            raise UnreadableRecord(name, f"missing from {folder}")
-        encoded = without_checksum(value)
-        if encoded is None:
-            raise UnreadableRecord(name, f"damaged in {folder} (checksum)")
-        return EncodedRecord(encoded, self._dtype)
+        return EncodedRecord(self._get(folder, record_key(local), f"{self.split}[{index}]"), self._dtype)
+
+    def _get(self, folder: Path, key: bytes, name: str, it_is: str = "") -> bytes:
+        """Return a value of a shard without its checksum. Raises UnreadableRecord for record `name`."""
+        try:
+            with open_environment(folder, self._check_same).begin() as txn:
+                stored = txn.get(key)
+        except (lmdb.Error, UserError) as error:
+            raise UnreadableRecord(name, str(error)) from None
+        if stored is None:
+            raise UnreadableRecord(name, f"{it_is}missing from {folder}")
+        if (value := without_checksum(stored)) is None:
+            raise UnreadableRecord(name, f"{it_is}damaged in {folder} (checksum)")
+        return value
 
     def _check_same(self) -> None:
-        """Check, before a shard is opened, that no other store has taken this one's place: its records would pass for ours.
-
-        Raises:
-            UserError: another store has taken its place.
-        """
+        """Raise UserError, before a shard is opened, if another store is in its place: those records would pass for ours."""
         if (now := _identity(self.path)) != self._seen:
             if read_meta(self.path) != self.meta:
                 raise UserError(f"{self.path}: another store is in its place since this program started")
@@ -158,14 +152,6 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _get(folder: Path, key: bytes, name: str, before_opening: Callable[[], None]) -> bytes | None:
-    try:
-        with open_environment(folder, before_opening).begin() as txn:
-            return txn.get(key)
-    except (lmdb.Error, UserError) as error:
-        raise UnreadableRecord(name, str(error)) from None
 
 
 def answers_fingerprint(answers: Sequence[str]) -> str:

@@ -37,7 +37,7 @@ def load_tokenizer(spec: str | Path) -> PreTrainedTokenizerFast:
     if path.is_dir() and not (path / "tokenizer.json").is_file() and (path / "vocab.txt").is_file():
         path = path / "vocab.txt"
     if path.is_file():
-        return _wrap(_wordpiece(_read_vocabulary(path), str(spec)))
+        return _wordpiece(_read_vocabulary(path), str(spec))
     from transformers import AutoTokenizer
 
     try:
@@ -70,11 +70,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     for word, count in words.items():
         for symbol in _shift(word):
             symbols[symbol] += count
-    by_frequency = sorted(symbols, key=lambda s: (-symbols[s], s))[: vocab_size - len(SPECIAL)]
-    room = vocab_size - len(SPECIAL) - len(by_frequency)
-    pieces = _learn_pieces(words, set(by_frequency), len(by_frequency) + room) if room else []
+    room = vocab_size - len(SPECIAL)
+    by_frequency = sorted(symbols, key=lambda s: (-symbols[s], s))[:room]
+    pieces = _learn_pieces(words, set(by_frequency), room) if len(by_frequency) < room else []
     tokens = [*SPECIAL.values(), *(_unshift(piece) for piece in [*by_frequency, *pieces])]
-    return _wrap(_wordpiece({token: i for i, token in enumerate(tokens)}, "train"))
+    return _wordpiece({token: i for i, token in enumerate(tokens)}, "train")
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -85,14 +85,13 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     return digest(plain.to_str(pretty=False))
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str], max_tokens: int) -> list[np.ndarray]:
-    """Return the int32 ids `[CLS] … [SEP]` of each text, cut to `max_tokens` with [SEP] kept."""
-    return encode_fast(tokenizer.backend_tokenizer, texts, max_tokens)
+def encode(tokenizer: PreTrainedTokenizerFast | Tokenizer, texts: list[str], max_tokens: int) -> list[np.ndarray]:
+    """Return the int32 ids `[CLS] … [SEP]` of each text, cut to `max_tokens` with [SEP] kept.
 
-
-def encode_fast(tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> list[np.ndarray]:
-    """Do the same with a `tokenizers.Tokenizer`, which preparation's workers load without importing transformers."""
-    return [cut_tokens(np.array(encoding.ids, np.int32), max_tokens) for encoding in tokenizer.encode_batch_fast(texts)]
+    Preparation's workers give a `tokenizers.Tokenizer`, which they load without importing transformers.
+    """
+    fast = tokenizer if isinstance(tokenizer, Tokenizer) else tokenizer.backend_tokenizer
+    return [cut_tokens(np.array(encoding.ids, np.int32), max_tokens) for encoding in fast.encode_batch_fast(texts)]
 
 
 def decode_text(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> str:
@@ -111,21 +110,19 @@ _SPACE_TO_DROP = re.compile(
 
 def _read_vocabulary(path: Path) -> dict[str, int]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a vocabulary (not UTF-8 text); give a vocab.txt with one token a line") from None
-    if lines[-1] == "":
-        lines.pop()
     return {line.rstrip("\r"): i for i, line in enumerate(lines)}
 
 
-def _wordpiece(vocabulary: dict[str, int], source: str) -> Tokenizer:
+def _wordpiece(vocabulary: dict[str, int], source: str) -> PreTrainedTokenizerFast:
     """Build the tokenizer of bert-base-chinese as transformers does, but independently of that library's version."""
-    missing = [token for token in SPECIAL.values() if token not in vocabulary]
-    if missing:
-        raise UserError(
-            f"{source}: not a BERT vocabulary, {', '.join(missing)} is missing; give a vocab.txt with one token a line"
-        )
+    from transformers import PreTrainedTokenizerFast
+
+    if missing := [token for token in SPECIAL.values() if token not in vocabulary]:
+        what = f"not a BERT vocabulary, {', '.join(missing)} is missing"
+        raise UserError(f"{source}: {what}; give a vocab.txt with one token a line")
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -135,12 +132,6 @@ def _wordpiece(vocabulary: dict[str, int], source: str) -> Tokenizer:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
     )
-    return tokenizer
-
-
-def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    from transformers import PreTrainedTokenizerFast
-
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
 
 
@@ -177,11 +168,9 @@ def _learn_pieces(words: Counter[str], alphabet: set[str], vocab_size: int) -> l
 
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    learner.train_from_iterator(
-        shifted(),
-        trainers.BpeTrainer(
-            vocab_size=vocab_size, initial_alphabet=sorted(alphabet), min_frequency=2, show_progress=False
-        ),
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=sorted(alphabet), min_frequency=2, show_progress=False
     )
+    learner.train_from_iterator(shifted(), trainer)
     learned = learner.get_vocab()
     return sorted((piece for piece in learned if len(piece) > 1), key=learned.__getitem__)

@@ -13,16 +13,17 @@ from cromic_ds.files import read_json, write_atomically
 from cromic_ds.metrics.vqa_answers import normalize_answer
 from cromic_ds.tasks.reader import OfficialReader, json_items
 
-_ANSWERS_CHECKED = 1000
+_ANSWER = "annotations.item.multiple_choice_answer"
 
 
 def vocabulary(reader: OfficialReader, given: str, min_count: int, work: Path) -> list[str]:
     """Return the `given` vocabulary, or that of the annotations if none is given. It is kept in `work` for a resume."""
     file = work / ANSWERS_FILE
     if not file.exists():
-        answers = read_vocabulary(given) if given else build_vocabulary(reader.answer_files(), min_count)
-        if given:
-            refuse_foreign(answers, given, [file for file in reader.answer_files() if file.is_file()])
+        annotations = reader.answer_files()
+        answers = read_vocabulary(given) if given else build_vocabulary(annotations, min_count)
+        if given and (there := [path for path in annotations if path.is_file()]):
+            _refuse_foreign(answers, given, there[0])
         write_atomically(file, json.dumps(answers))
     return read_json(file)
 
@@ -35,8 +36,7 @@ def build_vocabulary(annotations: list[Path], min_count: int) -> list[str]:
     """
     counts: Counter[str] = Counter()
     for file in annotations:
-        answers = json_items(file, "annotations.item.multiple_choice_answer")
-        counts.update(normalize_answer(answer) for _, answer in answers if isinstance(answer, str))
+        counts.update(normalize_answer(answer) for _, answer in json_items(file, _ANSWER) if isinstance(answer, str))
     frequent = [answer for answer, count in counts.items() if count >= min_count]
     if not frequent:
         raise UserError(
@@ -72,13 +72,12 @@ def read_vocabulary(path: str | Path) -> list[str]:
     return content
 
 
-def refuse_foreign(answers: list[str], source: str, annotations: list[Path]) -> None:
-    """Raise UserError if a given vocabulary contains none of the answers at the start of the annotations."""
+def _refuse_foreign(answers: list[str], source: str, annotations: Path) -> None:
+    """Raise UserError if a given vocabulary contains none of the first 1,000 answers of the annotations."""
     known = set(answers)
-    for file in annotations[:1]:
-        first = islice(json_items(file, "annotations.item.multiple_choice_answer"), _ANSWERS_CHECKED)
-        if not any(isinstance(answer, str) and normalize_answer(answer) in known for _, answer in first):
-            raise UserError(f"{source}: {file.name} gives none of its answers; take the vocabulary of this task")
+    first = islice(json_items(annotations, _ANSWER), 1000)
+    if not any(isinstance(answer, str) and normalize_answer(answer) in known for _, answer in first):
+        raise UserError(f"{source}: {annotations.name} gives none of its answers; take the vocabulary of this task")
 
 
 def _unusable(file: Path, reason: str) -> UserError:

@@ -7,23 +7,26 @@ the finished shards. The result depends only on the input and the settings, not 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cromic_ds.data.sources import open_source
+from cromic_ds.data.sources import ExtrasSource, open_source
 from cromic_ds.data.store import is_store, read_meta
 from cromic_ds.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_tokenizer
 from cromic_ds.errors import UserError
-from cromic_ds.prepare.corpus import Corpus, PublishedCorpus, TextCorpus
-from cromic_ds.prepare.extras import ExtrasSource
-from cromic_ds.prepare.official import open_reader
-from cromic_ds.prepare.official_corpus import OfficialCorpus
+from cromic_ds.files import exclusive, read_json, write_json
+from cromic_ds.prepare.answer_vocabulary import vocabulary
+from cromic_ds.prepare.corpus import Corpus, PublishedCorpus
+from cromic_ds.prepare.official import OfficialCorpus, open_reader
+from cromic_ds.prepare.raw_lines import TextCorpus
 from cromic_ds.prepare.rejects import REJECTS_FILE, list_reasons, merge_rejects
-from cromic_ds.prepare.resume import only_one, refuse_other_settings
-from cromic_ds.prepare.scan import counts_file, image_boundary, read_scan_entries, scan
+from cromic_ds.prepare.scan import ScanCounts, counts_file, image_boundary, read_scan_entries, scan
 from cromic_ds.prepare.settings import PrepareSettings
 from cromic_ds.prepare.shards import ShardJob, ShardMaker, rejects_file, run_jobs
 from cromic_ds.prepare.store_writer import ShardInfo, partial_folder, refuse_existing, write_meta
@@ -34,6 +37,8 @@ from cromic_ds.tasks.reader import OfficialReader
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+_MAY_CHANGE = ("out", "workers", "max_reject_rate")  # settings that a resumed preparation may have changed
+_FILES = ("text", "images", "published", "root", "answers", "extras")
 _TRAIN_TOKENIZER_ON = 200_000  # posts with their comments, evenly spread: more would not change the vocabulary much
 
 
@@ -43,7 +48,7 @@ def prepare(settings: PrepareSettings) -> None:
     refuse_existing(out)
     partial = partial_folder(out)
     work = partial / "work"
-    with only_one(work):
+    with _only_one(work):
         try:
             if not is_store(partial):
                 _build(settings, partial, work)
@@ -62,19 +67,17 @@ def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
     trained = settings.tokenizer == "train"
     tokenizer = load_tokenizer(settings.tokenizer) if settings.tokenizer and not trained else None
     reader = open_reader(settings.task, settings.root, settings.split, settings.answers) if settings.task else None
-    refuse_other_settings(settings, tokenizer, reader.inputs() if reader else [], work / "settings.json")
+    _refuse_other_settings(settings, tokenizer, reader.inputs() if reader else [], work / "settings.json")
     corpus = _open_corpus(settings, tokenizer, reader, work)
     extras = ExtrasSource(Path(settings.extras), work) if settings.extras else None
     counts = scan(corpus, work / "scan", 0 if reader else settings.val_fraction)
-    most_rejects = settings.max_reject_rate * counts.lines
-    if counts.rejected > most_rejects or not any(counts.records.values()):
-        raise _too_many_rejects(settings, corpus, counts.lines, [], partial, work)
+    if counts.rejected > settings.max_reject_rate * counts.lines or not any(counts.records.values()):
+        raise _too_many_rejects(settings, counts.lines, _merge_rejects(corpus, [], partial), partial)
 
-    if tokenizer is None:
-        own = corpus.tokenizer_path
-        tokenizer = (
-            load_tokenizer(own) if own and not trained else _trained_tokenizer(settings, corpus, counts.records, work)
-        )
+    if tokenizer is None and corpus.tokenizer_path and not trained:
+        tokenizer = load_tokenizer(corpus.tokenizer_path)
+    elif tokenizer is None:
+        tokenizer = _trained_tokenizer(settings, corpus, counts.records, work)
     tokenizer.save_pretrained(partial / "tokenizer")
     task = TASKS[settings.task or "comments"]
     max_post_tokens = settings.max_post_tokens or task.max_post_tokens
@@ -92,8 +95,10 @@ def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
         work=work,
     )
     jobs = _jobs(corpus, counts.records, settings.records_per_shard, work)
-    if not _make_shards(maker, jobs, settings, counts.rejected, most_rejects):
-        raise _too_many_rejects(settings, corpus, counts.lines, jobs, partial, work)
+    try:
+        _make_shards(maker, jobs, settings, counts)
+    except _TooManyRejects:
+        raise _too_many_rejects(settings, counts.lines, _merge_rejects(corpus, jobs, partial), partial) from None
     shards: dict[str, list[ShardInfo]] = {}
     for job in jobs:
         if info := maker.finished(job):
@@ -110,19 +115,66 @@ def _build(settings: PrepareSettings, partial: Path, work: Path) -> None:
         max_post_tokens=max_post_tokens,
         max_comment_tokens=max_comment_tokens,
         lines=counts.lines,
-        rejects=_merge_rejects(corpus, jobs, partial, work),
+        rejects=_merge_rejects(corpus, jobs, partial),
     )
+
+
+@contextmanager
+def _only_one(work: Path) -> Iterator[None]:
+    """Hold the lock of the work folder. Raises UserError if another process holds it."""
+    work.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(work / "lock"))
+        except BlockingIOError:
+            raise UserError(f"{work.parent}: another process is preparing this store") from None
+        yield
+
+
+def _refuse_other_settings(
+    settings: PrepareSettings, tokenizer: PreTrainedTokenizerFast | None, inputs: list[Path], file: Path
+) -> None:
+    """Raise UserError if the unfinished preparation had other input or settings; `file` keeps what it had."""
+    now: dict[str, Any] = {name: value for name, value in asdict(settings).items() if name not in _MAY_CHANGE}
+    now["tokenizer"] = tokenizer_fingerprint(tokenizer) if tokenizer else settings.tokenizer
+    for name in _FILES:
+        paths = now[name] if isinstance(now[name], list) else [now[name]]
+        now[name] = [_identity(path) for path in paths if path]
+    now["official files"] = [_identity(path) for path in inputs]
+    now = json.loads(json.dumps(now))
+    if not file.exists():
+        write_json(file, now, indent=1)
+        return
+    before = read_json(file)
+    for name, value in now.items():
+        if before.get(name) != value:
+            was = f"was {before.get(name)}, is {value}" if isinstance(value, (int, float)) else "has changed"
+            raise UserError(
+                f"{file.parent.parent}: an unfinished preparation with other settings ({name} {was}); "
+                "use the same, or remove that folder to start again"
+            )
+
+
+def _identity(path: str | Path) -> list[str | int]:
+    """Return the path of a file or folder, and for a file also its size and time of change."""
+    resolved = Path(path).resolve()
+    if not resolved.is_file():
+        return [str(resolved)]
+    status = resolved.stat()
+    return [str(resolved), status.st_size, status.st_mtime_ns]
 
 
 def _open_corpus(
     settings: PrepareSettings, tokenizer: PreTrainedTokenizerFast | None, reader: OfficialReader | None, work: Path
 ) -> Corpus:
     if reader:
-        return OfficialCorpus(TASKS[settings.task], reader, settings.answers, settings.min_answer_count, work)
+        classified = TASKS[settings.task].kind == "classify"
+        answers = vocabulary(reader, settings.answers, settings.min_answer_count, work) if classified else None
+        return OfficialCorpus(reader, answers, work)
     if settings.text:
         return TextCorpus(settings.text, open_source(settings.images, work))
     corpus = PublishedCorpus(settings.published)
-    if settings.tokenizer:
+    if settings.tokenizer and corpus.tokenizer_path:
         own = tokenizer_fingerprint(load_tokenizer(corpus.tokenizer_path))
         corpus.keep_tokens = tokenizer is not None and tokenizer_fingerprint(tokenizer) == own
     return corpus
@@ -159,13 +211,11 @@ def _jobs(corpus: Corpus, records: dict[str, int], per_shard: int, work: Path) -
     return jobs
 
 
-def _make_shards(
-    maker: ShardMaker, jobs: list[ShardJob], settings: PrepareSettings, rejected: int, most_rejects: float
-) -> bool:
-    """Make the shards that are not finished. Return False if it stopped because too many lines were rejected."""
+def _make_shards(maker: ShardMaker, jobs: list[ShardJob], settings: PrepareSettings, counts: ScanCounts) -> None:
+    """Make the shards that are not finished. Raises _TooManyRejects."""
     finished = {job: info for job in jobs if (info := maker.finished(job))}
     done = sum(job.stop - job.start for job in finished)
-    rejected += sum(job.stop - job.start - info.records for job, info in finished.items())
+    rejected = counts.rejected + sum(job.stop - job.start - info.records for job, info in finished.items())
     total = sum(job.stop - job.start for job in jobs)
     with ProgressBar("prepare", total, "records", done) as bar:
 
@@ -173,34 +223,28 @@ def _make_shards(
             nonlocal done, rejected
             done, rejected = done + records, rejected + bad
             bar.update(done, f"{rejected:,} rejected")
-            if rejected > most_rejects:
-                raise _Stop
+            if rejected > settings.max_reject_rate * counts.lines:
+                raise _TooManyRejects
 
-        try:
-            report(0, 0)
-            workers = settings.workers or os.cpu_count() or 1
-            run_jobs(maker, [job for job in jobs if job not in finished], workers, report)
-        except _Stop:
-            return False
-    return True
+        report(0, 0)
+        workers = settings.workers or os.cpu_count() or 1
+        run_jobs(maker, [job for job in jobs if job not in finished], workers, report)
 
 
-class _Stop(Exception):
-    """Too many lines have been rejected."""
+class _TooManyRejects(Exception):
+    """More lines have been rejected than `max_reject_rate` allows."""
 
 
-def _merge_rejects(corpus: Corpus, jobs: list[ShardJob], partial: Path, work: Path) -> dict[str, int]:
+def _merge_rejects(corpus: Corpus, jobs: list[ShardJob], partial: Path) -> dict[str, int]:
+    work = partial / "work"
     parts = [work / "scan" / REJECTS_FILE, *(rejects_file(work, job) for job in jobs)]
     return merge_rejects(parts, corpus.files, partial / REJECTS_FILE, work)
 
 
-def _too_many_rejects(
-    settings: PrepareSettings, corpus: Corpus, lines: int, jobs: list[ShardJob], partial: Path, work: Path
-) -> UserError:
-    reasons = _merge_rejects(corpus, jobs, partial, work)
-    rejected = sum(reasons.values())
+def _too_many_rejects(settings: PrepareSettings, lines: int, reasons: dict[str, int], partial: Path) -> UserError:
+    of = f"{sum(reasons.values()):,} of {lines:,}"
     return UserError(
-        f"{rejected:,} of {lines:,} lines cannot be used, more than max_reject_rate {settings.max_reject_rate:g} allows: "
+        f"{of} lines cannot be used, more than max_reject_rate {settings.max_reject_rate:g} allows: "
         f"{list_reasons(reasons)}; see {partial / REJECTS_FILE}, then correct the input or allow more"
     )
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from cromic_ds.data.disk_table import scratch_table
-from cromic_ds.files import replacing
+from cromic_ds.files import read_lines, replacing
 
 REJECTS_FILE = "rejects.jsonl"
 _COLUMNS = "file INTEGER, line INTEGER, reason TEXT, text TEXT, PRIMARY KEY (file, line, reason, text)"
@@ -29,24 +29,17 @@ def merge_rejects(parts: Iterable[Path], files: list[str], out: Path, work: Path
     reasons: Counter[str] = Counter()
     with scratch_table(work / "rejects.db", _COLUMNS) as rejects, replacing(out) as merged:
         for part in parts:
-            for line in _complete_lines(part):
-                reject = json.loads(line)
-                if rejects.insert(order[reject["file"]], reject["line"], reject["reason"], line):
+            for _, _, line in read_lines(part) if part.exists() else ():
+                reject = (
+                    json.loads(line) if line.endswith(b"\n") else None
+                )  # a killed process may not complete its last line
+                if reject and rejects.insert(order[reject["file"]], reject["line"], reject["reason"], line.decode()):
                     reasons[reject["reason"]] += 1
-        merged.writelines(
-            text for (text,) in rejects.execute("SELECT text FROM rows ORDER BY file, line, reason, text")
-        )
+        rows = rejects.execute("SELECT text FROM rows ORDER BY file, line, reason, text")
+        merged.writelines(text for (text,) in rows)
     return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
 
 
 def list_reasons(reasons: dict[str, int]) -> str:
     """Return the most frequent reasons as text."""
     return ", ".join(f"{count:,} {reason}" for reason, count in list(reasons.items())[:4]) or "the input is empty"
-
-
-def _complete_lines(file: Path) -> Iterator[str]:
-    if file.exists():
-        with file.open(encoding="utf-8") as lines:
-            yield from (
-                line for line in lines if line.endswith("\n")
-            )  # a killed process may leave its last line incomplete

@@ -1,7 +1,6 @@
 """The first pass of preparation: which lines can be used, and to which split each belongs.
 
-It reads every line once, in flat memory, and leaves one file of entries per split, from which the second pass can make
-shards in any order, and the rejected lines.
+It reads every line once, in flat memory. It leaves the rejected lines, and a file of entries per split for the second pass.
 """
 
 from __future__ import annotations
@@ -44,8 +43,11 @@ def scan(corpus: Corpus, folder: Path, val_fraction: float) -> ScanCounts:
         counts = _write_entries(corpus, folder, val_fraction)
         records = counts.records
         if not records.get("val", 1) and val_fraction and records["train"] > 1:
-            _move_last(folder, "train", "val")  # a corpus too small for its share still has something to evaluate on
+            # A corpus too small for its share still has something to evaluate on: the last record.
             records["train"], records["val"] = records["train"] - 1, 1
+            last = read_scan_entries(folder, "train", records["train"], records["train"] + 1)
+            np.array(last, ENTRY).tofile(_split_file(folder, "val"))
+            os.truncate(_split_file(folder, "train"), records["train"] * ENTRY.itemsize)
         write_json(summary, asdict(counts))
     return ScanCounts(**read_json(summary))
 
@@ -87,10 +89,7 @@ def _write_entries(corpus: Corpus, folder: Path, val_fraction: float) -> ScanCou
             counts.lines += 1
             if counts.lines % _CHUNK == 0:
                 bar.update(corpus.progress(scanned), f"{counts.rejected:,} rejected")
-            reason = scanned.reason
-            if not reason and not ids.insert(corpus.key(scanned)):
-                reason = DUPLICATE
-            if reason:
+            if reason := scanned.reason or ("" if ids.insert(corpus.key(scanned)) else DUPLICATE):
                 counts.rejected += 1
                 rejects.write(reject_line(corpus.files[scanned.file], scanned.line, scanned.id, reason))
                 continue
@@ -104,16 +103,6 @@ def _write_entries(corpus: Corpus, folder: Path, val_fraction: float) -> ScanCou
             np.array(buffer, ENTRY).tofile(output)
         bar.update(corpus.size)
     return counts
-
-
-def _move_last(folder: Path, source: str, target: str) -> None:
-    with _split_file(folder, source).open("r+b") as file:
-        file.seek(-ENTRY.itemsize, os.SEEK_END)
-        last = file.read()
-        file.seek(-ENTRY.itemsize, os.SEEK_END)
-        file.truncate()
-    with _split_file(folder, target).open("ab") as file:
-        file.write(last)
 
 
 def _split_file(folder: Path, split: str) -> Path:

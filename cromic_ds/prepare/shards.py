@@ -21,20 +21,18 @@ from cromic_ds.data.images import BadImage, reencode
 from cromic_ds.data.limits import cut_tokens
 from cromic_ds.data.record import Record, token_dtype
 from cromic_ds.data.reject_reasons import EMPTY_POST, MISSING_IMAGE, NO_COMMENTS
-from cromic_ds.data.tokenizer import encode_fast
+from cromic_ds.data.sources import ExtrasSource
+from cromic_ds.data.tokenizer import encode
 from cromic_ds.errors import UserError
 from cromic_ds.files import read_json, write_json
 from cromic_ds.prepare.corpus import Corpus, Post
-from cromic_ds.prepare.extras import ExtrasSource
 from cromic_ds.prepare.rejects import reject_line
 from cromic_ds.prepare.scan import read_scan_entries
 from cromic_ds.prepare.store_writer import ShardInfo, ShardWriter
 
 _CHUNK = 64  # records between two reports of progress
 
-ReportProgress = Callable[
-    [int, int], None
-]  # takes the number of records just processed, and how many of them were rejected
+ReportProgress = Callable[[int, int], None]  # takes the numbers of records just processed and of those rejected
 
 
 @dataclass(frozen=True)
@@ -68,12 +66,14 @@ class ShardMaker:
 
     def finished(self, job: ShardJob) -> ShardInfo | None:
         """Return the description of a finished shard, None if it is not finished."""
-        file = self._info_file(job)
+        file = self.work / f"{job.name}.json"
         return ShardInfo(**read_json(file)) if file.exists() else None
 
     def make(self, job: ShardJob, report: ReportProgress) -> None:
         """Write a shard, and last its info file, which marks it as finished."""
-        tokenizer = self._tokenizer()
+        tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         entries = read_scan_entries(self.work / "scan", job.split, job.start, job.stop)
         writer = ShardWriter(self.out / job.split, job.number, token_dtype(self.vocab_size))
         bad_images: dict[str, str] = {}
@@ -89,7 +89,7 @@ class ShardMaker:
                         rejects.write(reject_line(self.corpus.files[file], line, post.id, reason))
                 rejects.flush()
                 report(len(chunk), rejected)
-        write_json(self._info_file(job), asdict(writer.close()))
+        write_json(self.work / f"{job.name}.json", asdict(writer.close()))
 
     def _add(
         self,
@@ -107,12 +107,14 @@ class ShardMaker:
             return EMPTY_POST
         if post.comments and not comments:
             return NO_COMMENTS
-        image = None
         if post.image_id in bad_images:
             return bad_images[post.image_id]
+        image = None
         if not writer.has_image(post.image_id):
             try:
-                image = self._image(file, post)
+                if (encoded := self.corpus.image(file, post)) is None:
+                    raise BadImage(MISSING_IMAGE)
+                image = reencode(encoded, self.short_side, self.jpeg_quality)
             except BadImage as error:
                 return bad_images.setdefault(post.image_id, str(error))
         record = Record(
@@ -128,36 +130,19 @@ class ShardMaker:
         writer.add(record, image)
         return ""
 
-    def _image(self, file: int, post: Post) -> bytes:
-        encoded = self.corpus.image(file, post)
-        if encoded is None:
-            raise BadImage(MISSING_IMAGE)
-        return reencode(encoded, self.short_side, self.jpeg_quality)
-
     def _tokens(self, tokenizer: Tokenizer, posts: list[Post]) -> list[tuple[np.ndarray, list[np.ndarray]]]:
         """Return (post, comments) as token ids, cut to the maximum lengths."""
         new = [post for post in posts if post.tokens is None]
-        post_tokens = iter(encode_fast(tokenizer, [post.post for post in new], self.max_post_tokens))
+        post_tokens = iter(encode(tokenizer, [post.post for post in new], self.max_post_tokens))
         comments = [comment for post in new for comment in post.comments]
-        comment_tokens = iter(encode_fast(tokenizer, comments, self.max_comment_tokens))
-        return [
-            (
-                cut_tokens(post.tokens[0], self.max_post_tokens),
-                [cut_tokens(comment, self.max_comment_tokens) for comment in post.tokens[1]],
-            )
-            if post.tokens
-            else (next(post_tokens)[: None if post.post else 0], [next(comment_tokens) for _ in post.comments])
+        comment_tokens = iter(encode(tokenizer, comments, self.max_comment_tokens))
+        tokens = [
+            post.tokens
+            or (next(post_tokens)[: None if post.post else 0], [next(comment_tokens) for _ in post.comments])
             for post in posts
         ]
-
-    def _tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
-
-    def _info_file(self, job: ShardJob) -> Path:
-        return self.work / f"{job.name}.json"
+        longest = self.max_comment_tokens
+        return [(cut_tokens(post, self.max_post_tokens), [cut_tokens(c, longest) for c in cs]) for post, cs in tokens]
 
 
 def rejects_file(work: Path, job: ShardJob) -> Path:
@@ -168,14 +153,10 @@ def rejects_file(work: Path, job: ShardJob) -> Path:
 def run_jobs(maker: ShardMaker, jobs: list[ShardJob], workers: int, report: ReportProgress) -> None:
     """Make all shards. `report` is called in this process; if it raises an exception, the other processes are ended."""
     workers = min(workers, len(jobs))
-    if workers > 1:
-        _run_in_processes(maker, jobs, workers, report)
-    else:
+    if workers <= 1:
         for job in jobs:
             maker.make(job, report)
-
-
-def _run_in_processes(maker: ShardMaker, jobs: list[ShardJob], workers: int, report: ReportProgress) -> None:
+        return
     context = multiprocessing.get_context("spawn")
     next_job, done, rejected = (context.Value("q", 0) for _ in range(3))
     errors = context.SimpleQueue()
@@ -194,7 +175,13 @@ def _run_in_processes(maker: ShardMaker, jobs: list[ShardJob], workers: int, rep
             report(now[0] - reported[0], now[1] - reported[1])
             reported = now
             if failed := [process for process in processes if process.exitcode not in (None, 0)]:
-                raise _failure(failed[0].exitcode, errors)
+                if errors.empty():
+                    raise UserError(
+                        f"a worker process was killed (exit code {failed[0].exitcode}), most likely for lack of memory; "
+                        "run the same command again to continue, with fewer workers"
+                    )
+                is_user_error, text = errors.get()
+                raise UserError(text) if is_user_error else RuntimeError(f"a worker process failed:\n{text}")
     finally:
         for process in processes:
             if process.is_alive():
@@ -202,16 +189,6 @@ def _run_in_processes(maker: ShardMaker, jobs: list[ShardJob], workers: int, rep
         for process in processes:
             if process.pid:
                 process.join()
-
-
-def _failure(exit_code: int | None, errors: SimpleQueue[tuple[bool, str]]) -> Exception:
-    if not errors.empty():
-        is_user_error, text = errors.get()
-        return UserError(text) if is_user_error else RuntimeError(f"a worker process failed:\n{text}")
-    return UserError(
-        f"a worker process was killed (exit code {exit_code}), most likely for lack of memory; "
-        "run the same command again to continue, with fewer workers"
-    )
 
 
 def _work(
@@ -225,8 +202,10 @@ def _work(
     """Take jobs until none is left. Runs in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    # There is already a process for each core.
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    os.environ |= {
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": "1",
+    }  # there is already a process for each core
 
     def report(records: int, bad: int) -> None:
         with done.get_lock():

@@ -7,21 +7,13 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import lmdb
 import numpy as np
 
 from cromic_ds.data.record import Record, checksum, encode_record, token_dtype, with_checksum
-from cromic_ds.data.store import (
-    ANSWERS_FILE,
-    FORMAT_VERSION,
-    META_FILE,
-    answers_fingerprint,
-    record_key,
-    shard_folders,
-)
+from cromic_ds.data.store import ANSWERS_FILE, FORMAT_VERSION, META_FILE, answers_fingerprint, record_key, shard_folders
 from cromic_ds.errors import UserError
 from cromic_ds.files import write_atomically
 
@@ -45,11 +37,7 @@ class ShardWriter:
     """Writes one shard, in flat memory but for the image ids. No file has its final name before `close`."""
 
     def __init__(self, folder: Path, number: int, dtype: np.dtype):
-        self._targets = shard_folders(folder, number)
-        self._asides = [target.with_suffix(".tmp") for target in self._targets]
-        for path in [*self._targets, *self._asides]:
-            shutil.rmtree(path, ignore_errors=True)
-        self._texts, self._images = (_Appender(path) for path in self._asides)
+        self._texts, self._images = (_Appender(path) for path in shard_folders(folder, number))
         self._dtype = dtype
         self._image_ids: set[str] = set()
         self._comments = 0
@@ -79,21 +67,16 @@ class ShardWriter:
     def close(self) -> ShardInfo:
         """Flush the shard to disk and move it into place."""
         info = ShardInfo(self._texts.count, self._comments, self._images.count, self._digest.hexdigest())
-        for writer in (self._texts, self._images):
-            writer.close()
-        for aside, target in zip(self._asides, self._targets):
-            aside.rename(target)
+        self._texts.close()
+        self._images.close()
         return info
 
 
 class StoreWriter:
     """Writes a whole store in one process. As a context manager it removes everything if its block raises an exception.
 
-    Records that share an image must come one after the other: a shard ends only where the image changes.
-
-    Args:
-        answers: the vocabulary that the records' answers refer to.
-        about: further fields of store.json.
+    Records that share an image must come one after the other: a shard ends only where the image changes. `answers` is the
+    vocabulary that the records' answers refer to, and `about` has further fields of store.json.
     """
 
     def __init__(
@@ -130,24 +113,17 @@ class StoreWriter:
         writer.add(record, image)
         self._last_image[split] = record.image_id
 
-    def close(self) -> None:
-        """Complete the store and move it into place."""
-        for split, writer in self._open.items():
-            self._closed[split].append(writer.close())
-        self._open.clear()
-        write_meta(self._work, self._tokenizer, self._closed, self._answers, **self._about)
-        self._work.rename(self.out)
-
     def __enter__(self) -> StoreWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        if kind is not None:
             shutil.rmtree(self._work, ignore_errors=True)
+            return
+        for split, writer in self._open.items():
+            self._closed[split].append(writer.close())
+        write_meta(self._work, self._tokenizer, self._closed, self._answers, **self._about)
+        self._work.rename(self.out)
 
 
 def partial_folder(out: Path) -> Path:
@@ -199,15 +175,18 @@ def _write_json(path: Path, content: dict[str, Any] | list[str]) -> None:
 
 
 class _Appender:
-    """Writes pairs to a new LMDB environment, and commits every few megabytes.
+    """Writes pairs to a new LMDB environment, which gets its name in `close`, and commits every few megabytes.
 
     The map starts small and doubles when it is full. So the size in the file depends on the content alone, like everything
     else in it, and readers of many shards do not run out of address space.
     """
 
     def __init__(self, path: Path):
-        path.mkdir(parents=True)
-        self._env = lmdb.open(str(path), map_size=1 << 20, lock=False, sync=False, metasync=False)
+        self._path, self._aside = path, path.with_suffix(".tmp")
+        for leftover in (self._path, self._aside):
+            shutil.rmtree(leftover, ignore_errors=True)
+        self._aside.mkdir(parents=True)
+        self._env = lmdb.open(str(self._aside), map_size=1 << 20, lock=False, sync=False, metasync=False)
         self._pending: list[tuple[bytes, bytes]] = []
         self._pending_bytes = 0
         self.count = 0
@@ -236,3 +215,4 @@ class _Appender:
         self._commit()
         self._env.sync(True)
         self._env.close()
+        self._aside.rename(self._path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -59,13 +58,9 @@ class PlanSettings:
 
     def check(self) -> None:
         """Raise UserError for values that cannot work."""
-        at_least_one = ("gpus", "nodes", "global_batch", "micro_batch", "comments", "posts")
-        for name, minimum in {
-            **dict.fromkeys(at_least_one, 1),
-            "gpu_memory": 0.1,
-            "post_tokens": 0,
-            "comment_tokens": 2,
-        }.items():
+        counts = ("gpus", "nodes", "global_batch", "micro_batch", "comments", "posts")
+        others = {"gpu_memory": 0.1, "post_tokens": 0, "comment_tokens": 2}
+        for name, minimum in {**dict.fromkeys(counts, 1), **others}.items():
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise UserError(f"{name} is {value}: must be at least {minimum}")
@@ -82,8 +77,7 @@ class PlanRow:
     stage: int
     plan: MemoryPlan
     fits: bool
-    largest_micro_batch: int
-    """Most posts that fit into a forward pass; 0 if not even one does."""
+    largest_micro_batch: int  # posts that fit into a forward pass
 
 
 def plan(settings: PlanSettings) -> None:
@@ -91,8 +85,7 @@ def plan(settings: PlanSettings) -> None:
     from rich.console import Console
 
     facts = measure(settings)
-    rows = list(plan_rows(settings, facts))
-    render(settings, facts, rows, Console())
+    render(settings, facts, list(plan_rows(settings, facts)), Console())
 
 
 def measure(settings: PlanSettings) -> ModelFacts:
@@ -149,18 +142,13 @@ def saved_bytes(model: torch.nn.Module, batch: Batch, precision: str) -> int:
         storages[storage._cdata] = storage  # a reference, so that the address is not used again
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), _autocast(precision):
+    autocast = torch.autocast("cpu", getattr(torch, AUTOCAST.get(precision, "bfloat16")), precision in AUTOCAST)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast:
         loss = model(batch)
     for p in model.parameters():
         storages.pop(p.untyped_storage()._cdata, None)
     del loss
     return sum(storage.nbytes() for storage in storages.values())
-
-
-@contextmanager
-def _autocast(precision: str) -> Iterator[None]:
-    with torch.autocast("cpu", getattr(torch, AUTOCAST.get(precision, "bfloat16")), enabled=precision in AUTOCAST):
-        yield
 
 
 def plan_rows(settings: PlanSettings, facts: ModelFacts) -> Iterator[PlanRow]:
@@ -175,13 +163,8 @@ def plan_rows(settings: PlanSettings, facts: ModelFacts) -> Iterator[PlanRow]:
     for path in paths:
         config = load_ds_config(path)
         global_batch = settings.global_batch or 64 * world_size
-        resolve_facts = ResolveFacts(
-            batch=split_batch(config, global_batch, world_size, settings.micro_batch, "cuda"),
-            ranks_per_node=settings.gpus,
-            device="cuda",
-            precision=settings.precision,
-            source=str(path),
-        )
+        batch = split_batch(config, global_batch, world_size, settings.micro_batch, "cuda")
+        resolve_facts = ResolveFacts(batch, settings.gpus, "cuda", settings.precision, source=str(path))
         config = resolve(config, resolve_facts, this_machine=False)
         result = memory_plan(facts, config, world_size)
         rest = budget - (result.device - result.activations) - facts.activation_bytes
@@ -214,10 +197,9 @@ def render(settings: PlanSettings, facts: ModelFacts, rows: list[PlanRow], conso
     for row in rows:
         for table in (memory, sent):
             table.add_column(row.name.replace("_", "\n"), justify="right", no_wrap=True)
-    for name in ("parameters", "gathered", "gradients", "optimizer", "buffers", "activations"):
-        memory.add_row(name, *(gib(getattr(row.plan, name)) for row in rows))
-    for name, label in {"device": "total", "host": "host/rank", "disk": "disk/rank"}.items():
-        memory.add_row(label, *(gib(getattr(row.plan, name)) for row in rows))
+    labels = {"device": "total", "host": "host/rank", "disk": "disk/rank"}
+    for name in ("parameters", "gathered", "gradients", "optimizer", "buffers", "activations", *labels):
+        memory.add_row(labels.get(name, name), *(gib(getattr(row.plan, name)) for row in rows))
     memory.add_row("fits", *("[green]yes[/]" if row.fits else "[red]no[/]" for row in rows))
     memory.add_row("max posts", *(str(row.largest_micro_batch) for row in rows))
     for name in ("all_reduce", "reduce_scatter", "all_gather"):

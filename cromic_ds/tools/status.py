@@ -33,7 +33,6 @@ from cromic_ds.tracking.jsonl import newest_metrics
 REWRITTEN = BEAT + 2  # seconds within which the file of a living rank is rewritten, with some margin
 SILENCE = 30.0  # seconds after which it is in doubt whether a rank on another host lives
 LOST = 86400.0  # seconds after which a rank is certainly dead: no clock is that far off
-FAILED = ("failed", "killed", "hung")
 
 
 @dataclass
@@ -56,9 +55,7 @@ class RunStatus:
     """The state of a run. Times are in seconds; None = unknown."""
 
     folder: str
-    state: (
-        str  # running, stopped (by a signal; it can be resumed), finished, dead (without reporting an error) or failed
-    )
+    state: str  # running, stopped (by a signal; can be resumed), finished, dead (without reporting an error) or failed
     phase: str = ""  # what a running one does
     since_progress: float | None = None  # since its slowest rank last reported progress
     step: int = 0
@@ -73,18 +70,13 @@ class RunStatus:
     checkpoint_age: float | None = None
     hosts: dict[str, list[int]] = field(default_factory=dict)  # ranks by host
     job: str | None = None  # Slurm's number
-    ranks: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # the files of all ranks; the "state" of dead ones is "dead"
+    ranks: list[dict[str, Any]] = field(default_factory=list)  # files of all ranks; "state" of dead ones is "dead"
     traceback: str | None = None  # of the first rank that failed
 
 
 def status(settings: StatusSettings) -> None:
-    """`cromic-ds status`: print the state of the runs. Exits with 1 if a run is dead or failed.
-
-    Raises:
-        UserError: a folder is not a run folder.
-    """
+    """`cromic-ds status`: print the state of the runs. Exits with 1 if a run is dead or failed. Raises UserError if a folder
+    is not a run folder."""
     runs = [read_status(Path(folder)) for folder in settings.runs]
     if settings.json:
         print("\n".join(json.dumps(dataclasses.asdict(run), ensure_ascii=False) for run in runs))
@@ -102,7 +94,7 @@ def status(settings: StatusSettings) -> None:
 def read_status(path: Path, now: float | None = None) -> RunStatus:
     """Return the state of the run in a folder. Raises UserError if the folder holds no run."""
     folder = RunFolder(path)
-    config = read_config(folder)
+    loop = read_loop(folder)
     now = time.time() if now is None else now
     ranks = read_ranks(folder, now)
     finished = read_object(folder.finished)
@@ -117,16 +109,16 @@ def read_status(path: Path, now: float | None = None) -> RunStatus:
         for rank in ranks:
             run.hosts.setdefault(rank["host"], []).append(rank["rank"])
         run.traceback = first_traceback(folder, ranks)
-    add_metrics(run, path, config, now)
+    add_metrics(run, path, loop, now)
     add_checkpoint(run, folder, now)
     run.step = max(run.step, (finished or {}).get("step", 0))
     return run
 
 
-def read_config(folder: RunFolder) -> dict[str, Any]:
+def read_loop(folder: RunFolder) -> dict[str, Any]:
+    """Return the run's settings of the loop."""
     try:
-        config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-        return {**config, "loop": dict(config["loop"])}
+        return dict(yaml.safe_load(folder.config.read_text(encoding="utf-8"))["loop"])
     except FileNotFoundError:
         raise UserError(f"{folder.path}: no run folder (no {folder.config.name} in it)") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError):
@@ -143,14 +135,13 @@ def read_ranks(folder: RunFolder, now: float) -> list[dict[str, Any]]:
     """Return the files of all ranks in order. A rank that should be running and is not has "state": "dead" and an "error"."""
     ranks = {path: values for path in folder.rank_states() if (values := read_object(path))}
     verdicts = {path: liveness(values, now) for path, values in ranks.items() if values["state"] in ALIVE}
-    doubtful = {path for path, verdict in verdicts.items() if verdict == "doubtful"}
-    dead = {path for path, verdict in verdicts.items() if verdict == "dead"}
-    dead |= unchanged_files({path: ranks[path] for path in doubtful})
-    for path in dead | doubtful:
+    doubtful = {path: ranks[path] for path, verdict in verdicts.items() if verdict == "doubtful"}
+    dead = {path for path, verdict in verdicts.items() if verdict == "dead"} | unchanged_files(doubtful)
+    for path in dead | set(doubtful):
         ranks[path] = rank = read_object(path) or ranks[path]  # its watcher may have written the outcome meanwhile
         if path in dead and rank["state"] in ALIVE:
-            silent = age(now - rank["time"])
-            error = f"no sign of life for {silent}, after step {rank['step']}, while {rank['phase']}"
+            silent = f"no sign of life for {age(now - rank['time'])}"
+            error = f"{silent}, after step {rank['step']}, while {rank['phase']}"
             ranks[path] = {**rank, "state": "dead", "error": error}
     return list(ranks.values())
 
@@ -159,8 +150,7 @@ def liveness(rank: dict[str, Any], now: float) -> str:
     """Return whether a rank whose file says that it runs is "alive", "dead" or "doubtful"."""
     silent = now - rank["time"]
     if rank["host"] == socket.gethostname():
-        # The watcher's parent is compared too, because process numbers are used again.
-        if parent_pid(rank["guard_pid"]) == rank["pid"]:
+        if parent_pid(rank["guard_pid"]) == rank["pid"]:  # both, because process numbers are used again
             return "alive"
         # The processes of a container with this host's name are invisible here.
         return "doubtful" if silent < REWRITTEN else "dead"
@@ -180,7 +170,7 @@ def unchanged_files(ranks: dict[Path, dict[str, Any]]) -> set[Path]:
 
 def overall_state(ranks: list[dict[str, Any]], finished: bool) -> str:
     states = {rank["state"] for rank in ranks}
-    if states & set(FAILED):
+    if states & {"failed", "killed", "hung"}:
         return "failed"
     if "dead" in states:
         return "dead"
@@ -196,14 +186,14 @@ def first_traceback(folder: RunFolder, ranks: list[dict[str, Any]]) -> str | Non
     return next((rank.get("traceback") for rank in ranks if rank["rank"] == first), None)
 
 
-def add_metrics(run: RunStatus, folder: Path, config: dict[str, Any], now: float) -> None:
+def add_metrics(run: RunStatus, folder: Path, loop: dict[str, Any], now: float) -> None:
     """Add what the newest steps in metrics.jsonl say."""
-    run.total_steps = config["loop"].get("steps") or None
+    run.total_steps = loop.get("steps") or None
     steps = [record for record in newest_metrics(folder) if record["kind"] == "train"]
     if not steps:
         run.step = max((rank["step"] for rank in run.ranks), default=0)
         return
-    last, loop = steps[-1], config["loop"]
+    last = steps[-1]
     run.step, run.loss = last["step"], last.get("loss")
     run.skipped_steps, run.skipped_records = last.get("skipped_steps", 0), last.get("skipped_records", 0)
     run.seconds_per_step = statistics.median(record["seconds_per_step"] for record in steps)
@@ -222,12 +212,8 @@ def add_checkpoint(run: RunStatus, folder: RunFolder, now: float) -> None:
         manifest = folder.checkpoints / name / MANIFEST
         if manifest.exists():
             run.checkpoint, run.checkpoint_age = name, max(0.0, now - manifest.stat().st_mtime)
-            run.step = max(run.step, checkpoint_step(name))
+            run.step = max(run.step, int(name.removeprefix("step-")))
             return
-
-
-def checkpoint_step(name: str) -> int:
-    return int(name.removeprefix("step-"))
 
 
 # ---- showing
@@ -235,25 +221,27 @@ def checkpoint_step(name: str) -> int:
 
 def status_text(run: RunStatus) -> str:
     """Return a run in a few lines, with rich's markup."""
-    lines = [f"[bold]{escape(run.folder)}[/]: [{STATE_COLORS[run.state]}]{run.state}[/]" + escape(phase_text(run))]
-    lines += [f"  {escape(line)}" for line in (progress_text(run), hosts_text(run), saved_text(run)) if line]
+    phase = f", {run.phase}" if run.state == "running" else ""
+    if phase and run.since_progress and run.since_progress >= 5:
+        phase += f" for {age(run.since_progress)}"
+    hosts = ", ".join(f"{host} ({name_ranks(ranks)})" for host, ranks in run.hosts.items())
+    hosts += f", Slurm job {run.job}" if run.job else ""
+    lines = [f"[bold]{escape(run.folder)}[/]: [{STATE_COLORS[run.state]}]{run.state}[/]{escape(phase)}"]
+    lines += [f"  {escape(line)}" for line in (progress_text(run), hosts, saved_text(run)) if line]
     counts = {"steps": run.skipped_steps, "records": run.skipped_records}
     if skipped := ", ".join(f"skipped {what}: {n}" for what, n in counts.items() if n):
         lines.append(f"  {skipped}")
-    for error, ranks in ranks_by_error(run).items():
+    errors: dict[str, list[int]] = {}  # those of ranks that failed by themselves come first
+    for rank in sorted(run.ranks, key=lambda rank: str(rank.get("error")).startswith("ended because")):
+        if rank.get("error"):
+            errors.setdefault(rank["error"], []).append(rank["rank"])
+    for error, ranks in errors.items():
         lines.append(f"  [red]{escape(name_ranks(ranks))}[/]: {escape(error)}")
     if not run.ranks and run.state == "dead":
         lines.append("  no rank has reported anything (RUN/ranks): was it killed while it started?")
     if run.traceback:
         lines += [f"    {escape(line)}" for line in run.traceback.rstrip().splitlines()[-12:]]
     return "\n".join(lines)
-
-
-def phase_text(run: RunStatus) -> str:
-    if run.state != "running":
-        return ""
-    since = f" for {age(run.since_progress)}" if run.since_progress and run.since_progress >= 5 else ""
-    return f", {run.phase}{since}"
 
 
 def progress_text(run: RunStatus) -> str:
@@ -268,23 +256,9 @@ def progress_text(run: RunStatus) -> str:
     return ", ".join(parts)
 
 
-def hosts_text(run: RunStatus) -> str:
-    hosts = ", ".join(f"{host} ({name_ranks(ranks)})" for host, ranks in run.hosts.items())
-    return hosts + (f", Slurm job {run.job}" if run.job else "")
-
-
 def saved_text(run: RunStatus) -> str:
     if run.checkpoint is None or run.checkpoint_age is None:
         return "no checkpoint yet"
-    behind = run.step - checkpoint_step(run.checkpoint)
+    behind = run.step - int(run.checkpoint.removeprefix("step-"))
     repeated = f", {behind:,} step{'s' if behind > 1 else ''} before the last" if behind else ""
     return f"checkpoint {run.checkpoint}, {age(run.checkpoint_age)} old{repeated}"
-
-
-def ranks_by_error(run: RunStatus) -> dict[str, list[int]]:
-    """Return the ranks by their last error; those that failed by themselves come first."""
-    found: dict[str, list[int]] = {}
-    for rank in sorted(run.ranks, key=lambda rank: str(rank.get("error")).startswith("ended because")):
-        if rank.get("error"):
-            found.setdefault(rank["error"], []).append(rank["rank"])
-    return found

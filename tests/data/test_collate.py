@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from cromic_ds.data.collate import LoadedExample, SkippedExample, SpecialTokens, blank_batch, collate
+from cromic_ds.data.collate import LoadedExample, SpecialTokens, blank_batch, collate
+from cromic_ds.data.dataset import UnreadableRecord
 
 SPECIAL = SpecialTokens(pad=0, cls=101, sep=102)
 
@@ -63,14 +64,14 @@ def test_rows_gather_the_tokens_of_each_post(seed):
 
 def test_skipped_examples_are_left_out_and_named():
     first, second = random_examples(2)
-    batch = collate([first, SkippedExample("bad", "checksum"), second], special=SPECIAL, image_size=0)
+    batch = collate([first, UnreadableRecord("bad", "checksum"), second], special=SPECIAL, image_size=0)
     assert batch.ids == ["id0", "id1"]
     assert batch.skipped == [("bad", "checksum")]
     whole = collate([first, second], special=SPECIAL, image_size=0)
     assert torch.equal(batch.comment_ids, whole.comment_ids) and batch.n_targets == whole.n_targets
 
 
-@pytest.mark.parametrize("examples", [[], [SkippedExample("bad", "checksum")]])
+@pytest.mark.parametrize("examples", [[], [UnreadableRecord("bad", "checksum")]])
 def test_a_batch_without_examples_is_blank_but_computable(examples):
     batch = collate(examples, special=SPECIAL, image_size=8)
     assert batch.post_ids.tolist() == batch.comment_ids.tolist() == [[101, 102]]

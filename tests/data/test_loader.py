@@ -75,7 +75,7 @@ def test_steps_take_the_positions_of_the_order():
     corpus, order = Corpus(21), Order(21, 3)
     for t, batches in enumerate(train(corpus)):
         assert len(batches) == 1
-        assert batches[0].indices == [order.index(p)[1] for p in range(8 * t, 8 * t + 8)]
+        assert batches[0].indices == order.indices(8 * t, 8)[1].tolist()
         assert batches[0].post_ids[:, 1].tolist() == [1000 + i for i in batches[0].indices]
 
 

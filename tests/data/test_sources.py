@@ -1,11 +1,12 @@
 import base64
+import json
 import pickle
 
 import lmdb
 import pytest
 
 from cromic_ds.data.images import BadImage
-from cromic_ds.data.sources import FolderSource, LmdbSource, TsvSource, open_source
+from cromic_ds.data.sources import ExtrasSource, FolderSource, LmdbSource, TsvSource, open_source
 from cromic_ds.errors import UserError
 
 
@@ -67,3 +68,13 @@ def test_tsv_without_tab_names_the_line(tmp_path):
 def test_missing_source(tmp_path):
     with pytest.raises(UserError, match="no such image folder"):
         open_source(tmp_path / "nothing", tmp_path)
+
+
+def test_extras(tmp_path):
+    file = tmp_path / "extras.jsonl"
+    file.write_text(json.dumps({"id": "a", "answer": "红色"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    extras = ExtrasSource(file, tmp_path / "work")
+    assert (extras.get("a"), extras.get("b")) == ({"answer": "红色"}, {})
+    file.write_text('{"id": "a"}\n{"answer": 1}\n')
+    with pytest.raises(UserError, match=r"extras\.jsonl:2"):
+        ExtrasSource(file, tmp_path / "other")

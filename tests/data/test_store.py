@@ -129,8 +129,7 @@ def test_map_grows_with_content(tmp_path, tokenizer):
 def test_damaged_and_missing_values_are_unreadable_records(tmp_path, tokenizer):
     write(tmp_path / "store", tokenizer)
     data = StoreDataset(tmp_path / "store", "train")
-    lmdb_cache.forget(tmp_path / "store/train/text-00000.lmdb")
-    lmdb_cache.forget(tmp_path / "store/train/image-00000.lmdb")
+    lmdb_cache._open.clear()
     with lmdb.open(str(tmp_path / "store/train/text-00000.lmdb"), lock=False) as env, env.begin(write=True) as txn:
         damaged = bytearray(txn.get((1).to_bytes(8, "big")))
         damaged[-3] ^= 1
@@ -164,7 +163,7 @@ def test_a_file_that_is_cut_off_makes_unreadable_records_and_no_bus_error(tmp_pa
             data.image(0)
     path.write_bytes(whole)
     assert data.image(0)
-    lmdb_cache.forget(path.parent)
+    lmdb_cache._open.clear()
     os.truncate(path, len(whole) - 4096)
     with pytest.raises(UnreadableRecord, match="it was cut off"):
         data.image(0)

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 from cromic_ds.errors import UserError
+from cromic_ds.tools.table import jobs
 from cromic_ds.tools.table.command import run_plan
 from cromic_ds.tools.table.folder import TableFolder
 from cromic_ds.tools.table.jobs import Slot, Stop
@@ -37,9 +39,9 @@ def check(job: TableJob, folder: Path) -> dict:
 def run(folder: TableFolder, slots: int = 1, stop: Stop | None = None) -> dict[str, str]:
     """Run the jobs to their end, in this process; the states by job."""
     stop = stop or Stop()
-    executor = Local(folder, [Slot(ENVIRONMENT)] * slots, stop, check)
-    with Progress(folder) as progress:
-        run_plan(folder, executor, stop, progress)
+    executor = Local(folder, [Slot(ENVIRONMENT)] * slots, stop)
+    with patch.object(jobs, "check_product", check), Progress(folder) as progress:
+        run_plan(folder, executor, stop, progress, lambda: None)
     return states(folder)
 
 
@@ -54,8 +56,8 @@ def starts(folder: TableFolder) -> list[str]:
 
 def runner(folder: TableFolder, slots: int = 1) -> subprocess.Popen:
     """The same in a process of its own."""
-    jobs = json.dumps([vars(job) for job in folder.jobs])
-    command = [sys.executable, __file__, str(folder.path), str(slots), jobs]
+    described = json.dumps([vars(job) for job in folder.jobs])
+    command = [sys.executable, __file__, str(folder.path), str(slots), described]
     environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{HELPERS.parent}"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
@@ -69,7 +71,7 @@ def wait_for(condition, seconds: float = 20.0) -> None:
 
 if __name__ == "__main__":
     path, n_slots, described = sys.argv[1:]
-    jobs = [
+    all_jobs = [
         TableJob(**{k: tuple(v) if isinstance(v, list) else v for k, v in of.items()}) for of in json.loads(described)
     ]
-    run(TableFolder(Path(path), jobs, {}), int(n_slots), Stop().listen())
+    run(TableFolder(Path(path), all_jobs, {}), int(n_slots), Stop().listen())

@@ -10,7 +10,7 @@ import pytest
 from cromic_ds.data.open_dataset import open_dataset
 from cromic_ds.data.store import answers_fingerprint, read_meta
 from cromic_ds.errors import UserError
-from cromic_ds.prepare import official_corpus
+from cromic_ds.prepare import official as official_files
 from cromic_ds.prepare.command import prepare
 from cromic_ds.prepare.settings import PrepareSettings
 from cromic_ds.settings import check_settings
@@ -257,7 +257,7 @@ def test_too_many_rejects_stop_it_and_it_goes_on_without_reading_again(official,
     (official.root / "train2014" / f"COCO_train2014_{2:012d}.jpg").unlink()
     with pytest.raises(UserError, match=r"6 of 12 lines cannot be used, .*: 6 missing image; see"):
         official.prepare("fmiqa", split=["train"], max_reject_rate=0.2)
-    monkeypatch.setattr(official_corpus, "collect_records", None)  # would fail
+    monkeypatch.setattr(official_files, "collect_records", None)  # would fail
     store = official.prepare("fmiqa", split=["train"], max_reject_rate=0.6)
     assert sorted(int(r[0]) for r in records(store)) == [1, 3, 5, 7, 9, 11]
 

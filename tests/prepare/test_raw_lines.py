@@ -6,7 +6,7 @@ from cromic_ds.prepare.raw_lines import BadLine, format_line, parse_line
 
 def test_fields_and_exact_id():
     post = parse_line("3cc6  #EOS# 洗一身汗。 #EOS# 有钱人。 #EOC#  #EOC# 好骚气。 \r\n".encode())
-    assert (post.id, post.exact_id, post.post) == ("3cc6", "3cc6 ", "洗一身汗。")
+    assert (post.id, post.image, post.post) == ("3cc6", "3cc6 ", "洗一身汗。")
     assert post.comments == ["有钱人。", "好骚气。"]
 
 
@@ -52,4 +52,4 @@ def test_seed_file_parses_whole(shared):
     posts = [parse_line(line) for _, _, line in read_lines(shared / "seed_data" / "example.txt")]
     assert len(posts) == 10
     assert sum(len(post.comments) for post in posts) == 65
-    assert all(post.exact_id == f"{post.id} " for post in posts)
+    assert all(post.image == f"{post.id} " for post in posts)

@@ -103,7 +103,7 @@ def test_chinese_font_is_found_and_draws_the_text(store, tmp_path, chinese_font,
 
 def test_unreadable_records_are_counted_and_left_out(store, tmp_path, capsys):
     folder = store / "train" / "text-00000.lmdb"
-    lmdb_cache.forget(folder)
+    lmdb_cache._open.clear()
     with lmdb.open(str(folder), lock=False) as env, env.begin(write=True) as txn:
         txn.put((0).to_bytes(8, "big"), b"damaged")
     inspect(InspectSettings(store=str(store), split="train", out=str(tmp_path / "sheet.png")))

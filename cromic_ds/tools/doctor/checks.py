@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MEGA, GIGA = 1e6, 1e9
+GIGA = 1e9
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,8 @@ def program_version(command: list[str]) -> str:
 
 
 def existing(path: Path) -> Path:
-    """Return the path, or its nearest parent that exists."""
-    path = path.absolute()
-    return next(p for p in (path, *path.parents) if p.exists())
+    """Return the absolute path, or its nearest parent that exists."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
 
 
 def writable(folder: Path) -> bool:

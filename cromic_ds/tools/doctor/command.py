@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from cromic_ds.tools.doctor.checks import Check, HostReport
+from cromic_ds.tools.doctor.checks import HostReport
 from cromic_ds.tools.doctor.hosts import ask_host, compare_hosts, read_hostfile
 from cromic_ds.tools.doctor.look import look
 
@@ -34,11 +32,8 @@ class DoctorSettings:
 
 
 def doctor(settings: DoctorSettings) -> None:
-    """`cromic-ds doctor`: print what was found. Exits with 1 if something would stop a run.
-
-    Raises:
-        UserError: the hostfile cannot be read.
-    """
+    """`cromic-ds doctor`: print what was found. Exits with 1 if something would stop a run. Raises UserError if the hostfile
+    cannot be read."""
     slots = read_hostfile(settings.hostfile) if settings.hostfile else {}
     # Imported libraries must not print into the JSON. The hosts answer while this machine is checked.
     with contextlib.redirect_stdout(sys.stderr), ThreadPoolExecutor(max_workers=64) as pool:
@@ -49,19 +44,12 @@ def doctor(settings: DoctorSettings) -> None:
     stops += [f"{here.host}: {c.stops}" for c in here.checks if c.stops]
     warns += [f"{here.host}: {c.warns}" for c in here.checks if c.warns]
     if settings.json:
-        print(report_json(here, hosts, stops, warns))
+        others = {name: {"problem": r} if isinstance(r, str) else asdict(r) for name, r in hosts.items()}
+        print(json.dumps({**asdict(here), "hosts": others, "stops": stops, "warns": warns}, ensure_ascii=False))
     else:
         print_report(here, hosts, slots, stops, warns)
     if stops:
         sys.exit(1)
-
-
-def report_json(here: HostReport, hosts: dict[str, HostReport | str], stops: list[str], warns: list[str]) -> str:
-    def plain(report: HostReport | str) -> dict[str, Any]:
-        return {"problem": report} if isinstance(report, str) else dataclasses.asdict(report)
-
-    others = {name: plain(report) for name, report in hosts.items()}
-    return json.dumps({**plain(here), "hosts": others, "stops": stops, "warns": warns}, ensure_ascii=False)
 
 
 def print_report(
@@ -76,8 +64,8 @@ def print_report(
         if check.needed or check.found or check.stops:
             first = check.section if check.section != section else ""
             section = check.section
-            needed = escape(check.needed) + mark(check)
-            table.add_row(f"[bold]{first}[/]", escape(check.name), escape(check.found), needed)
+            mark = " [red]✗[/]" if check.stops else " [yellow]![/]" if check.warns else ""
+            table.add_row(f"[bold]{first}[/]", escape(check.name), escape(check.found), escape(check.needed) + mark)
     console.print(table)
     if hosts:
         others = Table("host", "slots", "has", title="Hosts", title_justify="left", box=None)
@@ -91,10 +79,6 @@ def print_report(
         console.print(f"[bold red]stops a run[/]: {escape(line)}", highlight=False)
     if not stops:
         console.print("[green]Nothing found that would stop a run.[/]")
-
-
-def mark(check: Check) -> str:
-    return " [red]✗[/]" if check.stops else " [yellow]![/]" if check.warns else ""
 
 
 def uses(report: HostReport) -> str:

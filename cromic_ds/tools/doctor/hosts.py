@@ -15,15 +15,11 @@ from cromic_ds.tools.doctor.checks import Check, HostReport
 
 CONNECT_SECONDS = 5
 ANSWER_SECONDS = 90  # on a busy host torch alone can take ten seconds to import
-JSON_START = '{"host": '
 
 
 def read_hostfile(path: str) -> dict[str, int]:
-    """Return the slots by host, from lines `host slots=N`; a `#` starts a comment.
-
-    Raises:
-        UserError: the file cannot be read, or DeepSpeed would not accept a line of it.
-    """
+    """Return the slots by host, from lines `host slots=N`; a `#` starts a comment. Raises UserError if the file cannot be
+    read, or DeepSpeed would not accept a line of it."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -36,11 +32,10 @@ def read_hostfile(path: str) -> dict[str, int]:
         match = re.fullmatch(r"(\S+)\s+slots=([1-9]\d*)", text)
         if not match:
             raise UserError(f"{path}: line {number}: {text!r}: a line is `host slots=N`, such as `node1 slots=8`")
-        if match[1] in slots:
-            raise UserError(
-                f"{path}: line {number}: the host {match[1]} is listed twice; keep one line and add the slots"
-            )
-        slots[match[1]] = int(match[2])
+        host = match[1]
+        if host in slots:
+            raise UserError(f"{path}: line {number}: the host {host} is listed twice; keep one line and add the slots")
+        slots[host] = int(match[2])
     if not slots:
         raise UserError(f"{path}: there are no hosts in it; a line is `host slots=N`, such as `node1 slots=8`")
     return slots
@@ -63,11 +58,11 @@ def ask_host(host: str, data: str | None, out: str | None) -> HostReport | str:
         return "there is no ssh on this machine: install openssh-client"
     except subprocess.TimeoutExpired:
         return f"no answer in {ANSWER_SECONDS} s"
-    line = next((line for line in done.stdout.splitlines() if line.startswith(JSON_START)), "")
-    if line:
-        values = json.loads(line)
-        known = {name: values[name] for name in HostReport.__dataclass_fields__}
-        return HostReport(**{**known, "checks": [Check(**check) for check in known["checks"]]})
+    for line in done.stdout.splitlines():
+        if line.startswith('{"host": '):
+            values = json.loads(line)
+            values["checks"] = [Check(**check) for check in values["checks"]]
+            return HostReport(**{name: values[name] for name in HostReport.__dataclass_fields__})
     said = ([text for text in done.stderr.splitlines() if text.strip()] or ["without output"])[-1]
     if done.returncode == 255:  # from ssh itself
         return f"cannot be reached by ssh ({said}): `ssh {host} true` must work without asking for anything"
@@ -87,28 +82,23 @@ def launcher_environment() -> dict[str, str]:
 
 def compare_hosts(hosts: dict[str, HostReport | str], slots: dict[str, int]) -> tuple[list[str], list[str]]:
     """Return (what would stop a run, what is worth a note) on the hosts; each line names its host."""
-    stops = [f"{name}: {why}" for name, why in hosts.items() if isinstance(why, str)]
-    warns = []
+    stops, warns = [f"{name}: {why}" for name, why in hosts.items() if isinstance(why, str)], []
     reports = {name: report for name, report in hosts.items() if isinstance(report, HostReport)}
-    if not reports:
-        return stops, warns
-    first_name, first = next(iter(reports.items()))
     for name, report in reports.items():
+        first_name, first = next(iter(reports.items()))
         stops += [f"{name}: {check.stops}" for check in report.checks if check.stops]
         warns += [f"{name}: {check.warns}" for check in report.checks if check.warns]
         if not report.slots:
             continue
+        has = f"{name}: slots={slots[name]} and it has {report.slots}"
         if report.device == "cuda" and slots[name] > report.slots:
-            stops.append(f"{name}: slots={slots[name]} and it has {report.slots} GPUs: correct the hostfile")
+            stops.append(f"{has} GPUs: correct the hostfile")
         elif slots[name] > report.slots:
-            warns.append(
-                f"{name}: slots={slots[name]} and it has {report.slots} CPU cores: its ranks will wait for each other"
-            )
+            warns.append(f"{has} CPU cores: its ranks will wait for each other")
         if report.device != first.device:
             stops.append(f"{name}: its ranks would run on {report.device} and those of {first_name} on {first.device}")
         for what, version in first.versions.items():
             if (other := report.versions.get(what)) and other != version:
-                stops.append(
-                    f"{name}: {what} is {other} there and {version} on {first_name}: install the same on all hosts"
-                )
+                differs = f"{what} is {other} there and {version} on {first_name}"
+                stops.append(f"{name}: {differs}: install the same on all hosts")
     return stops, warns

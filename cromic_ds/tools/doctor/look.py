@@ -11,23 +11,8 @@ from pathlib import Path
 
 from cromic_ds.errors import UserError
 from cromic_ds.run_folder import RunFolder
-from cromic_ds.tools.doctor.checks import (
-    GIGA,
-    MEGA,
-    Check,
-    HostReport,
-    existing,
-    program_version,
-    run_program,
-    writable,
-)
-from cromic_ds.tools.doctor.software import (
-    check_launcher,
-    check_operation,
-    check_packages,
-    check_shipped_files,
-    check_torch,
-)
+from cromic_ds.tools.doctor import software
+from cromic_ds.tools.doctor.checks import GIGA, Check, HostReport, existing, program_version, run_program, writable
 
 PROGRAMS = {  # name: how to ask for the version, what it is needed for
     "C++ compiler": ([os.environ.get("CXX", "c++"), "--version"], "to compile, once"),  # the one that torch uses
@@ -37,27 +22,27 @@ PROGRAMS = {  # name: how to ask for the version, what it is needed for
     "pdsh": (["pdsh", "-V"], "--hostfile"),
     "java": (["java", "-version"], "METEOR"),
 }
+MEGA = 1e6
 REDUCE_BUFFER = 66 * 2**20  # bytes of /dev/shm that DeepSpeed takes for each CPU rank
 
 
-def look(data: str | None = None, out: str | None = None) -> HostReport:
+def look(data: str | None, out: str | None) -> HostReport:
     """Run all checks. Raises nothing and writes nothing."""
     report = HostReport(socket.gethostname(), [])
     with ThreadPoolExecutor() as pool:  # the programs answer while torch is imported
         programs = {name: pool.submit(program_version, command) for name, (command, _) in PROGRAMS.items()}
         slurm = pool.submit(check_slurm)
-        report.checks += [*check_packages(report), *check_shipped_files()]
-        report.checks += check_torch(report)
+        report.checks += [*software.check_packages(report), *software.check_shipped_files()]
+        report.checks += software.check_torch(report)
         found = {name: program.result() for name, program in programs.items()}
-        report.checks += [
-            Check("tools", name, found[name] or "not found", needed) for name, (_, needed) in PROGRAMS.items()
-        ]
-        report.checks.append(check_launcher())
+        for name, (_, needed) in PROGRAMS.items():
+            report.checks.append(Check("tools", name, found[name] or "not found", needed))
+        report.checks.append(software.check_launcher())
         if report.device == "cpu":
-            report.checks.append(check_operation(found))
+            report.checks.append(software.check_operation(found))
         report.checks += [slurm.result(), check_wandb(), *check_memory_and_disk(report, out)]
     if data:
-        report.checks.append(check_data(data))
+        report.checks.append(found_or_why("data", data, lambda: about_data(data)))
     if out:
         report.checks.append(check_out(Path(out)))
     return report
@@ -70,10 +55,10 @@ def check_slurm() -> Check:
     if not shutil.which("sinfo"):
         return Check("services", "Slurm", "not installed", "sbatch, srun")
     code, output = run_program(["sinfo", "--noheader", "--format", "%P %D × %T"], seconds=5)
-    last = output.splitlines()[-1] if output else "no partitions"
+    lines = output.splitlines() or ["no partitions"]
     if code != 0:
-        return Check("services", "Slurm", f"sinfo fails: {last}", "sbatch, srun")
-    return Check("services", "Slurm", ", ".join(output.splitlines()[:6]) or last)
+        return Check("services", "Slurm", f"sinfo fails: {lines[-1]}", "sbatch, srun")
+    return Check("services", "Slurm", ", ".join(lines[:6]))
 
 
 def check_wandb() -> Check:
@@ -103,28 +88,22 @@ def check_memory_and_disk(report: HostReport, out: str | None) -> Iterator[Check
     if not shm.is_dir():
         return
     free, ranks = shutil.disk_usage(shm).free, report.slots if report.device == "cpu" else 0
-    more = "give it more (docker: --shm-size 8g)"
+    has, more = f"/dev/shm has {free / MEGA:.0f} MB free, and", "give it more (docker: --shm-size 8g)"
     stops = warns = ""
     if ranks and free < REDUCE_BUFFER:
-        stops = f"/dev/shm has {free / MEGA:.0f} MB free, and DeepSpeed takes {REDUCE_BUFFER / MEGA:.0f} for a CPU rank: {more}"
+        stops = f"{has} DeepSpeed takes {REDUCE_BUFFER / MEGA:.0f} for a CPU rank: {more}"
     elif free < GIGA:
-        warns = (
-            f"/dev/shm has {free / MEGA:.0f} MB free, and the workers that read the data pass them through it: {more}"
-        )
+        warns = f"{has} the workers that read the data pass them through it: {more}"
     yield Check("space", "/dev/shm", f"{free / GIGA:.1f} GB free", stops=stops, warns=warns)
 
 
 # ---- the store and the run folder
 
 
-def check_data(data: str) -> Check:
-    def about() -> str:
-        from cromic_ds.data.open_dataset import available_splits, open_dataset
+def about_data(data: str) -> str:
+    from cromic_ds.data.open_dataset import available_splits, open_dataset
 
-        counts = {split: len(open_dataset(data, split)) for split in available_splits(data)}
-        return ", ".join(f"{split} {n:,} posts" for split, n in counts.items())
-
-    return found_or_why("data", data, about)
+    return ", ".join(f"{split} {len(open_dataset(data, split)):,} posts" for split in available_splits(data))
 
 
 def check_out(out: Path) -> Check:
@@ -132,29 +111,27 @@ def check_out(out: Path) -> Check:
         where = existing(out)
         problem = f"--out {out}: {where} is {'not writable' if where.is_dir() else 'no folder'}: name another one"
         return Check("run folder", str(out), "cannot be written", stops=problem)
+    return found_or_why("run folder", str(out), lambda: about_run(out))
+
+
+def about_run(out: Path) -> str:
+    """Return what is in a run folder. Raises UserError where a run cannot start or resume in it."""
+    folder = RunFolder(out)
     if not out.exists():
-        return Check("run folder", str(out), "does not exist yet")
-
-    def about() -> str:
-        folder = RunFolder(out)
-        if not any(out.iterdir()):
-            return "empty"
-        if not folder.config.exists():
-            raise UserError(
-                f"--out {out} is not empty and contains no run (no {folder.config.name}): name another folder"
-            )
-        steps = folder.step_names()
-        if not steps:
-            return "a run without a checkpoint: the same command starts it from the beginning"
-        newest = folder.checkpoints / steps[-1]
-        size, free = sum(p.stat().st_size for p in newest.rglob("*") if p.is_file()), shutil.disk_usage(out).free
-        if size > free:
-            raise UserError(
-                f"--out {out}: a checkpoint takes {size / GIGA:.1f} GB and {free / GIGA:.1f} GB are free: make room"
-            )
-        return f"a run that resumes from {newest.name}; `cromic-ds status {out}` says more"
-
-    return found_or_why("run folder", str(out), about)
+        return "does not exist yet"
+    if not any(out.iterdir()):
+        return "empty"
+    if not folder.config.exists():
+        raise UserError(f"--out {out} is not empty and contains no run (no {folder.config.name}): name another folder")
+    steps = folder.step_names()
+    if not steps:
+        return "a run without a checkpoint: the same command starts it from the beginning"
+    newest = folder.checkpoints / steps[-1]
+    size, free = sum(p.stat().st_size for p in newest.rglob("*") if p.is_file()), shutil.disk_usage(out).free
+    if size > free:
+        sizes = f"a checkpoint takes {size / GIGA:.1f} GB and {free / GIGA:.1f} GB are free"
+        raise UserError(f"--out {out}: {sizes}: make room")
+    return f"a run that resumes from {newest.name}; `cromic-ds status {out}` says more"
 
 
 def found_or_why(section: str, name: str, about: Callable[[], str]) -> Check:

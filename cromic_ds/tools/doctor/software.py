@@ -23,8 +23,8 @@ IN_CHECKOUT = " (`make setup`)" if (PACKAGE.parent / "Makefile").is_file() else 
 
 
 def check_packages(report: HostReport) -> Iterator[Check]:
-    yield Check("Python", "python", sys.version.split()[0])
     report.versions["Python"] = sys.version.split()[0]
+    yield Check("Python", "python", report.versions["Python"])
     try:
         required = [Requirement(line) for line in metadata.requires("cromic-ds") or ()]
     except metadata.PackageNotFoundError:
@@ -35,13 +35,11 @@ def check_packages(report: HostReport) -> Iterator[Check]:
     for need in required:
         if need.marker and not need.marker.evaluate({"extra": ""}):  # for developers
             continue
-        version = installed_version(need.name)
+        version, problem = installed_version(need.name), ""
         if version is None:
             problem = f"the package {need.name} is missing: install {need.name}{need.specifier}{IN_CHECKOUT}"
         elif not need.specifier.contains(version, prereleases=True):
             problem = f"{need.name} {version} is installed and {need.specifier} is needed: install that{IN_CHECKOUT}"
-        else:
-            problem = ""
         if problem or need.name in SHOWN:
             yield Check("Python", need.name, version or "missing", str(need.specifier), stops=problem)
         if need.name in SHOWN and version:
@@ -62,10 +60,9 @@ def check_shipped_files() -> Iterator[Check]:
     for name, pattern in (("ds_configs", "*.json"), ("recipes", "*.yaml")):
         folder = shipped(name)
         count = len(list(folder.glob(pattern)))
-        problem = (
-            f"there are no {name} in {folder}: the installation is incomplete, install cromic-ds again{IN_CHECKOUT}"
-        )
-        yield Check("Python", name, f"{count} in {folder}", stops="" if count else problem)
+        problem = f"there are no {name} in {folder}: the installation is incomplete"
+        again = "" if count else f"{problem}, install cromic-ds again{IN_CHECKOUT}"
+        yield Check("Python", name, f"{count} in {folder}", stops=again)
 
 
 def check_launcher() -> Check:
@@ -85,10 +82,8 @@ def check_torch(report: HostReport) -> Iterator[Check]:
         try:
             importlib.import_module(name)
         except Exception as error:  # a broken installation can raise anything
-            why = " ".join(str(error).split())[:300]
-            yield Check(
-                "Python", name, "cannot be imported", stops=f"{name} cannot be imported: {type(error).__name__}: {why}"
-            )
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            yield Check("Python", name, "cannot be imported", stops=f"{name} cannot be imported: {why}")
             return
     import torch
 
@@ -113,9 +108,8 @@ def check_torch(report: HostReport) -> Iterator[Check]:
         unused = Path("/proc/driver/nvidia/version").exists()
         warning = f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it: a run would use the CPU"
         yield Check("devices", "GPUs", "none that torch can use", warns=warning if unused else "")
-    kernels = {**select(device).names, "optimizer": choose_kernel("auto", device)}
-    yield Check("kernels", "precision", choose_precision("auto", device))
-    for what, name in kernels.items():
+    kernels = {"precision": choose_precision("auto", device), **select(device).names}
+    for what, name in (kernels | {"optimizer": choose_kernel("auto", device)}).items():
         yield Check("kernels", what.replace("_", " "), name)
 
 
@@ -125,24 +119,22 @@ def check_operation(tools: dict[str, str]) -> Check:
 
     given = os.environ.get("TORCH_EXTENSIONS_DIR")
     # Without the variable torch adds a folder for the Python and CUDA versions.
-    folders = [Path(given)] if given else [*Path(get_default_build_root()).glob("py*"), Path(get_default_build_root())]
-    built = next((f / OPERATION for f in folders if (f / OPERATION / f"{OPERATION}.so").exists()), None)
-
-    def result(found: str, stops: str = "") -> Check:
-        return Check("DeepSpeed", "its CPU operation", found, "compiled once", stops=stops)
-
-    for lock in (f / OPERATION / "lock" for f in folders):
-        if lock.exists() and (age := time.time() - lock.stat().st_mtime) > 600:
-            old = f"{lock} is {age / 60:.0f} minutes old"
-            return result("locked", f"{old}, from a killed compilation, and every start waits for it: remove it")
-    if built:
-        return result(f"compiled, in {built}")
-    lacking = [tool for tool in ("C++ compiler", "ninja") if not tools[tool]]
-    problem = ""
-    if lacking:
-        problem = (
-            f"DeepSpeed's CPU operation is not compiled yet, which needs {' and '.join(lacking)}: install g++ and ninja"
+    roots = [Path(given)] if given else [*Path(get_default_build_root()).glob("py*"), Path(get_default_build_root())]
+    folders = [root / OPERATION for root in roots]
+    built = [folder for folder in folders if (folder / f"{OPERATION}.so").exists()]
+    ages = {f / "lock": time.time() - (f / "lock").stat().st_mtime for f in folders if (f / "lock").exists()}
+    old = [f"{lock} is {age / 60:.0f} minutes old" for lock, age in ages.items() if age > 600]
+    lacking = " and ".join(tool for tool in ("C++ compiler", "ninja") if not tools[tool])
+    found, stops = "not compiled yet: takes about a minute at the first start", ""
+    if old:
+        found = "locked"
+        stops = f"{old[0]}, from a killed compilation, and every start waits for it: remove it"
+    elif built:
+        found = f"compiled, in {built[0]}"
+    elif lacking:
+        stops = f"DeepSpeed's CPU operation is not compiled yet, which needs {lacking}: install g++ and ninja"
+    elif not writable(roots[-1]):
+        stops = (
+            f"DeepSpeed's CPU operation cannot be written to {roots[-1]}: set TORCH_EXTENSIONS_DIR to a folder of yours"
         )
-    elif not writable(folders[-1]):
-        problem = f"DeepSpeed's CPU operation cannot be written to {folders[-1]}: set TORCH_EXTENSIONS_DIR to a folder of yours"
-    return result("not compiled yet: takes about a minute at the first start", problem)
+    return Check("DeepSpeed", "its CPU operation", found, "compiled once", stops=stops)

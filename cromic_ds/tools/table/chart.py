@@ -14,23 +14,21 @@ if TYPE_CHECKING:
 
 START_COLORS = {"pretrained": BLUE, "scratch": "#b4c6dc"}
 START_LABELS = {"pretrained": "pretrained on comments", "scratch": "from scratch"}
-LEADING = {"vqa2": ("accuracy", "accuracy")}
 BAR_WIDTH = 0.36
 
 
 def draw_table(result: dict, path: Path) -> None:
     """Write the result of `report.summarize_table` as a PNG: bars are means, whiskers a standard deviation, dots the seeds."""
     models = list(dict.fromkeys(row["model"] for row in result["rows"]))
-    labels = {
-        row["model"]: row["label"] + ("*" if row["model"] in result["interpreted"] else "") for row in result["rows"]
-    }
+    marks = dict.fromkeys(result["interpreted"], "*")
+    labels = {row["model"]: row["label"] + marks.get(row["model"], "") for row in result["rows"]}
     columns = min(3, len(result["tasks"]))
     lines = -(-len(result["tasks"]) // columns)
     width, height = 1 + 1.3 * columns * max(2, len(models)) * 0.75, 0.7 + 2.7 * lines
     with png_figure(path, width, height, font_size=9) as figure:
         panels = figure.subplots(lines, columns, squeeze=False).flatten()
         for axes, task in zip(panels, result["tasks"]):
-            score, name = LEADING.get(task, ("cider", "CIDEr"))
+            score, name = ("accuracy", "accuracy") if task == "vqa2" else ("cider", "CIDEr")
             _draw_panel(axes, result["rows"], task, score, models)
             axes.set_title(f"{TASKS[task].title}, {name} × 100", loc="left", fontsize=10, fontweight="bold")
             axes.set_xticks(range(len(models)), [labels[model].replace(" ", "\n") for model in models])

@@ -1,8 +1,5 @@
-"""The results table: pretrain every model, fine-tune it on every task and evaluate it, as a folder of jobs that can be
-stopped and resumed at any point, on this machine's GPUs, its CPU, or in Slurm.
-
-The recipe defines the table. Its finished part is always in OUT/results.md, results.json and results.png.
-"""
+"""The results table as a folder of jobs that can be stopped and resumed at any point, on this machine's GPUs, its CPU, or in
+Slurm. The recipe defines the table. Its finished part is always in OUT/results.md, results.json and results.png."""
 
 from __future__ import annotations
 
@@ -19,22 +16,19 @@ import yaml
 from cromic_ds.errors import UserError
 from cromic_ds.files import write_atomically
 from cromic_ds.shipped import shipped
-from cromic_ds.tools.table.folder import TableFolder
-from cromic_ds.tools.table.jobs import Executor, Stop, run_job
+from cromic_ds.tools.table.folder import TableFolder, in_state
+from cromic_ds.tools.table.jobs import Stop, run_job
 from cromic_ds.tools.table.local import Local, make_slots
 from cromic_ds.tools.table.plan import TableJob, plan_jobs, recipe_of
-from cromic_ds.tools.table.progress import Progress, count, explain_failure
+from cromic_ds.tools.table.progress import Executor, Progress, explain_failure
 from cromic_ds.tools.table.report import write_table_report
 from cromic_ds.tools.table.settings import TableSettings
 from cromic_ds.tools.table.slurm import Slurm
 
 
 def table(settings: TableSettings) -> None:
-    """`cromic-ds table`: run all jobs that can run. Exits with 1 if a job failed or is left.
-
-    Raises:
-        UserError: the recipe cannot work, or differs from the one that the folder was made with.
-    """
+    """`cromic-ds table`: run all jobs that can run. Exits with 1 if a job failed or is left. Raises UserError if the recipe
+    cannot work, or differs from the one that the folder was made with."""
     settings = settings.resolved()
     jobs = plan_jobs(settings)
     folder = TableFolder(Path(settings.out).resolve(), jobs, read_recipes(settings, jobs))
@@ -50,7 +44,6 @@ def table(settings: TableSettings) -> None:
         folder.retry()
     states = folder.states()
     check_commands(folder, [job for job in jobs if states[job.id] is None])
-    executor: Executor
     if settings.slurm is None:
         executor = Local(folder, make_slots(settings), stop)
     else:
@@ -64,17 +57,12 @@ def table(settings: TableSettings) -> None:
 
 
 def read_recipes(settings: TableSettings, jobs: list[TableJob]) -> dict[str, str]:
-    """Return the texts of the recipes that trainings start from, by their paths in the table's folder.
-
-    Raises:
-        UserError: a recipe is missing, or is not YAML.
-    """
+    """Return the texts of the recipes that trainings start from, by their paths in the table's folder. Raises UserError if a
+    recipe is missing, or is not YAML."""
     texts: dict[str, str] = {}
     for job in jobs:
-        if not job.trains:
-            continue
-        inside = job.command[job.command.index("--config") + 1]
-        if inside in texts:
+        inside = job.command[job.command.index("--config") + 1] if job.trains else ""
+        if not inside or inside in texts:
             continue
         name = recipe_of(settings, job.stage, job.model, job.task)
         path = Path(name) if Path(name).is_file() else shipped("recipes") / f"{name}.yaml"
@@ -122,16 +110,10 @@ def commands_to_check(jobs: list[TableJob]) -> dict[str, list[str]]:
 
 
 def run_plan(
-    folder: TableFolder,
-    executor: Executor,
-    stop: Stop,
-    progress: Progress,
-    report: Callable[[], object] = lambda: None,
+    folder: TableFolder, executor: Executor, stop: Stop, progress: Progress, report: Callable[[], object]
 ) -> None:
-    """Start jobs as soon as they are ready, until all are done, failed or skipped, or a stop is asked for.
-
-    `report` is called whenever an evaluation is done.
-    """
+    """Start jobs as soon as they are ready, until all are done, failed or skipped, or a stop is asked for. `report` is called
+    at the start and whenever an evaluation is done."""
     report()
     announced = False
     try:
@@ -165,10 +147,8 @@ def run_one(folder: TableFolder, settings: TableSettings, stop: Stop) -> int:
     job = folder.by_id.get(settings.job or "")
     if job is None:
         raise UserError(f"--job {settings.job}: this table has no such job; --show lists them")
-    for needed in job.needs:
-        need = folder.state(folder.by_id[needed])
-        if need is None or need.state != "done":
-            raise UserError(f"{job.id} needs {needed}, which is not done")
+    if missing := [id for id in job.needs if id not in in_state(folder.states(), "done")]:
+        raise UserError(f"{job.id} needs {missing[0]}, which is not done")
     slot = make_slots(replace(settings, jobs=1))[0]
     state = run_job(folder, job, slot, stop, wait=True)
     print(f"{job.id}: {state.state}")
@@ -183,8 +163,8 @@ def list_jobs(folder: TableFolder) -> None:
     skipped = folder.skipped(states)
     for job in folder.jobs:
         state = states[job.id]
-        print(f"{state.state if state else 'skipped' if job.id in skipped else 'waiting':8} {job.id}")
-        print(f"         {shlex.join(job.command)}")
+        name = state.state if state else "skipped" if job.id in skipped else "waiting"
+        print(f"{name:8} {job.id}\n         {shlex.join(job.command)}")
 
 
 def conclude(folder: TableFolder, settings: TableSettings, stop: Stop) -> int:
@@ -197,11 +177,12 @@ def conclude(folder: TableFolder, settings: TableSettings, stop: Stop) -> int:
             print(f"failed: {job.id}\n{explain_failure(folder, job, state)}")
     if skipped := folder.skipped(states):
         print(f"skipped, because a job that they need failed: {len(skipped)} jobs (--show lists them)")
-    done, left = count(states, "done"), len(states) - count(states, "done")
+    done = len(in_state(states, "done"))
+    left = len(states) - done
     print(f"{done} of {len(states)} jobs done; {folder.path}/results.md, .json, .png")
     if stop.asked and left:
         slurm = "; Slurm keeps running the submitted jobs" if settings.slurm is not None else ""
         print(f"stopped; run the same command to resume{slurm}")
-    elif count(states, "failed"):
+    elif in_state(states, "failed"):
         print("--retry runs the failed jobs again")
     return 1 if left else 0

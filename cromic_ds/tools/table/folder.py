@@ -42,6 +42,11 @@ class JobState:
 JobStates = dict[str, JobState | None]
 
 
+def in_state(states: JobStates, wanted: str) -> set[str]:
+    """Return the ids of the jobs in a state."""
+    return {id for id, state in states.items() if state and state.state == wanted}
+
+
 class Busy(Exception):
     """Another process runs the job."""
 
@@ -53,16 +58,12 @@ class TableFolder:
         """recipes: text of each recipe that the jobs' commands name, by its path in the folder (recipes/x.yaml)."""
         self.path, self.jobs, self.recipes = path, jobs, recipes
         self.by_id = {job.id: job for job in jobs}
-        self.fingerprints = self._fingerprints()
-
-    def _fingerprints(self) -> dict[str, str]:
-        """Hash each job's command, the content of its recipe and the fingerprints of the jobs that it needs."""
-        contents = {name: yaml.safe_load(text) for name, text in self.recipes.items()}
-        made: dict[str, str] = {}
-        for job in self.jobs:
-            about = [job.command, [contents[a] for a in job.command if a in contents], [made[n] for n in job.needs]]
-            made[job.id] = digest(json.dumps(about, default=str, sort_keys=True), size=16)
-        return made
+        contents = {name: yaml.safe_load(text) for name, text in recipes.items()}
+        self.fingerprints: dict[str, str] = {}
+        for job in jobs:
+            needed = [self.fingerprints[id] for id in job.needs]
+            about = [job.command, [contents[part] for part in job.command if part in contents], needed]
+            self.fingerprints[job.id] = digest(json.dumps(about, default=str, sort_keys=True), size=16)
 
     def job_file(self, job: TableJob, name: str) -> Path:
         return self.path / "jobs" / job.id / name
@@ -90,11 +91,8 @@ class TableFolder:
 
     @contextmanager
     def lock(self, job: TableJob, wait: bool = False) -> Iterator[int]:
-        """Lock the job and yield the file descriptor of the lock, which the job's own process inherits.
-
-        Raises:
-            Busy: another process has locked it, unless `wait` is set.
-        """
+        """Lock the job and yield the file descriptor of the lock, which the job's own process inherits. Raises Busy if another
+        process has locked it and `wait` is not set."""
         path = self.job_file(job, "lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
@@ -106,30 +104,29 @@ class TableFolder:
 
     def ready(self, states: JobStates) -> list[TableJob]:
         """Return the jobs that can be started or resumed, because all jobs that they need are done."""
-        done = {id for id, state in states.items() if state and state.state == "done"}
-        ended = done | {id for id, state in states.items() if state and state.state == "failed"}
+        done = in_state(states, "done")
+        ended = done | in_state(states, "failed")
         return [job for job in self.jobs if job.id not in ended and done.issuperset(job.needs)]
 
     def skipped(self, states: JobStates) -> dict[str, str]:
         """Return the jobs that can never start, each with the failed job that it waits for."""
         because: dict[str, str] = {}
+        failed = in_state(states, "failed")
         for job in self.jobs:
-            for need in job.needs:
-                state = states[need]
-                if need in because or (state and state.state == "failed"):
-                    because[job.id] = because.get(need, need)
+            if causes := [because.get(need, need) for need in job.needs if need in because or need in failed]:
+                because[job.id] = causes[-1]
         return because
 
     def states(self) -> JobStates:
         return {job.id: self.state(job) for job in self.jobs}
 
     def refuse_changed(self) -> None:
-        """Raise UserError where a product was made with other settings than the present ones.
-
-        A job whose product was removed is simply run again.
-        """
+        """Raise UserError where a product, finished or not, was made with other settings than the present ones. A job whose
+        product was removed is simply run again."""
         for job in self.jobs:
-            state, left = self._written(job), [path for path in self._remains(job) if path.exists()]
+            state, product = self._written(job), self.path / job.makes
+            remains = (product.parent if job.trains else product, partial_folder(product))
+            left = [path for path in remains if path.exists()]
             if state and state.fingerprint != self.fingerprints[job.id] and left:
                 raise UserError(
                     f"{job.id} was {'made' if state.state == 'done' else 'begun'} with other settings "
@@ -137,16 +134,10 @@ class TableFolder:
                     f"{' and '.join(map(str, left))} (and the same for each job that needs it) to run it again"
                 )
 
-    def _remains(self, job: TableJob) -> list[Path]:
-        """Return where a job leaves its product, finished or not."""
-        product = self.path / job.makes
-        return [product.parent if job.trains else product, partial_folder(product)]
-
     def retry(self) -> None:
         """Mark the failed jobs as stopped, so that they are resumed."""
         for job in self.jobs:
-            state = self.state(job)
-            if state and state.state == "failed":
+            if (state := self.state(job)) and state.state == "failed":
                 self.write(job, replace(state, state="stopped", reason=""))
 
 

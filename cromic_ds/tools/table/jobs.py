@@ -9,12 +9,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from cromic_ds.data.store import read_meta
 from cromic_ds.errors import UserError
@@ -24,7 +23,6 @@ from cromic_ds.tasks.results import read_result
 from cromic_ds.tools.table.folder import JobState, TableFolder
 from cromic_ds.tools.table.plan import TableJob
 
-LOG_LINES = 8  # shown of a failed job's log
 KILL_AFTER = 120.0
 """Seconds between asking a job to stop and killing it: a training saves a checkpoint first."""
 
@@ -55,45 +53,9 @@ class Stop:
         self.asked = True
 
 
-class Executor(Protocol):
-    """What runs the jobs: `Local` or `Slurm`."""
-
-    @property
-    def slots(self) -> int | None:
-        """How many jobs run at a time; None where that is not known."""
-
-    @property
-    def running(self) -> list[str]:
-        """Ids of the jobs that run."""
-        ...
-
-    @property
-    def queued(self) -> list[str]:
-        """Ids of the jobs that were handed over and do not run yet."""
-        ...
-
-    def start(self, ready: list[TableJob]) -> None:
-        """Start or queue as many of these jobs as possible."""
-
-    def wait(self) -> list[TableJob]:
-        """Return the jobs that have ended, after a short wait."""
-        ...
-
-    def close(self) -> None:
-        """Wait for what must not be left behind."""
-
-
-# ---- the product of a job
-
-ProductCheck = Callable[[TableJob, Path], dict[str, Any]]
-
-
 def check_product(job: TableJob, folder: Path) -> dict[str, Any]:
-    """Return a summary of what the job made; for an evaluation, everything that the report shows.
-
-    Raises:
-        UserError: the product is missing, or not what it should be.
-    """
+    """Return a summary of what the job made; for an evaluation, everything that the report shows. Raises UserError if the
+    product is missing, or not what it should be."""
     product = folder / job.makes
     if not product.exists():
         raise UserError(f"{product} is missing")
@@ -112,46 +74,44 @@ def check_product(job: TableJob, folder: Path) -> dict[str, Any]:
     return {"records": {split: about["records"] for split, about in read_meta(product)["splits"].items()}}
 
 
-# ---- running a job
-
-
-def run_job(
-    folder: TableFolder,
-    job: TableJob,
-    slot: Slot,
-    stop: Stop,
-    *,
-    wait: bool = False,
-    check: ProductCheck = check_product,
-) -> JobState:
-    """Run a job to its end or until it is stopped; return what is written in its state.json.
-
-    Args:
-        wait: wait while another process runs the job, instead of raising Busy.
-    """
+def run_job(folder: TableFolder, job: TableJob, slot: Slot, stop: Stop, wait: bool = False) -> JobState:
+    """Run a job to its end or until it is stopped; return what is written in its state.json. Raises Busy if another process
+    runs the job; with `wait` this waits for its end instead."""
     with folder.lock(job, wait) as lock:
         state = folder.state(job)
         if state and state.state == "done":
             return state
-        if state and (result := _left_behind(folder, job, check)) is not None:
-            state.state, state.reason, state.result = "done", "", result
-            folder.write(job, state)
-            return state
+        if state:
+            with suppress(UserError):  # its runner was killed before it could write "done"
+                state.result = check_product(job, folder.path)
+                state.state, state.reason = "done", ""
+                folder.write(job, state)
+                return state
         spent, started = (state.seconds if state else 0.0), time.monotonic()
-        state = JobState(
-            "started", folder.fingerprints[job.id], list(job.command), socket.gethostname(), 0, time.time(), spent
-        )
+        host, fingerprint = socket.gethostname(), folder.fingerprints[job.id]
+        state = JobState("started", fingerprint, list(job.command), host, 0, time.time(), spent)
         folder.write(job, state)
-        code: int | str
+        reason = ""
         try:
             process = _start(folder, job, slot, lock)
             state.pid = process.pid
             folder.write(job, state)
-            code = _wait_for(process, stop)
+            if (code := _wait_for(process, stop)) < 0:
+                reason = f"ended by signal {-code} ({signal.strsignal(-code)})"
+            elif code:
+                reason = f"exit code {code}"
         except FileNotFoundError as error:
-            code = f"{error.filename}: no such command"
+            reason = f"{error.filename}: no such command"
         state.seconds = spent + time.monotonic() - started
-        _judge(state, code, stop, folder, job, check)
+        if not reason:
+            try:  # a training that was asked to stop, and some launchers, return 0 without a product
+                state.result = check_product(job, folder.path)
+            except UserError as error:
+                reason = f"it exited with code 0, but {error}"
+        if reason and stop.asked:
+            state.state = "stopped"
+        else:
+            state.state, state.reason = "failed" if reason else "done", reason
         folder.write(job, state)
         return state
 
@@ -174,37 +134,6 @@ def _start(folder: TableFolder, job: TableJob, slot: Slot, lock: int) -> subproc
         )
 
 
-def _left_behind(folder: TableFolder, job: TableJob, check: ProductCheck) -> dict[str, Any] | None:
-    """Return the summary of a product whose runner was killed before it could write "done"."""
-    with suppress(UserError):
-        return check(job, folder.path)
-    return None
-
-
-def _judge(
-    state: JobState, code: int | str, stop: Stop, folder: TableFolder, job: TableJob, check: ProductCheck
-) -> None:
-    """Set the state of a job that has ended. Exit code 0 is not enough: a training that was asked to stop, and some
-    launchers, return it without a product.
-
-    code: the exit code as Popen returns it, or why the command could not be started.
-    """
-    try:
-        if code:
-            raise UserError(_reason(code))
-        state.result = check(job, folder.path)
-        state.state = "done"
-    except UserError as error:
-        state.state = "stopped" if stop.asked else "failed"
-        state.reason = "" if stop.asked else str(error) if code else f"it exited with code 0, but {error}"
-
-
-def _reason(code: int | str) -> str:
-    if isinstance(code, str):
-        return code
-    return f"ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
-
-
 def _wait_for(process: subprocess.Popen[bytes], stop: Stop) -> int:
     """Return the exit code once all processes of the job's session have ended; pass on a request to stop."""
     kill_at: float | None = None
@@ -225,8 +154,7 @@ def _signal(group: int, number: int) -> None:
 
 
 def started_command(job: TableJob, slot: Slot) -> list[str]:
-    """Return the command as it is started: `cromic-ds` by this Python, a training of several processes by DeepSpeed's
-    launcher."""
+    """Return the command as it is started: `cromic-ds` by this Python, several processes by DeepSpeed's launcher."""
     program, *arguments = job.command
     if program != "cromic-ds":
         return [program, *arguments]
@@ -238,7 +166,7 @@ def started_command(job: TableJob, slot: Slot) -> list[str]:
     return [*launcher, "--no_local_rank", "--module", "cromic_ds", *arguments]
 
 
-def last_lines(path: Path, count: int = LOG_LINES) -> list[str]:
+def last_lines(path: Path, count: int = 8) -> list[str]:
     """Return the last lines of a log that are not empty; the carriage returns of progress bars end lines too."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 20_000))

@@ -11,7 +11,7 @@ from pathlib import Path
 from cromic_ds.errors import UserError
 from cromic_ds.shipped import extensions_folder
 from cromic_ds.tools.table.folder import Busy, JobState, TableFolder
-from cromic_ds.tools.table.jobs import ProductCheck, Slot, Stop, check_product, run_job
+from cromic_ds.tools.table.jobs import Slot, Stop, run_job
 from cromic_ds.tools.table.plan import TableJob
 from cromic_ds.tools.table.settings import TableSettings
 
@@ -20,12 +20,14 @@ BUSY_SECONDS = 2.0
 
 
 class Local:
-    """Runs jobs in threads, each of which waits for one process."""
+    """Runs jobs in threads, each of which waits for one process. As in `Slurm`, `running` lists the ids of the jobs that run,
+    `queued` those that were handed over and do not run yet, and `slots` is how many run at a time."""
 
-    def __init__(self, folder: TableFolder, slots: list[Slot], stop: Stop, check: ProductCheck = check_product):
-        self.folder, self.stop, self.check = folder, stop, check
-        self.slots = len(slots)
-        self._free = slots
+    queued: tuple[str, ...] = ()
+
+    def __init__(self, folder: TableFolder, slots: list[Slot], stop: Stop):
+        self.folder, self.stop = folder, stop
+        self.slots, self._free = len(slots), slots
         self._threads = ThreadPoolExecutor(len(slots))
         self._running: dict[Future[JobState], tuple[TableJob, Slot]] = {}
         self._busy: dict[str, float] = {}  # until when the jobs of other processes are left alone
@@ -34,10 +36,6 @@ class Local:
     def running(self) -> list[str]:
         return [job.id for job, _ in self._running.values()]
 
-    @property
-    def queued(self) -> list[str]:
-        return []
-
     def start(self, ready: list[TableJob]) -> None:
         """Start as many of these jobs as there are free slots."""
         for job in ready:
@@ -45,7 +43,7 @@ class Local:
                 return
             if self._busy.get(job.id, 0.0) < time.monotonic():
                 slot = self._free.pop(0)
-                future = self._threads.submit(run_job, self.folder, job, slot, self.stop, check=self.check)
+                future = self._threads.submit(run_job, self.folder, job, slot, self.stop)
                 self._running[future] = job, slot
 
     def wait(self) -> list[TableJob]:
@@ -74,11 +72,8 @@ class Local:
 
 
 def make_slots(settings: TableSettings) -> list[Slot]:
-    """Return groups of `processes` GPUs, or shares of the CPU's cores.
-
-    Raises:
-        UserError: a job needs more GPUs than there are.
-    """
+    """Return groups of `processes` GPUs, or shares of the CPU's cores. Raises UserError if a job needs more GPUs than there
+    are."""
     gpus, size = visible_gpus(), settings.processes
     groups = [gpus[i : i + size] for i in range(0, len(gpus) - size + 1, size)]
     if gpus and not groups:

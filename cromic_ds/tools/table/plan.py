@@ -47,7 +47,16 @@ def plan_jobs(settings: TableSettings) -> list[TableJob]:
     One seed comes after the other, so that a first whole table exists as early as possible, and each evaluation directly after
     its fine-tuning.
     """
-    return [*_data_jobs(settings), *(job for seed in settings.seeds for job in _jobs_of_seed(settings, seed))]
+    jobs = list(_data_jobs(settings))
+    for seed in settings.seeds:
+        if "pretrained" in settings.starts:
+            jobs += [_training(settings, row, seed) for row in settings.models]
+        for task in settings.tasks:
+            for row in settings.models:
+                for start in settings.starts:
+                    finetuning = _training(settings, row, seed, task, start)
+                    jobs += [finetuning, _evaluation(settings, finetuning)]
+    return jobs
 
 
 def recipe_of(settings: TableSettings, stage: Stage, row: str, task: str = "") -> str:
@@ -69,8 +78,10 @@ def _data_jobs(settings: TableSettings) -> Iterator[TableJob]:
         yield TableJob("sample-official", "sample", _texts(official), "official")
     for task in settings.tasks:
         root = f"official/{task}" if sampled else data.official[task]
-        command: list[Any] = ["cromic-ds", "prepare", "--task", task, "--root", root, "--out", f"stores/{task}"]
-        command += ["--tokenizer", f"{_posts(settings)}/tokenizer", "--split", *_splits(settings, task)]
+        # The splits for training, for choosing the best checkpoint and for the final scores.
+        splits = dict.fromkeys(["train", "val", layered(settings.evaluate, {task}).get("split", "val")])
+        command = ["cromic-ds", "prepare", "--task", task, "--root", root, "--out", f"stores/{task}"]
+        command += ["--tokenizer", f"{_posts(settings)}/tokenizer", "--split", *splits]
         if sampled:
             command += ["--extras", f"{root}/grounding.jsonl"]
         command += _flags(layered(settings.prepare, {task}))
@@ -78,59 +89,33 @@ def _data_jobs(settings: TableSettings) -> Iterator[TableJob]:
         yield TableJob(f"prepare-{task}", "prepare", _texts(command), f"stores/{task}", needs, task=task)
 
 
-def _jobs_of_seed(settings: TableSettings, seed: int) -> Iterator[TableJob]:
-    if "pretrained" in settings.starts:
-        for row in settings.models:
-            yield _pretraining(settings, row, seed)
-    for task in settings.tasks:
-        for row in settings.models:
-            for start in settings.starts:
-                finetuning = _finetuning(settings, row, task, start, seed)
-                yield finetuning
-                yield _evaluation(settings, finetuning)
-
-
-def _pretraining(settings: TableSettings, row: str, seed: int) -> TableJob:
-    id = f"pretrain-{row}-{seed}"
-    command: list[Any] = ["cromic-ds", "pretrain", "--config", _config(recipe_of(settings, "pretrain", row))]
+def _training(settings: TableSettings, row: str, seed: int, task: str = "", start: str = "") -> TableJob:
+    """Return a row's fine-tuning on a task, or without a task its pretraining."""
+    stage: Stage = "finetune" if task else "pretrain"
+    id = "-".join(part for part in (stage, row, task, start, str(seed)) if part)
     run = RunFolder(Path("runs", id))
-    command += ["--data.path", _posts(settings), "--out", str(run.path), "--seed", seed]
-    command += ["--model.name", settings.kind_of(row), *_flags(_random_start(settings, row))]
-    command += _flags(layered(settings.pretrain, _names(settings, row)))
-    needs = ("sample-posts",) if settings.data.source == "sample" else ()
-    return TableJob(id, "pretrain", _texts(command), str(run.export), needs, model=row, seed=seed)
-
-
-def _finetuning(settings: TableSettings, row: str, task: str, start: str, seed: int) -> TableJob:
-    id = f"finetune-{row}-{task}-{start}-{seed}"
-    command: list[Any] = [
-        "cromic-ds",
-        "finetune",
-        "--config",
-        _config(recipe_of(settings, "finetune", row, task)),
-        "--task",
-        task,
-    ]
-    run = RunFolder(Path("runs", id))
-    command += ["--data.path", f"stores/{task}", "--out", str(run.path), "--seed", seed]
-    command += ["--model.name", settings.kind_of(row)]
-    needs = [f"prepare-{task}"]
+    recipe = Path(recipe_of(settings, stage, row, task)).stem
+    command: list[Any] = ["cromic-ds", stage, "--config", f"recipes/{recipe}.yaml"]
+    command += ["--task", task, "--data.path", f"stores/{task}"] if task else ["--data.path", _posts(settings)]
+    command += ["--out", str(run.path), "--seed", seed, "--model.name", settings.kind_of(row)]
+    needs = [f"prepare-{task}"] if task else ["sample-posts"] if settings.data.source == "sample" else []
     if start == "pretrained":
-        pretraining = _pretraining(settings, row, seed)
+        pretraining = _training(settings, row, seed)
         needs.append(pretraining.id)
         command += ["--backbone", pretraining.makes]
     else:
-        command += _flags(_random_start(settings, row))
-    command += _flags(layered(settings.finetune, {*_names(settings, row), task, start}))
-    return TableJob(id, "finetune", _texts(command), str(run.export), tuple(needs), row, task, start, seed)
+        command += _flags({f"model.{name}": value for name, value in settings.models[row].items() if name != "name"})
+    layers = settings.finetune if task else settings.pretrain
+    command += _flags(layered(layers, {row, settings.kind_of(row), task, start}))
+    return TableJob(id, stage, _texts(command), str(run.export), tuple(needs), row, task, start, seed)
 
 
 def _evaluation(settings: TableSettings, finetuning: TableJob) -> TableJob:
     row, task, start, seed = finetuning.model, finetuning.task, finetuning.start, finetuning.seed
     cell = f"{row}-{task}-{start}-{seed}"
-    command = ["cromic-ds", "evaluate", finetuning.makes, "--task", task, "--data", f"stores/{task}"]
     result = f"results/{cell}.json"
-    command += ["--out", result, *_flags(layered(settings.evaluate, {*_names(settings, row), task, start}))]
+    command = ["cromic-ds", "evaluate", finetuning.makes, "--task", task, "--data", f"stores/{task}", "--out", result]
+    command += _flags(layered(settings.evaluate, {row, settings.kind_of(row), task, start}))
     needs = (finetuning.id,)
     return TableJob(f"evaluate-{cell}", "evaluate", _texts(command), result, needs, row, task, start, seed)
 
@@ -139,30 +124,9 @@ def _posts(settings: TableSettings) -> str:
     return "posts" if settings.data.source == "sample" else settings.data.posts
 
 
-def _config(recipe: str) -> str:
-    return f"recipes/{Path(recipe).stem}.yaml"
-
-
-def _names(settings: TableSettings, row: str) -> set[str]:
-    return {row, settings.kind_of(row)}
-
-
-def _random_start(settings: TableSettings, row: str) -> dict[str, Any]:
-    return {f"model.{name}": value for name, value in settings.models[row].items() if name != "name"}
-
-
-def _splits(settings: TableSettings, task: str) -> list[str]:
-    """Return the splits for training, for choosing the best checkpoint and for the final scores."""
-    return list(dict.fromkeys(["train", "val", layered(settings.evaluate, {task}).get("split", "val")]))
-
-
-def _flags(settings: dict[str, Any]) -> list[str]:
-    return [text for name, value in settings.items() for text in (f"--{name}", _text(value))]
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _flags(settings: dict[str, Any]) -> list[Any]:
+    return [part for name, value in settings.items() for part in (f"--{name}", value)]
 
 
 def _texts(command: list[Any]) -> tuple[str, ...]:
-    return tuple(map(_text, command))
+    return tuple(part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in command)

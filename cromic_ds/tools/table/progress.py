@@ -12,16 +12,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from cromic_ds.tools.display import STATE_COLORS, duration
-from cromic_ds.tools.table.folder import JobState, JobStates, TableFolder
-from cromic_ds.tools.table.jobs import Executor, last_lines
+from cromic_ds.tools.table.folder import JobState, JobStates, TableFolder, in_state
+from cromic_ds.tools.table.jobs import last_lines
+from cromic_ds.tools.table.local import Local
 from cromic_ds.tools.table.plan import TableJob
+from cromic_ds.tools.table.slurm import Slurm
+
+Executor = Local | Slurm
 
 
 class Progress:
     """Prints what happens."""
 
-    def __init__(self, folder: TableFolder, console: Console | None = None):
-        self.folder, self.console = folder, console or Console(soft_wrap=True)
+    def __init__(self, folder: TableFolder):
+        self.folder, self.console = folder, Console(soft_wrap=True)
         self._bar: Bar | None = None
         if self.console.is_terminal:
             columns = (TextColumn("jobs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
@@ -42,14 +46,14 @@ class Progress:
         if self._bar:
             names = ", ".join([*executor.running[:4], *(["…"] if len(executor.running) > 4 else [])])
             status = escape(f"{names}  {self._summary(states, executor)}")
-            self._bar.update(self._task, completed=count(states, "done"), status=status)
+            self._bar.update(self._task, completed=len(in_state(states, "done")), status=status)
 
     def ended(self, job: TableJob, state: JobState | None, states: JobStates, executor: Executor) -> None:
         """Print a line for a job that ended, and for a failed one the last lines of its log."""
         outcome = state.state if state else "lost"
-        head = f"[{count(states, 'done')}/{len(states)}]"
+        head = escape(f"[{len(in_state(states, 'done'))}/{len(states)}] {job.id}")
         took = f" after {duration(state.seconds)}" if state else ""
-        line = f"{escape(head)} {escape(job.id)} [{STATE_COLORS.get(outcome, 'yellow')}]{outcome}[/]{took}"
+        line = f"{head} [{STATE_COLORS.get(outcome, 'yellow')}]{outcome}[/]{took}"
         self.console.print(f"{line}  ({escape(self._summary(states, executor))})", highlight=False)
         if state and state.state == "failed":
             self.console.print(explain_failure(self.folder, job, state), markup=False, highlight=False)
@@ -58,14 +62,10 @@ class Progress:
         parts = [f"{len(executor.running)} running"]
         if executor.queued:
             parts.append(f"{len(executor.queued)} queued")
-        if failed := count(states, "failed"):
-            parts.append(f"{failed} failed")
+        if failed := in_state(states, "failed"):
+            parts.append(f"{len(failed)} failed")
         slots = executor.slots or len(executor.running)
         return ", ".join([*parts, time_left(self.folder, states, executor.running, slots)])
-
-
-def count(states: JobStates, wanted: str) -> int:
-    return sum(state is not None and state.state == wanted for state in states.values())
 
 
 def explain_failure(folder: TableFolder, job: TableJob, state: JobState) -> str:
@@ -84,33 +84,30 @@ def time_left(folder: TableFolder, states: JobStates, running: list[str], slots:
     return f"{'at least ' if unknown else ''}{duration(seconds)} left"
 
 
-def estimate(
-    folder: TableFolder, states: JobStates, running: list[str], slots: int, now: float | None = None
-) -> tuple[float, int]:
+def estimate(folder: TableFolder, states: JobStates, running: list[str], slots: int) -> tuple[float, int]:
     """Return the seconds that the remaining jobs take on `slots` at a time, and how many of them cannot be estimated.
 
     A job is assumed to take the mean time of the finished jobs that are most like it: those of the same model, task and start;
     else of the same model and task; else of the same model; else of the same stage.
     """
-    now = time.time() if now is None else now
     took: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for job in folder.jobs:
-        state = states[job.id]
-        if state and state.state == "done":
+        if (state := states[job.id]) and state.state == "done":
             for kind in _kinds(job):
                 took[kind].append(state.seconds)
-    work, unknown, skipped = 0.0, 0, folder.skipped(states)
+    work, unknown = 0.0, 0
+    ended = {*in_state(states, "done"), *in_state(states, "failed"), *folder.skipped(states)}
     for job in folder.jobs:
-        state = states[job.id]
-        if job.id in skipped or (state and state.state in ("done", "failed")):
+        if job.id in ended:
             continue
         known = next((took[kind] for kind in _kinds(job) if kind in took), None)
         if known is None:
             unknown += 1
             continue
+        state = states[job.id]
         spent = state.seconds if state else 0.0
         if state and job.id in running and state.state == "started":
-            spent += max(0.0, now - state.started)
+            spent += max(0.0, time.time() - state.started)
         work += max(0.0, statistics.mean(known) - spent)
     return work / max(1, slots), unknown
 

@@ -9,8 +9,8 @@ from typing import Any
 from cromic_ds.files import write_atomically, write_json
 from cromic_ds.tasks import TASKS
 from cromic_ds.tools.display import duration
-from cromic_ds.tools.table.folder import JobState, JobStates, TableFolder
-from cromic_ds.tools.table.progress import count
+from cromic_ds.tools.table.folder import JobState, JobStates, TableFolder, in_state
+from cromic_ds.tools.table.plan import TableJob
 from cromic_ds.tools.table.settings import TABLE_SCORES, TABLE_TASKS, TableSettings
 
 MODEL_LABELS = {"cmt": "CroMIC-CMT", "vlp": "Unified VLP", "vilt": "ViLT"}
@@ -39,19 +39,21 @@ def summarize_table(folder: TableFolder, settings: TableSettings) -> dict[str, A
     deviation (of a sample, n - 1; null with one seed) over the seeds that are evaluated, and each seed's value.
     """
     states = folder.states()
-    skipped = folder.skipped(states)
+    done, skipped = in_state(states, "done"), folder.skipped(states)
     failures = {id: state.reason for id, state in states.items() if state and state.state == "failed"}
     evaluations = [job for job in folder.jobs if job.stage == "evaluate"]
-    rows: list[dict[str, Any]] = []
+    rows = []
     for row in settings.models:
         for start in settings.starts:
             cells = {}
             for task in settings.tasks:
                 jobs = [job for job in evaluations if (job.model, job.task, job.start) == (row, task, start)]
-                by_seed = {job.seed: state for job in jobs if (state := states[job.id]) and state.state == "done"}
+                by_seed = {job.seed: state for job in jobs if (state := states[job.id]) and job.id in done}
                 failed = any(job.id in skipped or job.id in failures for job in jobs)
                 cells[task] = _cell(by_seed, "failed" if failed else "waiting")
-            rows.append({"model": row, "label": row_label(settings, row), "start": start, "cells": cells})
+            kind = settings.kind_of(row)
+            label = MODEL_LABELS.get(kind, kind) + ("" if row == kind else f" {row}")  # kinds can have several rows
+            rows.append({"model": row, "label": label, "start": start, "cells": cells})
     data: dict[str, Any] = {"source": settings.data.source}
     if settings.data.source == "sample":
         data |= {name: value for name, value in vars(settings.data).items() if name.startswith("sample_")}
@@ -59,15 +61,15 @@ def summarize_table(folder: TableFolder, settings: TableSettings) -> dict[str, A
         "rows": rows,
         "tasks": [task.name for task in TABLE_TASKS if task.name in settings.tasks],
         "seeds": settings.seeds,
-        "evaluated": {task: _measured(folder, states, task) for task in settings.tasks},
+        "evaluated": {task: _ways(evaluations, states, task) for task in settings.tasks},
         "data": data,
         "interpreted": [row for row in settings.models if settings.kind_of(row) in INTERPRETED],
         "jobs": {
             "total": len(folder.jobs),
-            "done": count(states, "done"),
+            "done": len(done),
             "failed": len(failures),
             "evaluations": len(evaluations),
-            "evaluated": sum(count({job.id: states[job.id]}, "done") for job in evaluations),
+            "evaluated": sum(job.id in done for job in evaluations),
             "seconds": sum(state.seconds for state in states.values() if state),
         },
         "published": settings.published,
@@ -76,42 +78,26 @@ def summarize_table(folder: TableFolder, settings: TableSettings) -> dict[str, A
     }
 
 
-def row_label(settings: TableSettings, row: str) -> str:
-    """Return a row's name as it is printed; a second row of the same model is printed with its own name too."""
-    kind = settings.kind_of(row)
-    name = MODEL_LABELS.get(kind, kind)
-    return name if row == kind else f"{name} {row}"
-
-
 def _cell(by_seed: dict[int, JobState], otherwise: str) -> dict[str, Any]:
     values: dict[str, dict[int, float]] = defaultdict(dict)
     for seed, state in by_seed.items():
         for name, value in state.result["scores"].items():
             values[name][seed] = value
-    scores = {
-        name: {
-            "mean": statistics.mean(seeds.values()),
-            "std": statistics.stdev(seeds.values()) if len(seeds) > 1 else None,
-            "seeds": seeds,
-        }
-        for name, seeds in values.items()
-    }
+    scores = {}
+    for name, seeds in values.items():
+        std = statistics.stdev(seeds.values()) if len(seeds) > 1 else None
+        scores[name] = {"mean": statistics.mean(seeds.values()), "std": std, "seeds": seeds}
     return {"status": "done" if by_seed else otherwise, "seeds": list(by_seed), "scores": scores}
 
 
-def _measured(folder: TableFolder, states: JobStates, task: str) -> list[dict[str, Any]]:
+def _ways(evaluations: list[TableJob], states: JobStates, task: str) -> list[dict[str, Any]]:
     """Return the different ways (usually one) in which a task's cells were scored."""
     found: list[dict[str, Any]] = []
-    for job in folder.jobs:
-        state = states[job.id]
-        if job.stage == "evaluate" and job.task == task and state and state.state == "done":
+    for job in evaluations:
+        if job.task == task and (state := states[job.id]) and state.state == "done":
             result = state.result
-            way = {
-                "split": result["split"],
-                "items": result["counts"].get("items"),
-                "tokenization": result["tokenization"],
-                "beams": (result["decoding"] or {}).get("beams"),
-            }
+            way = {"split": result["split"], "items": result["counts"].get("items")}
+            way |= {"tokenization": result["tokenization"], "beams": (result["decoding"] or {}).get("beams")}
             if way not in found:
                 found.append(way)
     return found
@@ -132,11 +118,8 @@ def markdown(result: dict[str, Any]) -> str:
 
 def _columns(result: dict[str, Any], scores: dict[str, dict[str, str]]) -> list[tuple[str, str, str]]:
     """Return task, score and title of each column."""
-    return [
-        (task, score, f"{TASKS[task].title} {short}".strip())
-        for task in result["tasks"]
-        for score, short in scores[task].items()
-    ]
+    pairs = [(task, score, short) for task in result["tasks"] for score, short in scores[task].items()]
+    return [(task, score, f"{TASKS[task].title} {short}".strip()) for task, score, short in pairs]
 
 
 def _published(result: dict[str, Any]) -> list[str]:
@@ -176,18 +159,22 @@ def _notes(result: dict[str, Any]) -> list[str]:
     notes += [TASKS[task].table_note for task in tasks if TASKS[task].table_note]
     if result["interpreted"]:
         names = dict.fromkeys(row["label"] for row in result["rows"] if row["model"] in result["interpreted"])
-        notes.append(
-            f"What the paper changed in {' and '.join(names)} is not public: their rows are our interpretation."
-        )
+        changed = f"What the paper changed in {' and '.join(names)}"
+        notes.append(f"{changed} is not public: their rows are our interpretation.")
     if result["published"]:
         notes.append("Published: as given in the recipe, measured by others on their own data and models.")
     ways = [f"{TASKS[task].title} {_way(way)}" for task in tasks for way in result["evaluated"][task]]
     if ways:
         notes.append(f"Scored on: {'; '.join(ways)}.")
-    notes.append(_data(result["data"]))
-    notes.append(
-        f"Jobs: {result['jobs']['done']} of {result['jobs']['total']} done, {duration(result['jobs']['seconds'])} in all."
-    )
+    data, jobs = result["data"], result["jobs"]
+    if data["source"] == "real":
+        notes.append("Data: the tasks' official files.")
+    else:
+        notes.append(
+            f"Data: the sample world (seed {data['sample_seed']}), {data['sample_posts']:,} posts with comments and "
+            f"{data['sample_pictures']:,} labeled training pictures a task."
+        )
+    notes.append(f"Jobs: {jobs['done']} of {jobs['total']} done, {duration(jobs['seconds'])} in all.")
     notes += [f"Failed: {id} ({reason})." for id, reason in result["failed"].items()]
     return notes
 
@@ -196,12 +183,3 @@ def _way(way: dict[str, Any]) -> str:
     beams = f", {way['beams']} beams" if way["beams"] and way["beams"] > 1 else ", greedy" if way["beams"] else ""
     tokens = f", by {way['tokenization']}" if way["tokenization"] in ("char", "jieba", "bert") else ""
     return f"{way['split']} ({way['items']:,} items{tokens}{beams})"
-
-
-def _data(data: dict[str, Any]) -> str:
-    if data["source"] == "real":
-        return "Data: the tasks' official files."
-    return (
-        f"Data: the sample world (seed {data['sample_seed']}), {data['sample_posts']:,} posts with comments and "
-        f"{data['sample_pictures']:,} labeled training pictures a task."
-    )

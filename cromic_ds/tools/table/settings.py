@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -99,11 +98,16 @@ class TableSettings:
             raise UserError("out is missing: give the table's folder")
         if not self.models:
             raise UserError("models is empty: name the table's rows, such as `models: {cmt: {preset: tiny}}`")
-        for name in self.models:
-            if not re.fullmatch(r"\w+", name):
-                raise UserError(f"models: {name!r} is used in file names; use letters, digits and underscores")
+        if wrong := [name for name in self.models if not re.fullmatch(r"\w+", name)]:
+            raise UserError(f"models: {wrong[0]!r} is used in file names; use letters, digits and underscores")
         for what, valid in (("tasks", DOWNSTREAM), ("starts", STARTS), ("seeds", None)):
-            _check_list(what, getattr(self, what), valid)
+            values = getattr(self, what)
+            if not values:
+                raise UserError(f"{what} is empty")
+            if len(set(values)) < len(values):
+                raise UserError(f"{what} {values}: one is given twice")
+            if valid and (wrong := [value for value in values if value not in valid]):
+                raise UserError(f"{what}: {wrong[0]!r}{nearest(wrong[0], valid)}; one of {', '.join(valid)}")
         for name in ("processes", "jobs"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name} {value} must be at least 1")
@@ -118,13 +122,10 @@ class TableSettings:
         for key, settings in getattr(self, stage).items():
             for name in key.split("+"):
                 if name != "all" and name not in known:
-                    raise UserError(
-                        f"{stage}.{key}: {name!r} is not in this table{nearest(name, known)}; "
-                        f"all, {', '.join(sorted(known))}"
-                    )
-            for name in flat(settings):
-                if name in GIVEN[stage]:
-                    raise UserError(f"{stage}.{key}: the table itself sets {name}, so it cannot be set here")
+                    names = ", ".join(sorted(known))
+                    raise UserError(f"{stage}.{key}: {name!r} is not in this table{nearest(name, known)}; all, {names}")
+            if given := [name for name in flat(settings) if name in GIVEN[stage]]:
+                raise UserError(f"{stage}.{key}: the table itself sets {given[0]}, so it cannot be set here")
 
     def _check_data(self) -> None:
         data = self.data
@@ -132,16 +133,13 @@ class TableSettings:
             if min(data.sample_posts, data.sample_pictures, data.sample_val_pictures) < 1:
                 raise UserError("data: sample_posts, sample_pictures and sample_val_pictures must be at least 1")
             return
-        for task in data.official:
-            if task not in DOWNSTREAM:
-                raise UserError(f"data.official: no task {task!r}{nearest(task, DOWNSTREAM)}")
+        if unknown := [task for task in data.official if task not in DOWNSTREAM]:
+            raise UserError(f"data.official: no task {unknown[0]!r}{nearest(unknown[0], DOWNSTREAM)}")
         folders = {"data.posts": data.posts} | {f"data.official.{t}": data.official.get(t, "") for t in self.tasks}
-        if missing := [
-            f"{name} ({path or 'not given'})" for name, path in folders.items() if not Path(path).is_dir() or not path
-        ]:
-            raise UserError(
-                f"no such folders: {', '.join(missing)}; name your store of posts and the folders of the official files"
-            )
+        missing = {name: path for name, path in folders.items() if not path or not Path(path).is_dir()}
+        if missing:
+            names = ", ".join(f"{name} ({path or 'not given'})" for name, path in missing.items())
+            raise UserError(f"no such folders: {names}; name your store of posts and the folders of the official files")
 
     def _check_published(self) -> None:
         for row, tasks in self.published.items():
@@ -167,16 +165,6 @@ class TableSettings:
         posts = str(Path(self.data.posts).resolve()) if self.data.posts else ""
         official = {task: str(Path(path).resolve()) for task, path in self.data.official.items()}
         return replace(self, data=replace(self.data, posts=posts, official=official))
-
-
-def _check_list(what: str, values: list[Any], valid: Sequence[str] | None) -> None:
-    if not values:
-        raise UserError(f"{what} is empty")
-    if len(set(values)) < len(values):
-        raise UserError(f"{what} {values}: one is given twice")
-    for value in values:
-        if valid and value not in valid:
-            raise UserError(f"{what}: {value!r}{nearest(value, valid)}; one of {', '.join(valid)}")
 
 
 def flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from cromic_ds.errors import UserError
 from cromic_ds.files import read_json_if_there, write_atomically, write_json
 from cromic_ds.ranks.launcher import number_ranges
-from cromic_ds.tools.table.folder import JobState, TableFolder
+from cromic_ds.tools.table.folder import JobState, TableFolder, in_state
 from cromic_ds.tools.table.jobs import Stop
 from cromic_ds.tools.table.plan import TableJob
 
@@ -31,19 +31,15 @@ LARGEST_ARRAY = 1000  # Slurm's default MaxArraySize is 1001
 class Slurm:
     """Submits job arrays and watches them."""
 
-    def __init__(
-        self, folder: TableFolder, arguments: str, at_a_time: int | None, stop: Stop, poll: float = POLL_SECONDS
-    ):
-        """arguments: options of sbatch for every array; at_a_time: how many tasks of an array may run together, None = all."""
-        self.folder, self.stop, self.poll = folder, stop, poll
-        self.arguments = shlex.split(arguments)
-        self.slots = at_a_time
+    def __init__(self, folder: TableFolder, arguments: str, slots: int | None, stop: Stop):
+        """arguments: options of sbatch for every array; slots: how many tasks of an array may run together, None = all."""
+        self.folder, self.arguments, self.slots, self.stop = folder, shlex.split(arguments), slots, stop
         self._tasks: dict[str, str] = {}  # job id → task id in Slurm (123_4)
         self._held: dict[str, str] = {}  # task id → state in Slurm
         self._gone: dict[str, float] = {}  # job id → when its task was first missing from the queue
         self._losses: dict[str, int] = {}  # job id → how often its task ended before the job was done
-        submitted = {job.id: task for job in folder.jobs if (task := self._submission(job).get("task"))}
-        if submitted:
+        files = {job.id: read_json_if_there(folder.job_file(job, "slurm.json")) for job in folder.jobs}
+        if submitted := {id: content["task"] for id, content in files.items() if content}:
             self._held = held_tasks()
             self._tasks = {id: task for id, task in submitted.items() if task in self._held}
 
@@ -59,9 +55,8 @@ class Slurm:
     def start(self, ready: list[TableJob]) -> None:
         """Submit these jobs, and the jobs that wait for only one of them.
 
-        Raises:
-            UserError: Slurm refuses and holds no job of the table. If it holds any, the refusal is printed as a warning and
-                the jobs are submitted again later.
+        Raises UserError if Slurm refuses and holds no job of the table. If it holds any, the refusal is printed as a warning
+        and the jobs are submitted again later.
         """
         try:
             for first in range(0, len(ready), LARGEST_ARRAY):
@@ -79,7 +74,7 @@ class Slurm:
         states = self.folder.states()
         following = {}
         for index, job in jobs.items():
-            done = {job.id} | {id for id, state in states.items() if state and state.state == "done"}
+            done = {job.id, *in_state(states, "done")}
             waiting = [j for j in self.folder.jobs if job.id in j.needs and done.issuperset(j.needs)]
             if len(waiting) == 1 and waiting[0].id not in self._tasks and not states[waiting[0].id]:
                 following[index] = waiting[0]
@@ -103,8 +98,14 @@ class Slurm:
 
     def wait(self) -> list[TableJob]:
         """Return the jobs that have ended since the last call, after POLL_SECONDS."""
-        self._pause()
-        self._ask()
+        until = time.monotonic() + POLL_SECONDS
+        while time.monotonic() < until and not self.stop.asked:
+            time.sleep(0.2)
+        try:
+            self._held = held_tasks()
+        except UserError as error:  # its last answer is kept
+            print(f"warning: {error}", file=sys.stderr)
+            self._gone.clear()
         ended = []
         for id in list(self._tasks):
             job, state = self.folder.by_id[id], self.folder.state(self.folder.by_id[id])
@@ -122,32 +123,17 @@ class Slurm:
     def close(self) -> None:
         """Do nothing: Slurm keeps running the jobs."""
 
-    def _pause(self) -> None:
-        until = time.monotonic() + self.poll
-        while time.monotonic() < until and not self.stop.asked:
-            time.sleep(min(0.2, self.poll))
-
-    def _ask(self) -> None:
-        """Ask Slurm which tasks it holds. If it does not answer, its last answer is kept."""
-        try:
-            self._held = held_tasks()
-        except UserError as error:
-            print(f"warning: {error}", file=sys.stderr)
-            self._gone.clear()
-
     def _lost(self, job: TableJob, state: JobState | None) -> bool:
         """Return whether Slurm ended the task of a job that could have run: killed, out of memory, or never started.
 
         Such a job is submitted again, at most MOST_LOST times in all. A job that was asked to stop, or whose needs were not
         done, is not counted.
         """
-        needed = [self.folder.state(self.folder.by_id[id]) for id in job.needs]
-        if any(need is None or need.state != "done" for need in needed):
+        if not in_state(self.folder.states(), "done").issuperset(job.needs):
             return False
         if state and state.state == "stopped":
             return True
-        lost = self._losses.get(job.id, 0) + 1
-        self._losses[job.id] = lost
+        lost = self._losses[job.id] = self._losses.get(job.id, 0) + 1
         if lost >= MOST_LOST:
             state = state or JobState("failed", self.folder.fingerprints[job.id], list(job.command), "", 0, time.time())
             state.state = "failed"
@@ -160,9 +146,6 @@ class Slurm:
         self._gone.pop(job.id, None)
         self._tasks.pop(job.id, None)
         self.folder.job_file(job, "slurm.json").unlink(missing_ok=True)
-
-    def _submission(self, job: TableJob) -> dict[str, str]:
-        return read_json_if_there(self.folder.job_file(job, "slurm.json")) or {}
 
 
 def array_script(folder: Path, jobs: dict[int, TableJob]) -> str:
@@ -180,14 +163,9 @@ def array_arguments(folder: Path, jobs: dict[int, TableJob], at_a_time: int | No
     and stop; it is submitted again.
     """
     stages = "-".join(sorted({job.stage for job in jobs.values()}))
-    arguments = [
-        f"--array={number_ranges(jobs)}" + (f"%{at_a_time}" if at_a_time else ""),
-        f"--job-name=table-{stages}",
-        f"--output={folder}/%A_%a.log",
-        "--open-mode=append",
-        "--requeue",
-        "--signal=B:USR1@120",
-    ]
+    limit = f"%{at_a_time}" if at_a_time else ""
+    arguments = [f"--array={number_ranges(jobs)}{limit}", f"--job-name=table-{stages}", f"--output={folder}/%A_%a.log"]
+    arguments += ["--open-mode=append", "--requeue", "--signal=B:USR1@120"]
     # aftercorr: a task waits for the task of the same index, and leaves the queue if that one fails.
     return arguments + ([f"--dependency=aftercorr:{after}", "--kill-on-invalid-dep=yes"] if after else [])
 

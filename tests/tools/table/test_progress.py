@@ -33,11 +33,12 @@ def test_like_jobs_take_like_times(folder):
     assert estimate(folder, states(folder, cmt0=60.0, cmt1=80.0, vlp0=100.0, eval=5.0), [], slots=1) == (70.0, 0)
 
 
-def test_what_is_running_is_partly_done(folder):
+def test_what_is_running_is_partly_done(folder, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 1020.0)
     started = JobState("started", "", [], "", 0, started=1000.0, seconds=10.0)
     known = states(folder, cmt0=60.0, cmt1=started, vlp0=1.0, eval=1.0)
-    assert estimate(folder, known, ["cmt1"], slots=1, now=1020.0) == (30.0 + 60.0, 0)
-    assert estimate(folder, known, [], slots=1, now=1020.0) == (50.0 + 60.0, 0)  # interrupted
+    assert estimate(folder, known, ["cmt1"], slots=1) == (30.0 + 60.0, 0)
+    assert estimate(folder, known, [], slots=1) == (50.0 + 60.0, 0)  # interrupted
 
 
 def test_failed_and_skipped_jobs_take_no_time(folder):

@@ -39,6 +39,7 @@ def cluster(tmp_path, monkeypatch) -> Path:
     (folder / "queue").touch()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     monkeypatch.setattr(slurm, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.0)
     return folder
 
 
@@ -52,9 +53,9 @@ def called(cluster: Path) -> list[list[str]]:
     return [path.read_text().splitlines() for path in sorted(cluster.glob("called.*"))]
 
 
-def executor(folder: TableFolder, arguments: str = "--partition=gpu --gpus=1", at_a_time: int | None = None) -> Slurm:
+def executor(folder: TableFolder, arguments: str = "--partition=gpu --gpus=1") -> Slurm:
     folder.path.mkdir(exist_ok=True)
-    return Slurm(folder, arguments, at_a_time, Stop(), poll=0.0)
+    return Slurm(folder, arguments, None, Stop())
 
 
 def cells(path: Path) -> TableFolder:
