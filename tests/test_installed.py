@@ -110,6 +110,7 @@ def test_pretrain_and_finetune(installed, store, caption_store):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="two processes on the CPU are for a machine without a GPU")
+@pytest.mark.long
 def test_pretrain_on_everything_that_the_machine_has(installed, store):
     options = ["--config", "sample_cmt", "--data.path", str(store), *TINY.split(), *QUICK.split(), "--out", "two"]
     shown = installed.run("cromic-ds", "pretrain", "--gpus", "all", *options)

@@ -64,10 +64,13 @@ def reencode(encoded: bytes, short_side: int, quality: int) -> bytes:
             simplejpeg.decode_jpeg(encoded)
             return encoded
     reduced = round(_MARGIN * short_side)
-    pixels = _reduced(encoded, reduced) if upright_jpeg else None
-    if pixels is None:
-        image.draft("RGB", (reduced, reduced))
-        pixels = _upright_rgb(image)
+    try:
+        pixels = _reduced(encoded, reduced) if upright_jpeg else None
+        if pixels is None:
+            image.draft("RGB", (reduced, reduced))
+            pixels = _upright_rgb(image)
+    except Exception as error:  # each decoder raises its own exceptions for damaged bytes
+        raise BadImage(TRUNCATED) from error
     height, width = _scaled(pixels.shape[0], pixels.shape[1], short_side)
     return simplejpeg.encode_jpeg(_resize(pixels, height, width), quality=quality, colorsubsampling="420")
 

@@ -83,6 +83,7 @@ def test_a_full_disk_ends_the_run_and_the_next_start_resumes(store, tmp_path, un
     assert "steps: 4 of" in (run / "log.txt").read_text()
 
 
+@pytest.mark.long
 def test_a_run_folder_that_becomes_read_only(store, tmp_path, undisturbed, disk):
     run = disk / "run"
     job = Job(tmp_path, arguments(store, run, "--checkpoint.every", "8"), ranks=2)
@@ -237,6 +238,7 @@ def loader_of(process: subprocess.Popen) -> int:
     raise AssertionError("it reads its data by itself")
 
 
+@pytest.mark.long
 def test_a_killed_reader_of_data_ends_the_run_and_the_next_start_resumes(store, tmp_path, undisturbed):
     run = tmp_path / "run"
     command = arguments(store, run, "--data.workers", "1")

@@ -63,6 +63,7 @@ def test_the_export_is_the_average_of_every_steps_weights(store, tmp_path, ds_co
     assert not torch.equal(exported["generator.weight"], weights[-1]["generator.weight"])
 
 
+@pytest.mark.long
 def test_a_resumed_average_is_the_uninterrupted_one_bit_for_bit(store, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run_to_end(tmp_path / "w", arguments(store, whole, "zero3"), 2)

@@ -45,13 +45,13 @@ def events(path: Path) -> list[dict]:
     return json.loads(path.read_text())["traceEvents"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_measuring_changes_no_loss(runs):
     assert losses(runs["measured"]) == losses(runs["plain"])
     assert not any((runs["plain"] / name).exists() for name in ("comms.txt", "flops_profile.txt", "profile"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_comms_has_the_count_and_time_of_each_kind_of_collective(runs):
     report, _, stragglers = (runs["measured"] / "comms.txt").read_text().partition("straggler")
     rows = re.findall(r"^ +[\d.]+ ?\w*B +(\d+) +([\d.]+) +([\d.]+)", report, re.MULTILINE)
@@ -70,7 +70,7 @@ def test_comms_has_the_count_and_time_of_each_kind_of_collective(runs):
     assert json.loads((runs["measured"] / "ds_config.json").read_text())["comms_logger"]["enabled"] is True
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_flops_are_those_of_the_models_own_formula(runs):
     from cromic_ds.inference.exports import load_export
 
@@ -87,7 +87,7 @@ def test_the_flops_are_those_of_the_models_own_formula(runs):
     assert re.search(r"[\d.]+ m?s = 100% latency", whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_trace_has_the_steps_asked_for(runs, rank):
     found = events(runs["measured"] / "profile" / f"rank-{rank}.trace.json")

@@ -256,7 +256,7 @@ def test_ages(seconds, text):
     assert age(seconds) == text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_real_runs(store, tmp_path):
     out = tmp_path / "run"
 

@@ -148,7 +148,9 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(store, 
     assert losses(out) == losses(uninterrupted)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.long) for name in ("SIGUSR1", "SIGINT"))]
+)
 def test_a_signal_to_one_rank_saves_on_all_and_exits_0(store, tmp_path, name):
     out = tmp_path / "run"
     job = Job(tmp_path, arguments(store, out, *["--loop.steps", "500", "--checkpoint.every", "null"]), ranks=2)
@@ -198,12 +200,9 @@ def test_other_settings_on_the_same_run_folder_are_refused(store, uninterrupted,
     assert "seed = 0, and this command says 1" in job.output()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("ds_config", "setting"),
-    [
-        pytest.param("zero0", "--loop.compile", marks=pytest.mark.long),
-        ("zero3", "--loop.activation_checkpointing"),
-    ],
+    ("ds_config", "setting"), [("zero0", "--loop.compile"), ("zero3", "--loop.activation_checkpointing")]
 )
 def test_compiling_and_recomputing_change_no_loss(store, tmp_path, ds_config, setting):
     how = ["--loop.steps", "2", "--eval.generate", "0", "--ds_config", ds_config]

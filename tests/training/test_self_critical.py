@@ -380,7 +380,7 @@ def test_a_split_without_references_is_an_error(objective, tmp_path):
 # ---- under DeepSpeed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_under_zero_3_take_the_steps_of_one(tmp_path):
     answers = []
     for name, ranks, stage in (("one", 1, 0), ("two", 2, 3)):
