@@ -39,7 +39,8 @@ class CommentDecoder(PreTrainedModel if TYPE_CHECKING else object):
     """What all models of posts and comments share. It is the first base class, before `PreTrainedModel` and `GenerationMixin`.
 
     `forward` takes a `Batch` (training, scoring) or transformers' keyword arguments (generation). A subclass defines `encode`
-    (posts to `Memory`), `answer_logits`, `unused` and `flops_formula`.
+    (the arguments of `generate` to `Memory`), `answer_logits`, `unused` (the modules that its configuration does not train) and
+    `flops_formula` (a function from a batch to the FLOPs of its forward pass).
     """
 
     config: CommentConfig
@@ -142,12 +143,13 @@ class CommentDecoder(PreTrainedModel if TYPE_CHECKING else object):
     def comment_loss(self, batch: Batch, memory: Memory | None) -> Tensor:
         """Return Σ cross-entropy of the comments' target tokens, times their factors in `Batch.comment_weights`, if any."""
         hidden, targets = self.decode_comments(batch, memory)
-        output = (hidden, *self.output_layer(), targets)
+        weight, bias = self.output_layer()
         if batch.comment_weights is not None:
-            return weighted_cross_entropy(
-                *output, batch.comment_weights[batch.rows // (batch.comment_ids.shape[1] - 1)]
-            )
-        return self.kernels.linear_cross_entropy(*output, self.config.label_smoothing if self.training else 0.0)
+            logits = F.linear(hidden, weight, bias).float()
+            losses = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
+            return (losses * batch.comment_weights[batch.rows // (batch.comment_ids.shape[1] - 1)]).sum()
+        smoothing = self.config.label_smoothing if self.training else 0.0
+        return self.kernels.linear_cross_entropy(hidden, weight, bias, targets, smoothing)
 
     def decode_comments(self, batch: Batch, memory: Memory | None) -> tuple[Tensor, Tensor]:
         """Return hidden states (M, D) and targets (M,) of all comments under teacher forcing. Targets of posts with weight 0
@@ -218,7 +220,13 @@ class CommentDecoder(PreTrainedModel if TYPE_CHECKING else object):
         pixel_values: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Generate as transformers' `generate` does. The post is encoded here, once for any number of beams or samples."""
+        """Generate as transformers' `generate` does. The post is encoded here, once for any number of beams or samples.
+
+        Args:
+            input_ids: (P, L) int64 post tokens, right-padded; None or L = 0 for images alone.
+            attention_mask: (P, L), nonzero at real tokens; by default where `input_ids` is not padding.
+            pixel_values: (P, 3, H, W), uint8 RGB crops or floats that are already normalized; None for text alone.
+        """
         if kwargs.get("encoder_outputs") is None:
             kwargs["encoder_outputs"] = self.encode(input_ids, attention_mask, pixel_values)
         return cast(Any, super()).generate(**kwargs)
@@ -255,12 +263,6 @@ def answer_head(width: int, n_answers: int) -> nn.Sequential | None:
     if not n_answers:
         return None
     return nn.Sequential(nn.Linear(width, 2 * width), LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, n_answers))
-
-
-def weighted_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, factors: Tensor) -> Tensor:
-    """Return Σ factor · cross-entropy over the tokens; hidden (M, D), targets and factors (M,)."""
-    losses = F.cross_entropy(F.linear(hidden, weight, bias).float(), targets, ignore_index=IGNORE, reduction="none")
-    return (losses * factors).sum()
 
 
 def needed_inputs(mode: str) -> str:

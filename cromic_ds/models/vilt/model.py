@@ -220,9 +220,8 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         """Compute all losses from one pass of the encoder over the posts, swapped posts and posts with masked words."""
         n, drawn = batch.n_posts, batch.drawn
         own = torch.arange(n, device=batch.post_ids.device)
-        passes = [
-            (batch.post_ids, own, own)
-        ]  # token ids, the posts that they are of, and the posts whose images they get
+        # Of each pass: token ids, the posts that they are from, and the posts whose images they get.
+        passes = [(batch.post_ids, own, own)]
         if "swapped" in drawn:
             passes.append((batch.post_ids[drawn["swapped"]], drawn["swapped"], drawn["partners"]))
         if "masked_ids" in drawn:
@@ -232,23 +231,17 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         memory = self.memory(hidden[:n], visible[:n], [(k[:n], v[:n]) for k, v in source])
         loss = self.comment_loss(batch, memory)
         if "masked_rows" in drawn:
-            at_text = hidden[-n:, : max(batch.post_ids.shape[1], 1)]
-            loss = loss + self.config.mlm_weight * self.masked_word_loss(at_text, drawn)
+            at_masks = hidden[-n:, : max(batch.post_ids.shape[1], 1)].flatten(0, 1)[drawn["masked_rows"]]
+            states = self.masked_word_head(at_masks)  # first: under ZeRO-3 this call gathers the head's bias
+            weight, bias = self.word_output()
+            word_loss = self.kernels.linear_cross_entropy(states, weight, bias, drawn["masked_targets"], 0.0)
+            loss = loss + self.config.mlm_weight * word_loss
         if "swapped" in drawn:
-            loss = loss + self.config.itm_weight * self.match_loss(hidden[: n + len(drawn["swapped"])], drawn)
+            pooled = self.pooler(hidden[: n + len(drawn["swapped"])])  # (P + Q, D)
+            logits = self.match_head(pooled)[drawn["match_rows"]].float()
+            match_loss = F.cross_entropy(logits, drawn["match_targets"], ignore_index=IGNORE, reduction="sum")
+            loss = loss + self.config.itm_weight * match_loss
         return loss
-
-    def masked_word_loss(self, hidden: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        """Return Σ NLL of the tokens that were masked; hidden: (P, L, D)."""
-        at_masks = hidden.flatten(0, 1)[drawn["masked_rows"]]
-        states = self.masked_word_head(at_masks)  # first: under ZeRO-3 this call gathers the head's bias
-        weight, bias = self.word_output()
-        return self.kernels.linear_cross_entropy(states, weight, bias, drawn["masked_targets"], 0.0)
-
-    def match_loss(self, hidden: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        """Return Σ cross-entropy of whether image and text belong together; hidden: (P + Q, S, D)."""
-        logits = self.match_head(self.pooler(hidden))[drawn["match_rows"]].float()
-        return F.cross_entropy(logits, drawn["match_targets"], ignore_index=IGNORE, reduction="sum")
 
     def answer_logits(self, batch: Batch) -> Tensor:
         """Return logits (P, n_answers), from the pooled first token: the text's [CLS], or the image's where no text is read."""
@@ -257,7 +250,6 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         return self.answer_head(self.pooler(hidden))
 
     def unused(self) -> list[nn.Module]:
-        """Return the modules that this configuration does not train."""
         classifies = self.answer_head is not None
         masks, swaps = self.masks_words and not classifies, self.swaps_images and not classifies
         reads_words = "t" in self.config.mode or (self.is_prefix and not classifies)

@@ -40,6 +40,7 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     # ZeRO-3 gathers each of these as a whole, in few large messages instead of one for every small module inside.
     gathered_whole = (ResNetStage, BertLayer)
     compiled = (BertLayer,)  # by torch.compile, each class once for any number of layers
+    encoder_heads = ("head", "answer_head")
 
     def __init__(self, config: VLPConfig):
         super().__init__(config)
@@ -100,13 +101,7 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     def encode(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, pixel_values: Tensor | None = None
     ) -> Memory:
-        """Return sources as decoding reads them: the keys and values of each layer, and the last states.
-
-        Args:
-            input_ids: (P, L) int64 post tokens, right-padded; None or L = 0 for images alone.
-            attention_mask: (P, L), nonzero at real tokens; by default where `input_ids` is not padding.
-            pixel_values: (P, 3, H, W), uint8 RGB crops or floats that are already normalized; None for text alone.
-        """
+        """Return sources as decoding reads them: the keys and values of each layer, and the last states."""
         n_image = self.n_image(pixel_values)
         if input_ids is None or "t" not in self.config.mode:
             given = input_ids if input_ids is not None else pixel_values
@@ -135,18 +130,13 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
             return dataclasses.replace(batch, drawn=tensors, n_targets=int(counting.sum()))
         return dataclasses.replace(batch, drawn=self.pack(batch))
 
-    def pack(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the stream where nothing is drawn."""
-        if batch.answer_targets is not None:
-            return self.pack_questions(batch)
-        pack = packing.pack_left_to_right if self.config.objective == "masked" else packing.pack_causal
-        return pack(self.config, batch, self.n_image(batch.images))
-
-    def pack_questions(self, batch: Batch) -> dict[str, Tensor]:
-        config = self.config
-        return packing.pack_sources(
-            config, *packing.post_text(config, batch), self.n_image(batch.images), config.answer_segments
-        )
+    def pack(self, batch: Batch, answers: bool = False) -> dict[str, Tensor]:
+        """Return the stream where nothing is drawn; the sources alone for `answers` and for a batch with answer targets."""
+        config, n_image = self.config, self.n_image(batch.images)
+        if answers or batch.answer_targets is not None:
+            return packing.pack_sources(config, *packing.post_text(config, batch), n_image, config.answer_segments)
+        pack = packing.pack_left_to_right if config.objective == "masked" else packing.pack_causal
+        return pack(config, batch, n_image)
 
     def text_loss(self, batch: Batch) -> Tensor:
         return self.comment_loss(batch, None)
@@ -168,21 +158,11 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         """Return logits (P, n_answers), from the product of the first state and that of the [SEP] that ends the source."""
         assert self.answer_head is not None
         prepared = batch.drawn if batch.answer_targets is not None else None
-        stream = packing.token_stream(batch, prepared or self.pack_questions(batch))
+        stream = packing.token_stream(batch, prepared or self.pack(batch, answers=True))
         first, closing = self.run(self.embed_stream(stream, batch.images), stream).chunk(2)
         return self.answer_head(first * closing)
 
-    # ---- fine-tuning
-
-    def depth(self, name: str) -> int:
-        """Return the layer that a parameter belongs to, counted from the input (0: embeddings and image encoder)."""
-        part, _, rest = name.partition(".")
-        if part == "encoder_layers":
-            return 1 + int(rest.split(".")[0])
-        return self.config.encoder_layers + 1 if part in ("head", "answer_head") else 0
-
     def unused(self) -> list[nn.Module]:
-        """Return the modules that this configuration does not train."""
         images: list[nn.Module] = [] if "v" in self.config.mode else [self.image_encoder]
         return images if self.answer_head is None else [*images, self.head]
 

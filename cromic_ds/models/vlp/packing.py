@@ -55,20 +55,6 @@ def draw_masks(batch: Batch, seed: int, config: VLPConfig) -> Draw:
     return Draw(*map(torch.from_numpy, drawn))
 
 
-class Rows(NamedTuple):
-    """Full rows as a stream: first the posts' sources, then the comments in bidirectional mode."""
-
-    ids: Tensor  # (F,)
-    positions: Tensor  # (F,)
-    types: Tensor  # (F,)
-    posts: Tensor  # (R,)
-    image_slots: Tensor  # (R·K,)
-    mask: Tensor  # (R, S)
-    slots: Tensor  # (F,)
-    lengths: Tensor  # (R,)
-    starts: Tensor  # (R,) where in the stream each row begins
-
-
 def pack_rows(
     config: VLPConfig,
     post_ids: Tensor,
@@ -77,8 +63,9 @@ def pack_rows(
     length: int = 0,
     comments: tuple[Tensor, Tensor, Tensor] | None = None,
     source_mode: str = "seq2seq",
-) -> Rows:
-    """Return rows [CLS] image [SEP] post [SEP], with the comment behind it where it is bidirectional, without padding.
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return rows [CLS] image [SEP] post [SEP], with the comment behind it where it is bidirectional, without padding: first
+    the sources of the posts, then the comments in bidirectional mode, as tensors of a `TokenStream`, and their lengths (R,).
 
     Args:
         post_ids: (P, L) [CLS] … [SEP], right-padded; L = 0 for images alone.
@@ -110,17 +97,9 @@ def pack_rows(
 
     within, lengths = kept.cumsum(1) - 1, kept.sum(1)
     mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
-    return Rows(
-        ids=ids[kept],
-        positions=within[kept],
-        types=types[kept],
-        posts=posts,
-        image_slots=is_image[kept].nonzero().squeeze(1),
-        mask=mask,
-        slots=mask.flatten().nonzero().squeeze(1),
-        lengths=lengths,
-        starts=lengths.cumsum(0) - lengths,
-    )
+    stream = {"ids": ids[kept], "positions": within[kept], "types": types[kept], "row_posts": posts, "mask": mask}
+    places = {"image_slots": is_image[kept], "slots": mask.flatten()}
+    return stream | {name: place.nonzero().squeeze(1) for name, place in places.items()}, lengths
 
 
 def comment_segment(config: VLPConfig) -> int:
@@ -128,13 +107,13 @@ def comment_segment(config: VLPConfig) -> int:
     return config.segments["seq2seq"][COMMENT]
 
 
-def join(config: VLPConfig, full: Rows, ids: Tensor, positions: Tensor, **others: Tensor) -> dict[str, Tensor]:
+def join(
+    config: VLPConfig, full: dict[str, Tensor], ids: Tensor, positions: Tensor, **others: Tensor
+) -> dict[str, Tensor]:
     """Return the tensors of a `TokenStream`: full rows, and behind them comment tokens (O,) at positions (O,) of the whole
     sequence; `others` have the names that they have in the stream."""
-    types = torch.cat([full.types, torch.full_like(ids, comment_segment(config))])
-    stream = {"ids": torch.cat([full.ids, ids]), "positions": torch.cat([full.positions, positions]), "types": types}
-    places = {"row_posts": full.posts, "image_slots": full.image_slots, "mask": full.mask, "slots": full.slots}
-    return {**others, **places, **stream}
+    behind = {"ids": ids, "positions": positions, "types": torch.full_like(ids, comment_segment(config))}
+    return {**full, **others, **{name: torch.cat([full[name], values]) for name, values in behind.items()}}
 
 
 def token_stream(batch: Batch, tensors: dict[str, Tensor]) -> TokenStream:
@@ -152,10 +131,10 @@ def pack_sources(
     config: VLPConfig, post_ids: Tensor, post_lengths: Tensor, n_image: int, mode: str = "seq2seq"
 ) -> dict[str, Tensor]:
     """Return the sources alone. Wanted are all [CLS], then all [SEP] that end a source."""
-    rows = pack_rows(config, post_ids, post_lengths, n_image, source_mode=mode)
-    none, ends = rows.ids[:0], torch.cat([rows.starts, rows.starts + rows.lengths - 1])
+    full, lengths = pack_rows(config, post_ids, post_lengths, n_image, source_mode=mode)
+    none, ends = full["ids"][:0], lengths.cumsum(0) - 1
     others = dict(rows=none, posts=none, own_mask=none.bool().view(0, 0), own_queries=none, outputs=none, tokens=none)
-    return join(config, rows, none, none, row_queries=ends, **others)
+    return join(config, full, none, none, row_queries=torch.cat([ends - lengths + 1, ends]), **others)
 
 
 def check_positions(config: VLPConfig, length: int) -> None:
@@ -190,22 +169,22 @@ def pack_masked(config: VLPConfig, batch: Batch, n_image: int, draw: Draw) -> di
     tokens = batch.comment_ids[:, 1:].flatten().index_copy(0, batch.rows, draw.inputs).view(n, length)
     real = torch.zeros(n * length, dtype=torch.bool).index_fill(0, batch.rows, True).view(n, length)
     comments = (batch.owner[two_way], tokens[two_way], real[two_way])
-    rows = pack_rows(config, *post_text(config, batch), n_image, length, comments)
+    full, lengths = pack_rows(config, *post_text(config, batch), n_image, length, comments)
     one_way = ~draw.bidirectional[targets.comment]  # (M,)
     kept = one_way.nonzero().squeeze(1)
-    position = rows.lengths[targets.owner] + targets.time  # in the whole sequence
+    position = lengths[targets.owner] + targets.time  # in the whole sequence
     in_rows, in_targets = (draw.masked & ~one_way).nonzero().squeeze(1), (draw.masked & one_way).nonzero().squeeze(1)
     row_of = batch.n_posts - 1 + draw.bidirectional.cumsum(0)  # (N,), where the comment is a row
     predicted = torch.cat([in_rows, in_targets])
     return join(
         config,
-        rows,
+        full,
         draw.inputs[kept],
         position[kept],
         rows=batch.rows[kept],
         posts=batch.post_rows[kept],
         own_mask=torch.ones(length, length, dtype=torch.bool).tril(),
-        row_queries=rows.starts[row_of[targets.comment[in_rows]]] + position[in_rows],
+        row_queries=(lengths.cumsum(0) - lengths)[row_of[targets.comment[in_rows]]] + position[in_rows],
         own_queries=(one_way.cumsum(0) - 1)[in_targets],
         outputs=torch.arange(len(predicted)),
         tokens=predicted,
@@ -216,10 +195,10 @@ def pack_left_to_right(config: VLPConfig, batch: Batch, n_image: int) -> dict[st
     """Return what decoding reads in all of its steps, for one pass: a committed token reads the source and the tokens up to
     itself; a [MASK] at each position reads the source, the committed tokens to its left, and itself."""
     targets = targets_of(batch)
-    rows = pack_rows(config, *post_text(config, batch), n_image, targets.length)
-    device, length, most = rows.ids.device, targets.length, batch.tokens_per_post
+    full, lengths = pack_rows(config, *post_text(config, batch), n_image, targets.length)
+    device, length, most = full["ids"].device, targets.length, batch.tokens_per_post
     read = followed(targets)  # nothing reads the last token of a comment
-    position = rows.lengths[targets.owner] + targets.time
+    position = lengths[targets.owner] + targets.time
     # Slots of the committed tokens; those of the queries are T further.
     query_row = targets.comment * 2 * length + targets.time
     query_post = batch.post_rows + targets.owner * most
@@ -229,13 +208,13 @@ def pack_left_to_right(config: VLPConfig, batch: Batch, n_image: int) -> dict[st
     every = torch.arange(len(targets.ids), device=device)
     return join(
         config,
-        rows,
+        full,
         torch.cat([targets.ids[read], torch.full_like(targets.ids, config.mask_token_id)]),
         torch.cat([position[read], position]),
         rows=torch.cat([query_row[read], query_row + length]),
         posts=torch.cat([query_post[read], query_post + most]),
         own_mask=torch.cat([read_by_committed, read_by_query]),
-        row_queries=rows.ids[:0],
+        row_queries=full["ids"][:0],
         own_queries=len(read) + every,
         outputs=every,
         tokens=every,
@@ -245,20 +224,20 @@ def pack_left_to_right(config: VLPConfig, batch: Batch, n_image: int) -> dict[st
 def pack_causal(config: VLPConfig, batch: Batch, n_image: int) -> dict[str, Tensor]:
     """Return the stream of a language model under the seq2seq mask: the [SEP] that ends the source predicts the first token."""
     targets = targets_of(batch)
-    rows = pack_rows(config, *post_text(config, batch), n_image, targets.length)
-    device, length, read = rows.ids.device, targets.length, followed(targets)
+    full, lengths = pack_rows(config, *post_text(config, batch), n_image, targets.length)
+    device, length, read = full["ids"].device, targets.length, followed(targets)
     every, first = torch.arange(len(targets.ids), device=device), targets.time == 0
     # The token before; the last one of each comment is not in the stream.
     before = batch.n_posts + every - first.cumsum(0)
     return join(
         config,
-        rows,
+        full,
         targets.ids[read],
-        (rows.lengths[targets.owner] + targets.time)[read],
+        (lengths[targets.owner] + targets.time)[read],
         rows=batch.rows[read],
         posts=batch.post_rows[read],
         own_mask=torch.ones(length, length, dtype=torch.bool, device=device).tril(),
-        row_queries=rows.starts + rows.lengths - 1,
+        row_queries=lengths.cumsum(0) - 1,
         own_queries=torch.arange(len(read), device=device),
         outputs=torch.where(first, targets.owner, before),
         tokens=every,
