@@ -27,8 +27,6 @@ CommentModel: TypeAlias = CMTModel | VLPModel | ViLTModel
 
 
 class ModelKind(NamedTuple):
-    """What belongs to a model's name."""
-
     config: type[CommentConfig]
     model: type[CommentDecoder]
     load_pretrained: Callable[[nn.Module, str], LoadReport] | None = None  # weights that others trained
@@ -46,11 +44,7 @@ for kind in MODELS.values():  # so that AutoModel.from_pretrained knows our expo
 
 
 def model_kind(name: str) -> ModelKind:
-    """Return what belongs to a model's name.
-
-    Raises:
-        UserError: no such model.
-    """
+    """Return what belongs to a model's name. Raises UserError where there is no such model."""
     if name not in MODELS:
         raise UserError(f"model.name: unknown model {name!r}{nearest(name, MODELS)}; one of {', '.join(MODELS)}")
     return MODELS[name]
@@ -59,8 +53,7 @@ def model_kind(name: str) -> ModelKind:
 def build_config(name: str, preset: str, **overrides: Any) -> CommentConfig:
     """Return the config of a preset with single fields replaced.
 
-    Raises:
-        UserError: unknown model, preset or field, or a value outside its limits.
+    Raises UserError for an unknown model, preset or field, and for a value outside its limits.
     """
     config = model_kind(name).config
     if preset not in config.presets:
@@ -75,9 +68,7 @@ def build_model(config: PreTrainedConfig) -> CommentModel:
     return cast(CommentModel, model(config))
 
 
-def vocabulary_of(
-    tokenizer: PreTrainedTokenizerFast, config: type[CommentConfig] | CommentConfig
-) -> dict[str, int | None]:
+def vocabulary_of(tokenizer: PreTrainedTokenizerFast, config: type[CommentConfig] | CommentConfig) -> dict[str, Any]:
     """Return the fields of a model's config that follow from its tokenizer."""
     fields = {
         "vocab_size": len(tokenizer),

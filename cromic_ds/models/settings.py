@@ -53,44 +53,37 @@ def as_values(settings: Any) -> dict[str, Any]:
 
 def with_model_options(settings: type, name: str) -> type:
     """Return a dataclass like `settings`, with the options of model `name` in its section `model`, if it has this section.
-
-    Raises:
-        UserError: no such model.
-    """
+    Raises UserError where there is no such model."""
     if get_type_hints(settings).get("model") is not ModelSettings:
         return settings
-    options = _options_of(model_kind(name).config)
+    options, about = _options_of(model_kind(name).config), {"__doc__": settings.__doc__}
     section = ("model", options, field(default_factory=options))
-    about = {"__doc__": settings.__doc__}
     return dataclasses.make_dataclass(settings.__name__, [section], bases=(settings,), namespace=about)
 
 
 def model_settings(options: Any) -> ModelSettings:
     """Return the settings that the section `model` of such a dataclass stands for."""
-    shared = {f.name for f in dataclasses.fields(ModelSettings)}
-    values = vars(options)
-    overrides = {name: value for name, value in values.items() if name not in shared and value is not None}
-    return ModelSettings(**{name: values[name] for name in values if name in shared}, overrides=overrides)
+    values, shared = dict(vars(options)), {f.name for f in dataclasses.fields(ModelSettings)}
+    own = {name: values.pop(name) for name in list(values) if name not in shared}
+    return ModelSettings(**values, overrides={name: value for name, value in own.items() if value is not None})
 
 
 def _options_of(config: type[CommentConfig]) -> type:
     """A dataclass with the settings of all models and the fields of a config that can be set; these are null by default."""
     types = get_type_hints(ModelSettings)
     shared = [(f.name, types[f.name], f.default) for f in dataclasses.fields(ModelSettings) if f.name != "overrides"]
-    own = [(name, hint | None, None) for name, hint in settings_of(config).items()]
-    docs = field_docs(ModelSettings) | field_docs(config)
-    about = [str(ModelSettings.__doc__), "", "Args:", *(f"    {name}: {docs[name]}" for name, *_ in shared + own)]
+    fields = shared + [(name, hint | None, None) for name, hint in settings_of(config).items()]
+    docs = _field_docs(ModelSettings) | _field_docs(config)
+    about = [str(ModelSettings.__doc__), "", "Args:", *(f"    {name}: {docs[name]}" for name, *_ in fields)]
+    hidden = settings_of(config).keys() - settings_of(config, False).keys()
     return dataclasses.make_dataclass(
         config.__name__.removesuffix("Config") + "Options",
-        [(name, hint, field(default=default)) for name, hint, default in shared + own],
-        namespace={
-            "__doc__": "\n".join(about),
-            "hidden": settings_of(config).keys() - settings_of(config, False).keys(),
-        },
+        [(name, hint, field(default=default)) for name, hint, default in fields],
+        namespace={"__doc__": "\n".join(about), "hidden": hidden},
     )
 
 
-def field_docs(kind: type) -> dict[str, str]:
+def _field_docs(kind: type) -> dict[str, str]:
     """The docstrings below the fields of a class of ours, inherited ones included, each as one line."""
     from docstring_parser import parse_from_object
 

@@ -7,9 +7,10 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from cromic_ds.errors import UserError
+from cromic_ds.models.common.weights import renamed
 from cromic_ds.models.vlp.config import VLPConfig
 from cromic_ds.models.vlp.model import VLPModel
-from cromic_ds.models.vlp.weights import load_pretrained_vlp, load_vlp_state_dict, vlp_name
+from cromic_ds.models.vlp.weights import RULES, load_pretrained_vlp, load_vlp_state_dict
 
 SIZES = {"vocab_size": 120, "d_model": 32, "encoder_layers": 2, "n_heads": 4, "ffn": 48, "max_positions": 40}
 RESNET = {"embedding_size": 16, "hidden_sizes": [16] * 4, "depths": [1] * 4, "layer_type": "basic"}
@@ -161,7 +162,7 @@ def test_an_output_layer_that_is_not_tied_is_reported():
     ],
 )
 def test_names(foreign, ours):
-    assert vlp_name(foreign) == ours
+    assert renamed(foreign, RULES) == ours
 
 
 def test_foreign_files_are_refused(tmp_path):

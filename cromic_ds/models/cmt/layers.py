@@ -18,10 +18,9 @@ class PooledGridEncoder(ImageEncoder):
     L2-normalized (the published way) or layer-normed; learned positions if the config asks for them."""
 
     def __init__(self, config: CMTConfig):
-        assert config.resnet is not None  # the config fills it in
-        super().__init__(config.resnet, config.batch_norm)
+        super().__init__(config)
         width = config.d_model
-        self.project = nn.Conv2d(config.resnet["hidden_sizes"][-1], width, 1)
+        self.project = nn.Conv2d(self.channels, width, 1)
         self.batch_norm = BatchNorm(width)
         set_batch_norm(self.batch_norm, config.batch_norm)
         self.norm = LayerNorm(width) if config.image_norm == "layer" else None

@@ -66,8 +66,7 @@ class CMTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     def encode(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, pixel_values: Tensor | None = None
     ) -> Memory:
-        """Return posts with their images as the decoder reads them: `encode_source`, and the cross-attention keys and values
-        of every decoder layer."""
+        """Return posts with their images as the decoder reads them."""
         memory, mask = self.encode_source(input_ids, attention_mask, pixel_values)
         source = tuple(project(memory) for project in self.source_projections)
         return Memory(last_hidden_state=memory, mask=mask, source=source)
@@ -75,13 +74,7 @@ class CMTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     def encode_source(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, pixel_values: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the states of posts with their images, (P, S, D), and which tokens may be read, (P, 1, 1, S).
-
-        Args:
-            input_ids: (P, L) int64 post tokens, right-padded; None or L = 0 for images alone.
-            attention_mask: (P, L), nonzero at real tokens; by default where `input_ids` is not padding.
-            pixel_values: (P, 3, H, W), uint8 RGB crops or floats that are already normalized; None for text alone.
-        """
+        """Return the states of posts with their images, (P, S, D), and which tokens may be read, (P, 1, 1, S)."""
         parts, masks = [], []
         if input_ids is not None and "t" in self.config.mode:
             # This also runs without a token: under ZeRO-3 all ranks must use the same weights in the same order, and the post
@@ -109,13 +102,9 @@ class CMTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         return self.answer_head(memory[:, 0])
 
     def unused(self) -> list[nn.Module]:
-        """Return the modules that this configuration does not train: the decoder where answers are classified."""
-        if self.answer_head is None:
-            return []
-        return self.decoder_modules()
+        return [] if self.answer_head is None else self.decoder_modules()
 
     def flops_formula(self) -> Callable[[Batch], float]:
-        """Return a function from a batch to the FLOPs of its forward pass."""
         config, image, decoder = self.config, image_flops(self), self.decoder_flops()
         encoder, answers = 2 * weights_of(self.encoder_layers), 2 * weights_of(self.answer_head)
         image_tokens, width, layers = self.image_encoder.n_tokens if image else 0, config.d_model, config.encoder_layers

@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 from cromic_ds.models.common.weights import LoadReport, Rules, load_translated, read_state_dict, renamed
 
-# (published name, our name); the first match wins.
+# torchvision's ResNet as a Sequential: 0 = conv1, 1 = bn1, 4…7 = the stages.
+BLOCK = r"image_encoder\.backbone\.(\d)\.(\d+)\."
+OUR_BLOCK = r"image_encoder.backbone.encoder.stages.\1.layers.\2."
+STEM = "image_encoder.backbone.embedder.embedder"
+# (published name, our name); the first match wins. `#` marks a number that `cmt_name` reduces by one.
 _RULES: Rules = [
     (r"token_embed\.embedding\.weight", "token_embedding.weight"),
     (r"token_type_embed\.weight", "type_embedding.weight"),
@@ -22,30 +26,21 @@ _RULES: Rules = [
     (r"(encoder|decoder)\.layers\.(\d+)\.linear2\.(\w+)", r"\1_layers.\2.feed_forward.down.\3"),
     (r"(encoder|decoder)\.layers\.(\d+)\.(norm\d)\.(\w+)", r"\1_layers.\2.\3.\4"),
     (r"image_encoder\.conv2d\.(\w+)", r"image_encoder.project.\1"),
-    (r"image_encoder\.batch_norm\.(\w+)", r"image_encoder.batch_norm.\1"),
+    (r"(image_encoder\.batch_norm\.\w+)", r"\1"),
     (r"vqa_classifier\.(\d)\.(\w+)", r"answer_head.\1.\2"),
-    (r"generator\.(\w+)", r"generator.\1"),
-]
-# torchvision's ResNet as a Sequential (0 = conv1, 1 = bn1, 4…7 = the stages) -> transformers' ResNetModel; `#` marks a
-# number that `cmt_name` reduces by one.
-STEM = "image_encoder.backbone.embedder.embedder"
-STAGES = "image_encoder.backbone.encoder.stages"
-_RESNET_RULES: Rules = [
+    (r"(generator\.\w+)", r"\1"),
     (r"image_encoder\.backbone\.0\.weight", f"{STEM}.convolution.weight"),
     (r"image_encoder\.backbone\.1\.(\w+)", rf"{STEM}.normalization.\1"),
-    (r"image_encoder\.backbone\.(\d)\.(\d+)\.downsample\.0\.(\w+)", rf"{STAGES}.\1.layers.\2.shortcut.convolution.\3"),
-    (
-        r"image_encoder\.backbone\.(\d)\.(\d+)\.downsample\.1\.(\w+)",
-        rf"{STAGES}.\1.layers.\2.shortcut.normalization.\3",
-    ),
-    (r"image_encoder\.backbone\.(\d)\.(\d+)\.conv(\d)\.(\w+)", rf"{STAGES}.\1.layers.\2.layer.#\3.convolution.\4"),
-    (r"image_encoder\.backbone\.(\d)\.(\d+)\.bn(\d)\.(\w+)", rf"{STAGES}.\1.layers.\2.layer.#\3.normalization.\4"),
+    (BLOCK + r"downsample\.0\.(\w+)", OUR_BLOCK + r"shortcut.convolution.\3"),
+    (BLOCK + r"downsample\.1\.(\w+)", OUR_BLOCK + r"shortcut.normalization.\3"),
+    (BLOCK + r"conv(\d)\.(\w+)", OUR_BLOCK + r"layer.#\3.convolution.\4"),
+    (BLOCK + r"bn(\d)\.(\w+)", OUR_BLOCK + r"layer.#\3.normalization.\4"),
 ]
 
 
 def cmt_name(foreign: str) -> str | None:
     """Return the name in `CMTModel` of a parameter or buffer of the published code, or None where it has no place."""
-    name = renamed(foreign, _RULES + _RESNET_RULES)
+    name = renamed(foreign, _RULES)
     if name is None:
         return None
     name = re.sub(r"stages\.(\d)", lambda m: f"stages.{int(m[1]) - 4}", name)  # backbone.4 is stage 0
@@ -72,19 +67,11 @@ def translate_cmt(foreign: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], lis
 
 
 def load_cmt_state_dict(model: nn.Module, foreign: Mapping[str, Tensor]) -> LoadReport:
-    """Load a state dict of the published code into a `CMTModel`.
-
-    Raises:
-        UserError: nothing of it fits.
-    """
+    """Load a state dict of the published code into a `CMTModel`. Raises UserError where nothing of it fits."""
     ours, extra = translate_cmt(foreign)
     return load_translated(model, ours, extra, foreign, "the published CroMIC-CMT model")
 
 
 def load_pretrained_cmt(model: nn.Module, source: str | Path) -> LoadReport:
-    """Load a file of the published code into a `CMTModel`.
-
-    Raises:
-        UserError: not readable, or nothing of it fits.
-    """
+    """Load a file of the published code into a `CMTModel`. Raises UserError: not readable, or nothing of it fits."""
     return load_cmt_state_dict(model, read_state_dict(Path(source)))

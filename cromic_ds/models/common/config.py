@@ -12,9 +12,7 @@ from transformers import PreTrainedConfig
 from cromic_ds.errors import UserError, nearest
 
 
-class Limit(NamedTuple):
-    """A limit of a number, written into the type of a config's field: `Annotated[int, Limit(...)]`."""
-
+class Limit(NamedTuple):  # of a number, written into the type of a config's field: `Annotated[int, Limit(…)]`
     holds: Callable[[float], bool]
     text: str  # completes "give …"
 
@@ -70,23 +68,19 @@ class CommentConfig(PreTrainedConfig):
     def check(self) -> None:
         """Raise UserError for a value outside the limits of its field. Subclasses add what involves several fields."""
         for name, hint in types_of(type(self)).items():
-            value, options = getattr(self, name), choices(hint)
+            value, (plain, *marks) = getattr(self, name), split_hint(hint)
+            options = get_args(plain) if get_origin(plain) is Literal else ()
             if options and value not in options:
-                raise UserError(
-                    f"model.{name}: {value!r}{nearest(str(value), options)}; one of {', '.join(map(str, options))}"
-                )
-            for limit in getattr(hint, "__metadata__", ()):
+                known = ", ".join(map(str, options))
+                raise UserError(f"model.{name}: {value!r}{nearest(str(value), options)}; one of {known}")
+            for limit in marks:
                 if isinstance(limit, Limit) and not limit.holds(value):
                     raise UserError(f"model.{name} is {value}: give {limit.text}")
         if self.d_model % self.n_heads:
             raise UserError(f"model: d_model {self.d_model} is not divisible by n_heads {self.n_heads}")
 
     def changed(self, fields: Mapping[str, Any]) -> CommentConfig:
-        """Return a copy with single fields replaced.
-
-        Raises:
-            UserError: a field that this config does not have, or a value outside its limits.
-        """
+        """Return a copy with single fields replaced. Raises UserError for an unknown field or a value outside its limits."""
         for name in fields:
             if name not in types_of(type(self)):
                 known = settings_of(type(self))
@@ -114,7 +108,6 @@ class ResNetCommentConfig(CommentConfig):
 
 
 def resnet(embedding_size: int, hidden_sizes: list[int], depths: list[int], layer_type: str) -> dict[str, Any]:
-    """Return sizes of a ResNet."""
     return dict(embedding_size=embedding_size, hidden_sizes=hidden_sizes, depths=depths, layer_type=layer_type)
 
 
@@ -124,7 +117,6 @@ RESNET50 = resnet(64, [256, 512, 1024, 2048], [3, 4, 6, 3], "bottleneck")
 
 
 def sizes(d_model: int, encoder_layers: int, n_heads: int, ffn: int) -> dict[str, int]:
-    """Return the sizes of a transformer, for a preset."""
     return dict(d_model=d_model, encoder_layers=encoder_layers, n_heads=n_heads, ffn=ffn)
 
 
@@ -151,18 +143,11 @@ def types_of(config: type[CommentConfig]) -> dict[str, Any]:
 
 def settings_of(config: type[CommentConfig], hidden: bool = True) -> dict[str, Any]:
     """The fields that a user may set, by name, with their plain types; without the constants where `hidden` is False."""
-    types = types_of(config)
     left_out = {DERIVED} if hidden else {DERIVED, HIDDEN}
-    return {
-        name: plain_type(hint) for name, hint in types.items() if not left_out & set(getattr(hint, "__metadata__", ()))
-    }
+    split = {name: split_hint(hint) for name, hint in types_of(config).items()}
+    return {name: plain for name, (plain, *marks) in split.items() if not left_out & set(marks)}
 
 
-def plain_type(hint: Any) -> Any:
-    """A type without limits and markers."""
-    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
-
-
-def choices(hint: Any) -> tuple[Any, ...]:
-    """The values of a Literal; nothing for any other type."""
-    return get_args(plain_type(hint)) if get_origin(plain_type(hint)) is Literal else ()
+def split_hint(hint: Any) -> tuple[Any, ...]:
+    """Return a plain type, followed by its limits and markers."""
+    return get_args(hint) if get_origin(hint) is Annotated else (hint,)

@@ -21,13 +21,7 @@ from cromic_ds.batch import Batch
 from cromic_ds.models.common.config import CommentConfig
 from cromic_ds.models.common.flops import Load, attention_flops, weights_of
 from cromic_ds.models.common.kernels import DEFAULT, IGNORE, Kernels, LayerNorm
-from cromic_ds.models.common.transformer import (
-    DecoderLayer,
-    DenseLayout,
-    RaggedLayout,
-    SourceProjection,
-    sinusoidal_positions,
-)
+from cromic_ds.models.common.transformer import DecoderLayer, DenseLayout, Layout, RaggedLayout, SourceProjection
 
 _GIVEN: Any = None  # a ModelOutput must have defaults, but the fields of `Memory` are always given
 
@@ -38,14 +32,15 @@ class Memory(ModelOutput):
 
     last_hidden_state: Tensor = _GIVEN  # (P, S, D)
     mask: Tensor = _GIVEN  # (P, 1, 1, S) bool, True where a token may be read
-    source: tuple[tuple[Tensor, Tensor], ...] = _GIVEN  # per layer that reads it: keys and values, (P, H, S, D/H) each
+    source: tuple[tuple[Tensor, Tensor], ...] = _GIVEN  # (P, H, S, D/H) each, for each layer that reads it
 
 
 class CommentDecoder(PreTrainedModel if TYPE_CHECKING else object):
     """What all models of posts and comments share. It is the first base class, before `PreTrainedModel` and `GenerationMixin`.
 
     `forward` takes a `Batch` (training, scoring) or transformers' keyword arguments (generation). A subclass defines `encode`
-    (posts to `Memory`), `answer_logits`, `unused` and `flops_formula`.
+    (the arguments of `generate` to `Memory`), `answer_logits`, `unused` (the modules that its configuration does not train) and
+    `flops_formula` (a function from a batch to the FLOPs of its forward pass).
     """
 
     config: CommentConfig
@@ -80,8 +75,7 @@ class CommentDecoder(PreTrainedModel if TYPE_CHECKING else object):
         return [self.decoder_layers, self.source_projections, self.decoder_norm, self.generator]
 
     def decoder_flops(self) -> Callable[[Load], float]:
-        """Return a function from a batch's load to the FLOPs of the decoder's forward pass, keys and values of the posts
-        included."""
+        """Return a function from a batch's load to the FLOPs of a forward pass, keys and values of the posts included."""
         width, layers = self.config.d_model, len(self.decoder_layers)
         of_source = 2 * weights_of(self.source_projections)
         of_target = 2 * weights_of(self.decoder_layers, self.generator)
@@ -98,12 +92,7 @@ class CommentDecoder(PreTrainedModel if TYPE_CHECKING else object):
         return self.get_input_embeddings()(ids) * math.sqrt(width) + sinusoidal_positions(positions, width)
 
     def decode(
-        self,
-        ids: Tensor,
-        positions: Tensor,
-        layout: RaggedLayout | DenseLayout,
-        memory: Memory,
-        cache: Cache | None = None,
+        self, ids: Tensor, positions: Tensor, layout: Layout, memory: Memory, cache: Cache | None = None
     ) -> Tensor:
         """Token ids and positions (M,) -> hidden states (M, D), before the output layer."""
         x = self.dropout(self.embed(ids, positions))
@@ -152,14 +141,15 @@ class CommentDecoder(PreTrainedModel if TYPE_CHECKING else object):
         return self.comment_loss(batch, self.encode(batch.post_ids, self.post_mask(batch), batch.images))
 
     def comment_loss(self, batch: Batch, memory: Memory | None) -> Tensor:
-        """Return Σ cross-entropy of the comments' target tokens, times their factors in `Batch.comment_weights` if there are
-        any."""
+        """Return Σ cross-entropy of the comments' target tokens, times their factors in `Batch.comment_weights`, if any."""
         hidden, targets = self.decode_comments(batch, memory)
-        output = (hidden, *self.output_layer(), targets)
+        weight, bias = self.output_layer()
         if batch.comment_weights is not None:
-            length = batch.comment_ids.shape[1] - 1
-            return weighted_cross_entropy(*output, batch.comment_weights[batch.rows // length])
-        return self.kernels.linear_cross_entropy(*output, self.config.label_smoothing if self.training else 0.0)
+            logits = F.linear(hidden, weight, bias).float()
+            losses = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
+            return (losses * batch.comment_weights[batch.rows // (batch.comment_ids.shape[1] - 1)]).sum()
+        smoothing = self.config.label_smoothing if self.training else 0.0
+        return self.kernels.linear_cross_entropy(hidden, weight, bias, targets, smoothing)
 
     def decode_comments(self, batch: Batch, memory: Memory | None) -> tuple[Tensor, Tensor]:
         """Return hidden states (M, D) and targets (M,) of all comments under teacher forcing. Targets of posts with weight 0
@@ -208,16 +198,19 @@ class CommentDecoder(PreTrainedModel if TYPE_CHECKING else object):
         pixel_values: Tensor | None = None,
         **_unused: Any,
     ) -> Seq2SeqLMOutput:
-        """decoder_input_ids (N, T), N a multiple of the posts -> logits (N, T, V) and the extended cache."""
+        """Return what `next_logits` makes of decoder_input_ids (N, T), N a multiple of the posts, and the extended cache."""
         memory = self.encode(input_ids, attention_mask, pixel_values) if encoder_outputs is None else encoder_outputs
-        n, length = decoder_input_ids.shape
         cache = getattr(past_key_values, "self_attention_cache", past_key_values)
-        start = cache.get_seq_length() if cache is not None else 0
-        positions = torch.arange(start, start + length, device=decoder_input_ids.device).repeat(n)
-        layout = DenseLayout(n, memory.mask.shape[0])
-        hidden = self.decode(decoder_input_ids.flatten(), positions, layout, memory, cache)
-        logits = F.linear(hidden, *self.output_layer()).unflatten(0, (n, length))
+        logits = self.next_logits(decoder_input_ids, memory, cache)
         return Seq2SeqLMOutput(logits=logits, past_key_values=cast(Any, past_key_values))
+
+    def next_logits(self, ids: Tensor, memory: Memory, cache: Cache | None) -> Tensor:
+        """(N, T) -> (N, T, V)"""
+        n, length = ids.shape
+        start = cache.get_seq_length() if cache is not None else 0
+        positions = torch.arange(start, start + length, device=ids.device).repeat(n)
+        hidden = self.decode(ids.flatten(), positions, DenseLayout(n, memory.mask.shape[0]), memory, cache)
+        return F.linear(hidden, *self.output_layer()).unflatten(0, (n, length))
 
     @torch.no_grad()
     def generate(
@@ -227,7 +220,13 @@ class CommentDecoder(PreTrainedModel if TYPE_CHECKING else object):
         pixel_values: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Generate as transformers' `generate` does. The post is encoded here, once for any number of beams or samples."""
+        """Generate as transformers' `generate` does. The post is encoded here, once for any number of beams or samples.
+
+        Args:
+            input_ids: (P, L) int64 post tokens, right-padded; None or L = 0 for images alone.
+            attention_mask: (P, L), nonzero at real tokens; by default where `input_ids` is not padding.
+            pixel_values: (P, 3, H, W), uint8 RGB crops or floats that are already normalized; None for text alone.
+        """
         if kwargs.get("encoder_outputs") is None:
             kwargs["encoder_outputs"] = self.encode(input_ids, attention_mask, pixel_values)
         return cast(Any, super()).generate(**kwargs)
@@ -240,22 +239,23 @@ class CommentDecoder(PreTrainedModel if TYPE_CHECKING else object):
         **_unused: Any,
     ) -> dict[str, Any]:
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-        return {
-            "decoder_input_ids": decoder_input_ids[:, seen:],
-            "past_key_values": past_key_values,
-            "encoder_outputs": encoder_outputs,
-        }
+        kept = {"past_key_values": past_key_values, "encoder_outputs": encoder_outputs}
+        return {"decoder_input_ids": decoder_input_ids[:, seen:], **kept}
 
     def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = True,
-        input_ids: Tensor | None = None,
-        **model_kwargs: Any,
+        self, expand_size: int = 1, is_encoder_decoder: bool = True, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:
         assert input_ids is not None
         # Beams and samples of a post share its memory, so only the target rows are repeated, in the posts' order.
-        return input_ids.repeat_interleave(expand_size, dim=0), model_kwargs
+        return input_ids.repeat_interleave(expand_size, dim=0), kwargs
+
+
+def sinusoidal_positions(positions: Tensor, width: int) -> Tensor:
+    """(…,) -> (…, width): sin in even, cos in odd columns, wavelengths from 2π to 10,000·2π (Vaswani et al. 2017)."""
+    even = torch.arange(0, width, 2, device=positions.device)
+    frequencies = torch.exp(even * (-torch.log(torch.tensor(1e4)) / width))
+    angles = positions[..., None].float() * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
 def answer_head(width: int, n_answers: int) -> nn.Sequential | None:
@@ -263,12 +263,6 @@ def answer_head(width: int, n_answers: int) -> nn.Sequential | None:
     if not n_answers:
         return None
     return nn.Sequential(nn.Linear(width, 2 * width), LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, n_answers))
-
-
-def weighted_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, factors: Tensor) -> Tensor:
-    """Return Σ factor · cross-entropy over the tokens; hidden (M, D), targets and factors (M,)."""
-    losses = F.cross_entropy(F.linear(hidden, weight, bias).float(), targets, ignore_index=IGNORE, reduction="none")
-    return (losses * factors).sum()
 
 
 def needed_inputs(mode: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
 
+from cromic_ds.models.common.config import ResNetCommentConfig
 from cromic_ds.models.common.kernels import DEFAULT, Kernels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -33,13 +34,10 @@ def normalize_imagenet(images: Tensor) -> Tensor:
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over every dimension but the second, in one of three modes.
+    """Batch norm over every dimension but the second, in one of the modes of `ResNetCommentConfig.batch_norm`.
 
-    frozen: the statistics never change, not in training either. A step then does not depend on how the global batch is split.
-    For a ResNet that starts from trained weights.
-    batch: the statistics of each micro-batch.
-    sync: the statistics of each micro-batch over all ranks, on any device (torch's own SyncBatchNorm runs on GPUs only).
-    A ResNet that starts from random weights learns much faster with batch or sync.
+    frozen is for a ResNet that starts from trained weights; one that starts from random weights learns much faster with batch
+    or sync. sync runs on any device (torch's own SyncBatchNorm on GPUs only).
     """
 
     mode = "batch"
@@ -60,9 +58,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         x32 = x.float()
         dims = [d for d in range(x.dim()) if d != 1]
         count = x32.new_full((1,), x.numel() / self.num_features)
-        total, squares, count = all_reduce(torch.cat([x32.sum(dims), x32.square().sum(dims), count])).split(
-            [self.num_features, self.num_features, 1]
-        )
+        sums = all_reduce(torch.cat([x32.sum(dims), x32.square().sum(dims), count]))
+        total, squares, count = sums.split([self.num_features, self.num_features, 1])
         mean = total / count
         var = (squares / count - mean.square()).clamp_min(0)
         with torch.no_grad():
@@ -87,20 +84,22 @@ def set_batch_norm(module: nn.Module, mode: str) -> None:
 class ImageEncoder(nn.Module):
     """(P, 3, H, W) -> (P, K, D): transformers' ResNet without pool and classifier, and what a subclass makes of its grid.
 
-    A subclass defines `tokens`, `n_tokens` and, if it wants them, `positions`; it passes `batch_norm` on to norms of its own.
+    A subclass defines `tokens`, `n_tokens` and, if it wants them, `positions`; it calls `set_batch_norm` for norms of its own.
     """
 
     kernels: Kernels = DEFAULT
     n_tokens: int  # K
 
-    def __init__(self, resnet: dict[str, Any], batch_norm: str):
+    def __init__(self, config: ResNetCommentConfig):
         super().__init__()
+        assert config.resnet is not None  # the config fills it in
+        self.channels: int = config.resnet["hidden_sizes"][-1]  # C
         self.positions: nn.Parameter | None = None  # (K, D), added to the tokens
-        self.backbone = ResNetModel(ResNetConfig(**resnet))
+        self.backbone = ResNetModel(ResNetConfig(**config.resnet))
         for module in self.backbone.modules():  # saves one copy of every activation map
             if isinstance(module, nn.ReLU):
                 module.inplace = True
-        set_batch_norm(self, batch_norm)
+        set_batch_norm(self, config.batch_norm)
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = normalize_imagenet(images).contiguous(memory_format=self.kernels.memory_format)

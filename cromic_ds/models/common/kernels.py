@@ -1,8 +1,8 @@
 """Fused kernels, chosen for each operation from what is installed, and plain torch otherwise.
 
-Each table lists an operation's implementations from the most to the least preferred, with the condition under which it
-can run. `select` turns the settings into functions and `install` gives them to a model's modules, so that the choice is made in
-one place and is in the log. The implementations of Adam are chosen in the same way in `engine/adam.py`.
+Each table lists an operation's implementations from the most to the least preferred, with the condition under which it can run.
+`select` turns the settings into functions and `install` gives them to a model's modules, so that the choice is made in one
+place and is in the log. The implementations of Adam are chosen in the same way in `engine/adam.py`.
 """
 
 from __future__ import annotations
@@ -46,10 +46,6 @@ def on_gpu_with(module: str) -> Callable[[torch.device], bool]:
 
 def anywhere(device: torch.device) -> bool:
     return True
-
-
-def on_gpu(device: torch.device) -> bool:
-    return device.type == "cuda"
 
 
 # ---- layer norm: (x, weight, bias, eps) -> x's shape; statistics in fp32
@@ -155,12 +151,10 @@ TABLES: dict[str, dict[str, Choice]] = {
     "attention": {
         "sdpa": Choice(short_or_fused_attention, anywhere),
         "flash": Choice(held_to(SDPBackend.FLASH_ATTENTION), anywhere),
-        "efficient": Choice(held_to(SDPBackend.EFFICIENT_ATTENTION), on_gpu),
+        "efficient": Choice(held_to(SDPBackend.EFFICIENT_ATTENTION), lambda device: device.type == "cuda"),
         "math": Choice(held_to(SDPBackend.MATH), anywhere),
     },
 }
-
-
 PLAIN = {"layer_norm": "torch", "linear_cross_entropy": "torch", "attention": "sdpa"}
 
 
@@ -172,8 +166,7 @@ def select(device: torch.device, kernels: KernelChoice = "auto", debug: Mapping[
         debug: names of single implementations by operation, and of a `memory_format`: channels_last (faster on CPU and GPU)
             or contiguous (the published code's; the order of summation differs in the last digits).
 
-    Raises:
-        UserError: an unknown operation or name, or an implementation that cannot run there.
+    Raises UserError for an unknown operation or name, and for an implementation that cannot run there.
     """
     wanted = dict(debug or {})
     for what in wanted:
@@ -186,10 +179,8 @@ def select(device: torch.device, kernels: KernelChoice = "auto", debug: Mapping[
         name = wanted.get(what, usable[0] if kernels == "auto" else PLAIN[what])
         _check_known(name, table, what)
         if name not in usable:
-            raise UserError(
-                f"kernels_debug: {what} {name!r} cannot run on {device.type} with what is installed here; "
-                f"usable: {', '.join(usable)}"
-            )
+            cannot = f"{what} {name!r} cannot run on {device.type} with what is installed here"
+            raise UserError(f"kernels_debug: {cannot}; usable: {', '.join(usable)}")
         names[what] = name
     functions = {what: TABLES[what][name].function for what, name in names.items()}
     return Kernels(**functions, memory_format=MEMORY_FORMATS[layout], names=names | {"memory_format": layout})

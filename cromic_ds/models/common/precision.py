@@ -17,9 +17,7 @@ def choose_precision(wanted: str, device: torch.device | str) -> str:
     """Return `wanted`, or for "auto" the fastest format that the device computes natively: "bf16", "fp16" or "fp32".
 
     That is bf16 on GPUs from compute capability 8.0 and on CPUs with AMX or AVX512-BF16, fp16 on older GPUs, fp32 elsewhere.
-
-    Raises:
-        UserError: an unknown format, fp16 on a CPU (which has no fp16 arithmetic), or bf16 on a GPU that has to emulate it.
+    Raises UserError for an unknown format, fp16 on a CPU (which has no fp16 arithmetic), and bf16 on a GPU that emulates it.
     """
     if wanted not in ("auto", "bf16", "fp16", "fp32"):
         raise UserError(f"precision is {wanted!r}: choose auto, bf16, fp16 or fp32")

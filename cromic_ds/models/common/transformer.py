@@ -10,7 +10,7 @@ keys and values, computed once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,15 @@ from transformers import Cache
 
 from cromic_ds.models.common.kernels import DEFAULT, Kernels, LayerNorm
 
+KeyValue: TypeAlias = tuple[Tensor, Tensor]  # keys and values, (B, H, L, D/H) each
+
 
 @dataclass
 class RaggedLayout:
-    """Places of the M real tokens of N comments of different lengths, for training."""
+    """Places of the M real tokens of N comments of different lengths, for training.
+
+    It maps (M, D) to and from rows (N, T, D) and posts (P, post_length, D).
+    """
 
     rows: Tensor  # (M,) positions in the flattened (N, T)
     n_rows: int
@@ -32,19 +37,15 @@ class RaggedLayout:
     post_length: int
 
     def to_rows(self, x: Tensor) -> Tensor:
-        """(M, D) -> (N, T, D)"""
         return spread(x, self.rows, self.n_rows, self.row_length)
 
     def from_rows(self, x: Tensor) -> Tensor:
-        """(N, T, D) -> (M, D)"""
         return x.flatten(0, 1).index_select(0, self.rows)
 
     def to_posts(self, x: Tensor) -> Tensor:
-        """(M, D) -> (P, post_length, D)"""
         return spread(x, self.posts, self.n_posts, self.post_length)
 
     def from_posts(self, x: Tensor) -> Tensor:
-        """(P, post_length, D) -> (M, D)"""
         return x.flatten(0, 1).index_select(0, self.posts)
 
 
@@ -65,6 +66,9 @@ class DenseLayout:
         return x.unflatten(0, (self.n_posts, -1))
 
     from_posts = from_rows
+
+
+Layout: TypeAlias = RaggedLayout | DenseLayout
 
 
 def spread(x: Tensor, index: Tensor, n: int, length: int) -> Tensor:
@@ -93,8 +97,6 @@ class FeedForward(nn.Module):
 
 
 class Attention(nn.Module):
-    """What self-attention and cross-attention share."""
-
     kernels: Kernels = DEFAULT
 
     def __init__(self, n_heads: int, dropout: float):
@@ -125,8 +127,7 @@ class CrossAttention(Attention):
 class SourceProjection(nn.Module):
     """The cross-attention keys and values of a decoder layer, computed once per post for all of its comments and steps.
 
-    It is a module of its own and not a part of the layer, because ZeRO-3 gathers a module's weights when it is called, and
-    this one is called with the encoder.
+    It is not a part of the layer, because ZeRO-3 gathers a module's weights when it is called: this one with the encoder.
     """
 
     def __init__(self, width: int, n_heads: int):
@@ -134,7 +135,7 @@ class SourceProjection(nn.Module):
         self.n_heads = n_heads
         self.kv = nn.Linear(width, 2 * width)
 
-    def forward(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, memory: Tensor) -> KeyValue:
         """(P, S, D) -> keys and values, each (P, H, S, D/H)"""
         k, v = (heads(part, self.n_heads) for part in self.kv(memory).chunk(2, dim=-1))
         if torch.is_grad_enabled():
@@ -154,19 +155,12 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self,
-        x: Tensor,
-        layout: RaggedLayout | DenseLayout,
-        source: tuple[Tensor, Tensor],
-        source_mask: Tensor,
-        cache: Cache | None = None,
-        index: int = 0,
+        self, x: Tensor, layout: Layout, source: KeyValue, source_mask: Tensor, cache: Cache | None, index: int
     ) -> Tensor:
         """Return x (M, D) after the layer.
 
         Args:
-            source: this layer's keys and values of the posts, (P, H, S, D/H) each.
-            source_mask: (P, 1, 1, S) bool, True where a key may be read.
+            source: this layer's keys and values of the posts; source_mask: (P, 1, 1, S) bool, True where a key may be read.
             cache: past keys and values of the target, this layer's at `index`.
         """
         n_heads = self.attention.n_heads
@@ -188,12 +182,3 @@ def causal_mask(q: Tensor, k: Tensor) -> Tensor | None:
     if q.shape[2] == 1:
         return None
     return torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
-
-
-def sinusoidal_positions(positions: Tensor, width: int) -> Tensor:
-    """(…,) -> (…, width): sin in even, cos in odd columns, wavelengths from 2π to 10,000·2π (Vaswani et al. 2017)."""
-    frequencies = torch.exp(
-        torch.arange(0, width, 2, device=positions.device) * (-torch.log(torch.tensor(1e4)) / width)
-    )
-    angles = positions[..., None].float() * frequencies
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)

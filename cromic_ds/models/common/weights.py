@@ -64,8 +64,7 @@ def load_translated(
 ) -> LoadReport:
     """Load weights under our names, and report as extra also the foreign names that have no place.
 
-    Raises:
-        UserError: no tensor fits `what`; the message quotes the first of the `foreign` names.
+    Raises UserError where no tensor fits `what`; the message quotes the first of the `foreign` names.
     """
     report = load_matching(model, weights)
     report.extra = extra + report.extra
@@ -75,19 +74,14 @@ def load_translated(
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a .pt file, also where they are inside a dict of dicts.
-
-    Raises:
-        UserError: no such file, or not readable as plain tensors.
-    """
+    """Return the tensors of a .pt file, also from inside a dict of dicts. Raises UserError where that cannot be read."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except Exception:  # bytes that are no pickle make the unpickler fail in many ways, with KeyError for example
-        raise UserError(
-            f"{path}: not a file of plain tensors (no torch file, or one with other objects, which are never loaded)"
-        ) from None
+        reason = "no torch file, or one with other objects, which are never loaded"
+        raise UserError(f"{path}: not a file of plain tensors ({reason})") from None
     while isinstance(content, dict) and not all(isinstance(v, Tensor) for v in content.values()):
         inner = [v for v in content.values() if isinstance(v, dict)]
         if not inner:

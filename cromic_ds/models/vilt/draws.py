@@ -33,9 +33,7 @@ def masked_words(
 ) -> dict[str, Tensor]:
     """Mask whole words of the posts, each with probability `rate`, which is then also the expected share of tokens.
 
-    Args:
-        special_ids: tokens that are never masked.
-        continues: (V,) bool, True for a token that continues the word before it.
+    Tokens in `special_ids` are never masked; `continues`: (V,) bool, True for a token that continues the word before it.
 
     Returns:
         masked_ids: (P, L), left out where no token is masked; masked_rows: (K,) into the flattened (P, L); masked_targets:
@@ -70,18 +68,13 @@ def swapped_images(batch: Batch, draws: list[np.random.Generator], *, rate: floa
     """
     counts = batch.weights > 0
     has_text = counts & (batch.post_lengths > 2)  # more than [CLS] [SEP]
-    swapped, partners = [], []
+    swapped: list[int] = []
     rows, targets = np.arange(batch.n_posts), np.where(has_text.numpy(), 1, IGNORE)
     for post, draw in enumerate(draws):
         neighbor = post ^ 1
         if draw.random() < rate and has_text[post] and neighbor < batch.n_posts and counts[neighbor]:
             rows[post], targets[post] = batch.n_posts + len(swapped), 0
             swapped.append(post)
-            partners.append(neighbor)
+    partners = [post ^ 1 for post in swapped]
     drawn = {"swapped": swapped, "partners": partners, "match_rows": rows, "match_targets": targets}
     return {name: torch.as_tensor(values, dtype=torch.int64) for name, values in drawn.items()}
-
-
-def continuations(tokens: list[str]) -> np.ndarray:
-    """Return (V,) bool: which WordPiece tokens of a vocabulary, in the order of their ids, continue the word before them."""
-    return np.array([token.startswith("##") for token in tokens])

@@ -8,15 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from transformers import Cache, ViltConfig
-from transformers.models.vilt.modeling_vilt import (
-    TextEmbeddings,
-    ViltLayer,
-    ViltPatchEmbeddings,
-    ViltPredictionHeadTransform,
-)
+from transformers.models.vilt.modeling_vilt import ViltLayer, ViltPatchEmbeddings, ViltPredictionHeadTransform
 
-from cromic_ds.models.common.kernels import DEFAULT, Kernels, LayerNorm
-from cromic_ds.models.common.transformer import DenseLayout, RaggedLayout, heads, spread, unheads
+from cromic_ds.models.common.kernels import DEFAULT, Kernels
+from cromic_ds.models.common.transformer import KeyValue, Layout, RaggedLayout, heads, spread, unheads
 
 
 class PatchEncoder(nn.Module):
@@ -30,9 +25,8 @@ class PatchEncoder(nn.Module):
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, sizes.hidden_size))
         self.patch_embeddings = ViltPatchEmbeddings(sizes)
-        self.position_embeddings = nn.Parameter(
-            torch.zeros(1, 1 + self.patch_embeddings.num_patches, sizes.hidden_size)
-        )
+        n_positions = 1 + self.patch_embeddings.num_patches
+        self.position_embeddings = nn.Parameter(torch.zeros(1, n_positions, sizes.hidden_size))
         assert isinstance(sizes.image_size, int) and isinstance(sizes.patch_size, int)
         self.grid = sizes.image_size // sizes.patch_size
         self.n_tokens = 1 + (image_size // sizes.patch_size) ** 2
@@ -44,10 +38,8 @@ class PatchEncoder(nn.Module):
         return self.dropout(x + self.positions(*grid.shape[2:]))
 
     def positions(self, height: int, width: int) -> Tensor:
-        """Return (1, 1 + height·width, D), bilinear with aligned corners.
-
-        The interpolation is two matrix products, because on GPUs the gradient of torch's own differs from run to run.
-        """
+        """Return (1, 1 + height·width, D), bilinear with aligned corners; made of two matrix products, because on GPUs the
+        gradient of torch's own interpolation differs from run to run."""
         if (height, width) == (self.grid, self.grid):
             return self.position_embeddings
         cls, learned = self.position_embeddings.split([1, self.grid**2], dim=1)
@@ -76,8 +68,8 @@ class PrefixLayer(ViltLayer):
         self,
         x: Tensor,
         mask: Tensor,
-        layout: RaggedLayout | DenseLayout | None = None,
-        source: tuple[Tensor, Tensor] | None = None,
+        layout: Layout | None = None,
+        source: KeyValue | None = None,
         cache: Cache | None = None,
         index: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,37 +92,30 @@ class PrefixLayer(ViltLayer):
                 k, v = (heads(layout.to_posts(part), n_heads) for part in (k, v))
             else:
                 k, v = cache.update(heads(layout.to_rows(k), n_heads), heads(layout.to_rows(v), n_heads), index)
-                k, v = (by_post(part, layout.n_posts) for part in (k, v))
+                # (N, H, T, D/H), N/P rows of each post -> (P, H, N/P·T, D/H)
+                k, v = (t.unflatten(0, (layout.n_posts, -1)).transpose(1, 2).flatten(2, 3) for t in (k, v))
             k, v = (torch.cat(pair, dim=2) for pair in zip(source, (k, v)))
         y = unheads(self.kernels.attention(q, k, v, attn_mask=mask))
         x = x + self.attention.output(y if layout is None else layout.from_posts(y), x)
         return self.output(self.intermediate(self.layernorm_after(x)), x), k, v
 
 
-def by_post(x: Tensor, n_posts: int) -> Tensor:
-    """(N, H, T, D/H), N/P rows of each post -> (P, H, N/P·T, D/H)"""
-    return x.unflatten(0, (n_posts, -1)).transpose(1, 2).flatten(2, 3)
-
-
-def prefix_mask(layout: RaggedLayout | DenseLayout, source_mask: Tensor, n_tokens: int, past: int = 0) -> Tensor:
+def prefix_mask(layout: Layout, source_mask: Tensor, n_tokens: int, past: int) -> Tensor:
     """Return what each comment token may read: its post, and its own comment up to itself.
 
     All comments of a post are in one row behind the post's tokens, so that the post is neither copied nor computed again. The
     mask grows with the square of a post's comment tokens; with some hundred tokens it is small.
 
     Args:
-        source_mask: (P, 1, 1, S) bool.
-        n_tokens: M, of all comments.
-        past: tokens of each comment that are in the cache.
+        source_mask: (P, 1, 1, S) bool; n_tokens: M, of all comments; past: tokens of each comment that are in the cache.
 
     Returns:
         (P, 1, tokens of a post's comments, S + keys of these comments) bool, True where a key may be read.
     """
     device = source_mask.device
     if isinstance(layout, RaggedLayout):
-        comment = spread(
-            1 + layout.rows[:, None] // layout.row_length, layout.posts, layout.n_posts, layout.post_length
-        )
+        number = 1 + layout.rows[:, None] // layout.row_length
+        comment = spread(number, layout.posts, layout.n_posts, layout.post_length)
         own = (comment == comment.transpose(1, 2)).tril()  # a place without a token has number 0, which no token reads
     else:
         same_row = torch.eye(layout.n_rows // layout.n_posts, dtype=torch.bool, device=device)
@@ -151,18 +136,3 @@ class MaskedWordHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.transform(x)
-
-
-def text_embeddings(sizes: ViltConfig) -> TextEmbeddings:
-    """Return the embedding of words, positions and segments, layer-normed, without its buffers: they serve calls that leave ids
-    out, which do not exist here, and no checkpoint contains them."""
-    module = TextEmbeddings(sizes)
-    del module.position_ids, module.token_type_ids
-    return module
-
-
-def use_own_norms(module: nn.Module) -> None:
-    """Make every layer norm below `module` compute with the chosen kernel."""
-    for child in module.modules():
-        if type(child) is nn.LayerNorm:
-            child.__class__ = LayerNorm

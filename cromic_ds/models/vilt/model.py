@@ -19,24 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
-from transformers.models.vilt.modeling_vilt import ViltPooler
+from transformers.models.vilt.modeling_vilt import TextEmbeddings, ViltPooler
 
 from cromic_ds.batch import Batch
 from cromic_ds.errors import UserError
 from cromic_ds.models.common.decoder import CommentDecoder, Memory, answer_head, needed_inputs
 from cromic_ds.models.common.flops import attention_flops, image_flops, load_of, weights_of
 from cromic_ds.models.common.kernels import IGNORE, LayerNorm
-from cromic_ds.models.common.transformer import DecoderLayer, DenseLayout, RaggedLayout
+from cromic_ds.models.common.transformer import DecoderLayer, KeyValue, Layout, RaggedLayout
 from cromic_ds.models.vilt.config import ViLTConfig
-from cromic_ds.models.vilt.draws import continuations, generators, masked_words, swapped_images
-from cromic_ds.models.vilt.layers import (
-    MaskedWordHead,
-    PatchEncoder,
-    PrefixLayer,
-    prefix_mask,
-    text_embeddings,
-    use_own_norms,
-)
+from cromic_ds.models.vilt.draws import generators, masked_words, swapped_images
+from cromic_ds.models.vilt.layers import MaskedWordHead, PatchEncoder, PrefixLayer, prefix_mask
 
 
 class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
@@ -61,7 +54,9 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         super().__init__(config)
         width, sizes = config.d_model, config.library()
         self.image_encoder = PatchEncoder(sizes, config.image_size)
-        self.text_embeddings = text_embeddings(sizes)
+        self.text_embeddings = TextEmbeddings(sizes)  # words, positions and segments, layer-normed
+        # These buffers serve calls that leave ids out, which do not exist here, and no checkpoint contains them.
+        del self.text_embeddings.position_ids, self.text_embeddings.token_type_ids
         self.type_embedding = nn.Embedding(2, width)  # 0 text, 1 image
         self.encoder_layers = nn.ModuleList(PrefixLayer(sizes) for _ in range(config.encoder_layers))
         self.encoder_norm = LayerNorm(width, eps=sizes.layer_norm_eps)
@@ -77,7 +72,9 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
             # gathers as a whole after one call. So linear layers are gathered one by one; the list must not be empty.
             self.gathered_whole = (ViltPooler,)
         self.dropout = nn.Dropout(config.dropout)
-        use_own_norms(self)
+        for module in self.modules():
+            if type(module) is nn.LayerNorm:
+                module.__class__ = LayerNorm  # which computes with the chosen kernel
         self.continues = np.zeros(config.vocab_size, bool)  # until `use_tokenizer` every token is a word
         self.gradient_checkpointing = False
         self.post_init()
@@ -85,7 +82,7 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Keep which tokens continue a word, for masking whole words. This is not a part of the weights or of the config."""
         tokens = tokenizer.convert_ids_to_tokens(list(range(self.config.vocab_size)))
-        self.continues = continuations(cast(list[str], tokens))
+        self.continues = np.array([token.startswith("##") for token in cast(list[str], tokens)])
 
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.embedding_std
@@ -119,8 +116,7 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     def encode(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, pixel_values: Tensor | None = None
     ) -> Memory:
-        """Return posts with their images as comments read them: `encode_source`, and its keys and values for every layer that
-        reads it."""
+        """Return posts with their images as comments read them; the arguments are those of `CommentDecoder.generate`."""
         return self.memory(*self.encode_source(input_ids, attention_mask, pixel_values))
 
     def encode_source(
@@ -129,19 +125,10 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         pictures: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
-        """Encode posts with their images.
-
-        Args:
-            input_ids: (P, L) int64 post tokens, right-padded; None or L = 0 for images alone.
-            attention_mask: (P, L), nonzero at real tokens; by default where `input_ids` is not padding.
-            pixel_values: (P, 3, H, W), uint8 RGB crops or floats that are already normalized; None for text alone.
-            pictures: (P,) index of the image that each post reads, where there are fewer images than posts.
-
-        Returns:
-            States (P, S, D); which tokens may be read, (P, 1, 1, S); and for a prefix mask the keys and values of each layer,
-            (P, H, S, D/H).
-        """
+    ) -> tuple[Tensor, Tensor, list[KeyValue]]:
+        """Return the states of posts with their images, (P, S, D); which tokens may be read, (P, 1, 1, S); and for a prefix
+        mask the keys and values of each layer. `pictures`: (P,) index of the image that each post reads, where there are
+        fewer images than posts."""
         config, parts, masks = self.config, [], []
         reads_image = pixel_values is not None and "v" in config.mode
         if input_ids is not None and "t" in config.mode and (input_ids.shape[1] or reads_image):
@@ -173,12 +160,10 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     def check_length(self, n_tokens: int) -> None:
         """Raise UserError for a text of more tokens than there are learned positions."""
         if n_tokens > self.config.text_positions:
-            raise UserError(
-                f"a text of {n_tokens} tokens, and the model has {self.config.text_positions} positions: "
-                "train with a larger model.text_positions, or with shorter texts"
-            )
+            cause = f"a text of {n_tokens} tokens, and the model has {self.config.text_positions} positions"
+            raise UserError(f"{cause}: train with a larger model.text_positions, or with shorter texts")
 
-    def memory(self, hidden: Tensor, mask: Tensor, source: list[tuple[Tensor, Tensor]]) -> Memory:
+    def memory(self, hidden: Tensor, mask: Tensor, source: list[KeyValue]) -> Memory:
         if not self.is_prefix:
             source = [project(hidden) for project in self.source_projections]
         return Memory(last_hidden_state=hidden, mask=mask, source=tuple(source))
@@ -186,14 +171,8 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     # ---- comments
 
     def decode(
-        self,
-        ids: Tensor,
-        positions: Tensor,
-        layout: RaggedLayout | DenseLayout,
-        memory: Memory,
-        cache: Cache | None = None,
+        self, ids: Tensor, positions: Tensor, layout: Layout, memory: Memory, cache: Cache | None = None
     ) -> Tensor:
-        """Token ids and positions (M,) -> hidden states (M, D), before the output layer."""
         if not self.is_prefix:
             return super().decode(ids, positions, layout, memory, cache)
         past = cache.get_seq_length() if cache is not None else 0
@@ -221,13 +200,9 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
             return batch
         draws, drawn = generators(batch, seed), {}
         if self.masks_words:
+            mask, special = config.mask_token_id, (config.pad_token_id, config.bos_token_id, config.eos_token_id)
             drawn |= masked_words(
-                batch,
-                draws,
-                rate=config.mask_rate,
-                mask_id=config.mask_token_id,
-                special_ids=(config.pad_token_id, config.bos_token_id, config.eos_token_id),
-                continues=self.continues,
+                batch, draws, rate=config.mask_rate, mask_id=mask, special_ids=special, continues=self.continues
             )
         if self.swaps_images:
             drawn |= swapped_images(batch, draws, rate=config.swap_rate)
@@ -245,38 +220,28 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         """Compute all losses from one pass of the encoder over the posts, swapped posts and posts with masked words."""
         n, drawn = batch.n_posts, batch.drawn
         own = torch.arange(n, device=batch.post_ids.device)
-        ids, mask = [batch.post_ids], self.post_mask(batch)
-        posts, pictures = [own], [own]
+        # Of each pass: token ids, the posts that they are from, and the posts whose images they get.
+        passes = [(batch.post_ids, own, own)]
         if "swapped" in drawn:
-            ids.append(batch.post_ids[drawn["swapped"]])
-            posts.append(drawn["swapped"])
-            pictures.append(drawn["partners"])
+            passes.append((batch.post_ids[drawn["swapped"]], drawn["swapped"], drawn["partners"]))
         if "masked_ids" in drawn:
-            ids.append(drawn["masked_ids"])
-            posts.append(own)
-            pictures.append(own)
-        posts, pictures = torch.cat(posts), torch.cat(pictures)
-        hidden, visible, source = self.encode_source(torch.cat(ids), mask[posts], batch.images, pictures)
+            passes.append((drawn["masked_ids"], own, own))
+        ids, posts, pictures = (torch.cat(parts) for parts in zip(*passes))
+        hidden, visible, source = self.encode_source(ids, self.post_mask(batch)[posts], batch.images, pictures)
         memory = self.memory(hidden[:n], visible[:n], [(k[:n], v[:n]) for k, v in source])
         loss = self.comment_loss(batch, memory)
         if "masked_rows" in drawn:
-            at_text = hidden[-n:, : max(batch.post_ids.shape[1], 1)]
-            loss = loss + self.config.mlm_weight * self.masked_word_loss(at_text, drawn)
+            at_masks = hidden[-n:, : max(batch.post_ids.shape[1], 1)].flatten(0, 1)[drawn["masked_rows"]]
+            states = self.masked_word_head(at_masks)  # first: under ZeRO-3 this call gathers the head's bias
+            weight, bias = self.word_output()
+            word_loss = self.kernels.linear_cross_entropy(states, weight, bias, drawn["masked_targets"], 0.0)
+            loss = loss + self.config.mlm_weight * word_loss
         if "swapped" in drawn:
-            loss = loss + self.config.itm_weight * self.match_loss(hidden[: n + len(drawn["swapped"])], drawn)
+            pooled = self.pooler(hidden[: n + len(drawn["swapped"])])  # (P + Q, D)
+            logits = self.match_head(pooled)[drawn["match_rows"]].float()
+            match_loss = F.cross_entropy(logits, drawn["match_targets"], ignore_index=IGNORE, reduction="sum")
+            loss = loss + self.config.itm_weight * match_loss
         return loss
-
-    def masked_word_loss(self, hidden: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        """Return Σ NLL of the tokens that were masked; hidden: (P, L, D)."""
-        at_masks = hidden.flatten(0, 1)[drawn["masked_rows"]]
-        states = self.masked_word_head(at_masks)  # first: under ZeRO-3 this call gathers the head's bias
-        weight, bias = self.word_output()
-        return self.kernels.linear_cross_entropy(states, weight, bias, drawn["masked_targets"], 0.0)
-
-    def match_loss(self, hidden: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        """Return Σ cross-entropy of whether image and text belong together; hidden: (P + Q, S, D)."""
-        logits = self.match_head(self.pooler(hidden))[drawn["match_rows"]].float()
-        return F.cross_entropy(logits, drawn["match_targets"], ignore_index=IGNORE, reduction="sum")
 
     def answer_logits(self, batch: Batch) -> Tensor:
         """Return logits (P, n_answers), from the pooled first token: the text's [CLS], or the image's where no text is read."""
@@ -285,7 +250,6 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         return self.answer_head(self.pooler(hidden))
 
     def unused(self) -> list[nn.Module]:
-        """Return the modules that this configuration does not train."""
         classifies = self.answer_head is not None
         masks, swaps = self.masks_words and not classifies, self.swaps_images and not classifies
         reads_words = "t" in self.config.mode or (self.is_prefix and not classifies)

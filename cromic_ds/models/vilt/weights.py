@@ -13,8 +13,6 @@ from transformers import AutoConfig, ViltConfig, ViltForMaskedLM, ViltForQuestio
 from cromic_ds.errors import UserError
 from cromic_ds.models.common.weights import LoadReport, Rules, load_translated, renamed
 
-CLASSES = {kind.__name__: kind for kind in (ViltModel, ViltForMaskedLM, ViltForQuestionAnswering)}
-
 # (transformers' name without `vilt.`, our name); the first match wins.
 _RULES: Rules = [
     (r"embeddings\.text_embeddings\.(.+)", r"text_embeddings.\1"),
@@ -38,16 +36,11 @@ def vilt_name(foreign: str) -> str | None:
 
 
 def load_vilt_state_dict(model: nn.Module, foreign: Mapping[str, Tensor]) -> LoadReport:
-    """Load a state dict of transformers' ViLT into a `ViLTModel`.
-
-    Raises:
-        UserError: nothing of it fits.
-    """
+    """Load a state dict of transformers' ViLT into a `ViLTModel`. Raises UserError where nothing of it fits."""
     ours: dict[str, Tensor] = {}
     extra = []
     for name, tensor in foreign.items():
-        mapped = vilt_name(name)
-        if mapped is None:
+        if (mapped := vilt_name(name)) is None:
             extra.append(name)
         else:
             ours.setdefault(mapped, tensor)
@@ -64,35 +57,21 @@ def load_vilt_state_dict(model: nn.Module, foreign: Mapping[str, Tensor]) -> Loa
     return report
 
 
-def read_vilt_weights(source: str | Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Read a ViltModel, ViltForMaskedLM or ViltForQuestionAnswering from a folder or the hub.
+def load_pretrained_vilt(model: nn.Module, source: str | Path) -> LoadReport:
+    """Load a ViltModel, ViltForMaskedLM or ViltForQuestionAnswering from a folder or the hub.
 
-    Returns:
-        The weights, and the names in the file that these classes do not have.
-
-    Raises:
-        UserError: not readable, or no ViLT.
+    Raises UserError where it is not readable, no ViLT, or nothing of it fits.
     """
+    classes = {kind.__name__: kind for kind in (ViltModel, ViltForMaskedLM, ViltForQuestionAnswering)}
     try:
         config = AutoConfig.from_pretrained(source)
         if not isinstance(config, ViltConfig):
             raise UserError(f"{source}: no ViLT of transformers but a model of type {config.model_type!r}")
-        kind = CLASSES.get((config.architectures or [""])[0], ViltModel)
+        kind = classes.get((config.architectures or [""])[0], ViltModel)
         vilt, found = cast(Any, kind).from_pretrained(source, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{source}: cannot be read as a ViLT ({str(error).strip().splitlines()[0]})") from None
     absent = set(found["missing_keys"])  # transformers fills these in with random weights
-    weights = {name: tensor for name, tensor in vilt.state_dict().items() if name not in absent}
-    return weights, sorted(found["unexpected_keys"])
-
-
-def load_pretrained_vilt(model: nn.Module, source: str | Path) -> LoadReport:
-    """Load what `read_vilt_weights` reads into a `ViLTModel`.
-
-    Raises:
-        UserError: not readable, no ViLT, or nothing of it fits.
-    """
-    weights, unknown = read_vilt_weights(source)
-    report = load_vilt_state_dict(model, weights)
-    report.extra += unknown
+    report = load_vilt_state_dict(model, {name: t for name, t in vilt.state_dict().items() if name not in absent})
+    report.extra += sorted(found["unexpected_keys"])  # names in the file that these classes do not have
     return report

@@ -11,7 +11,7 @@ own comment. So all comments of a post read the same source, which is encoded on
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,13 @@ from transformers import Cache
 from cromic_ds.models.common.config import grid_side
 from cromic_ds.models.common.decoder import Memory
 from cromic_ds.models.common.image_encoder import ImageEncoder
-from cromic_ds.models.common.kernels import DEFAULT, Kernels, LayerNorm
+from cromic_ds.models.common.kernels import LayerNorm
 from cromic_ds.models.common.transformer import (
+    Attention,
     DenseLayout,
     FeedForward,
+    KeyValue,
+    Layout,
     RaggedLayout,
     causal_mask,
     heads,
@@ -34,34 +37,17 @@ from cromic_ds.models.common.transformer import (
 from cromic_ds.models.vlp.config import VLPConfig
 
 
-class BertAttention(nn.Module):
+class BertAttention(Attention):
     """Attention with a matrix of its own for queries, because the last layer needs queries of few tokens but all keys."""
 
-    kernels: Kernels = DEFAULT
-
     def __init__(self, width: int, n_heads: int, dropout: float):
-        super().__init__()
-        self.n_heads, self.dropout = n_heads, dropout
+        super().__init__(n_heads, dropout)
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    @property
-    def dropout_now(self) -> float:
-        return self.dropout if self.training else 0.0
-
-    def rows(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """(R, H, S, D/H) each, mask (R, 1, 1, S) -> (R, S, D)"""
-        return unheads(self.kernels.attention(q, k, v, attn_mask=mask, dropout_p=self.dropout_now))
-
     def joint(
-        self,
-        q: Tensor,
-        layout: RaggedLayout | DenseLayout,
-        source: tuple[Tensor, Tensor],
-        source_mask: Tensor,
-        own: tuple[Tensor, Tensor],
-        own_mask: Tensor | None,
+        self, q: Tensor, layout: Layout, source: KeyValue, source_mask: Tensor, own: KeyValue, own_mask: Tensor | None
     ) -> Tensor:
         """Apply one softmax over two blocks of keys, of which the first is not copied for each comment.
 
@@ -106,7 +92,7 @@ class TokenStream:
     n_posts: int
     n_comments: int
     post_length: int
-    memory: list[tuple[Tensor, Tensor]] | None = field(default=None)  # a list is filled with the source of each layer
+    memory: list[KeyValue] | None = None  # a list is filled with the source of each layer
 
     def queries(self, x: Tensor) -> Tensor:
         """(X, D) -> (A + B, D)"""
@@ -120,16 +106,15 @@ class TokenStream:
         if self.memory is not None:
             self.memory.append((k.contiguous(), v.contiguous()))  # read again at every decoding step
         mask = self.mask[:, None, None]
-        y = attention.rows(heads(spread(q[: asked.numel()], asked, *self.mask.shape), n_heads), k, v, mask)
+        y = attention.attend(heads(spread(q[: asked.numel()], asked, *self.mask.shape), n_heads), k, v, attn_mask=mask)
         y = y.flatten(0, 1).index_select(0, asked)
         if not self.rows.numel():
             return y
-        place = (self.n_comments, self.own_mask.shape[0])
+        place, p = (self.n_comments, self.own_mask.shape[0]), self.n_posts
         k_own, v_own = heads(spread(kv[n_rows:], self.rows, *place), 2 * n_heads).chunk(2, dim=1)
         rows, posts = (t[self.own_queries] if last else t for t in (self.rows, self.posts))
-        layout = RaggedLayout(rows, *place, posts, self.n_posts, self.post_length)
-        p, own = self.n_posts, (k_own, v_own)
-        targets = attention.joint(q[asked.numel() :], layout, (k[:p], v[:p]), mask[:p], own, self.own_mask)
+        layout = RaggedLayout(rows, *place, posts, p, self.post_length)
+        targets = attention.joint(q[asked.numel() :], layout, (k[:p], v[:p]), mask[:p], (k_own, v_own), self.own_mask)
         return torch.cat([y, targets])
 
 
@@ -195,15 +180,9 @@ class GridEncoder(ImageEncoder):
     """An MLP on every cell of the ResNet's grid; then a layer norm, if the config asks for it, and learned positions."""
 
     def __init__(self, config: VLPConfig):
-        assert config.resnet is not None  # the config fills it in
-        super().__init__(config.resnet, config.batch_norm)
-        self.mlp = nn.Sequential(
-            nn.Linear(config.resnet["hidden_sizes"][-1], config.image_ffn),
-            nn.ReLU(),
-            nn.Linear(config.image_ffn, config.d_model),
-            nn.ReLU(),
-            nn.Dropout(config.dropout),
-        )
+        super().__init__(config)
+        inner, outer = nn.Linear(self.channels, config.image_ffn), nn.Linear(config.image_ffn, config.d_model)
+        self.mlp = nn.Sequential(inner, nn.ReLU(), outer, nn.ReLU(), nn.Dropout(config.dropout))
         self.n_tokens = (grid_side(config.image_size) + 1) ** 2  # there is no pool here
         self.norm = LayerNorm(config.d_model) if config.image_layer_norm else None
         if config.image_positions:

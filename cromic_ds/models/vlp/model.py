@@ -11,33 +11,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.models.resnet.modeling_resnet import ResNetStage
 
 from cromic_ds.batch import Batch
 from cromic_ds.models.common.decoder import CommentDecoder, Memory, needed_inputs
 from cromic_ds.models.common.flops import attention_flops, image_flops, weights_of
 from cromic_ds.models.common.kernels import IGNORE, LayerNorm
+from cromic_ds.models.common.transformer import spread
+from cromic_ds.models.vlp import packing
 from cromic_ds.models.vlp.config import VLPConfig
 from cromic_ds.models.vlp.layers import BertLayer, Continuation, GridEncoder, PredictionHead, TokenStream
-from cromic_ds.models.vlp.packing import (
-    COMMENT,
-    check_positions,
-    draw_masks,
-    pack_causal,
-    pack_left_to_right,
-    pack_masked,
-    pack_sources,
-    post_text,
-    targets_of,
-    token_stream,
-)
 
 
 class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
@@ -51,6 +40,7 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     # ZeRO-3 gathers each of these as a whole, in few large messages instead of one for every small module inside.
     gathered_whole = (ResNetStage, BertLayer)
     compiled = (BertLayer,)  # by torch.compile, each class once for any number of layers
+    encoder_heads = ("head", "answer_head")
 
     def __init__(self, config: VLPConfig):
         super().__init__(config)
@@ -66,9 +56,8 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         self.head = PredictionHead(width, config.vocab_size, eps)
         self.answer_head = None
         if config.n_answers:
-            self.answer_head = nn.Sequential(
-                nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, config.n_answers)
-            )
+            inner, outer = nn.Linear(width, 2 * width), nn.Linear(2 * width, config.n_answers)
+            self.answer_head = nn.Sequential(inner, nn.ReLU(), outer)
         self.dropout = nn.Dropout(config.dropout)
         self.gradient_checkpointing = False
         self.post_init()
@@ -97,8 +86,7 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
             image = self.image_encoder(pixel_values)
             if self.image_encoder.positions is None:
                 image = image + self.position_embedding.weight[1 : image.shape[1] + 1]
-            image = image[stream.row_posts].flatten(0, 1)
-            x = x.index_copy(0, stream.image_slots, image.to(x.dtype))
+            x = x.index_copy(0, stream.image_slots, image[stream.row_posts].flatten(0, 1).to(x.dtype))
         return self.dropout(self.embedding_norm(x + self.type_embedding(stream.types)))
 
     def run(self, x: Tensor, context: TokenStream | Continuation, last: bool = True) -> Tensor:
@@ -113,31 +101,20 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     def encode(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, pixel_values: Tensor | None = None
     ) -> Memory:
-        """Return sources as decoding reads them: the keys and values of each layer, and the last states.
-
-        Args:
-            input_ids: (P, L) int64 post tokens, right-padded; None or L = 0 for images alone.
-            attention_mask: (P, L), nonzero at real tokens; by default where `input_ids` is not padding.
-            pixel_values: (P, 3, H, W), uint8 RGB crops or floats that are already normalized; None for text alone.
-        """
+        """Return sources as decoding reads them: the keys and values of each layer, and the last states."""
         n_image = self.n_image(pixel_values)
         if input_ids is None or "t" not in self.config.mode:
             given = input_ids if input_ids is not None else pixel_values
             assert given is not None
-            input_ids = torch.zeros(len(given), 0, dtype=torch.int64, device=given.device)
-            attention_mask = None
+            input_ids, attention_mask = torch.zeros(len(given), 0, dtype=torch.int64, device=given.device), None
         if not input_ids.shape[1] and not n_image:
             raise ValueError(f"nothing to encode: mode {self.config.mode!r} needs {needed_inputs(self.config.mode)}")
         mask = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
-        tensors = pack_sources(self.config, input_ids, mask.sum(1), n_image)
+        tensors = packing.pack_sources(self.config, input_ids, mask.sum(1), n_image)
         stream = TokenStream(**tensors, n_posts=len(input_ids), n_comments=0, post_length=0, memory=[])
         x = self.run(self.embed_stream(stream, pixel_values), stream, last=False)
-        states = x.new_zeros(stream.mask.numel(), x.shape[1]).index_copy(0, stream.slots, x)
-        return Memory(
-            last_hidden_state=states.unflatten(0, stream.mask.shape),
-            mask=stream.mask[:, None, None],
-            source=tuple(stream.memory or ()),
-        )
+        states, mask = spread(x, stream.slots, *stream.mask.shape), stream.mask[:, None, None]
+        return Memory(last_hidden_state=states, mask=mask, source=tuple(stream.memory or ()))
 
     # ---- training and scoring
 
@@ -147,23 +124,19 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         Captions with weights (self-critical training) are scored from left to right instead, and nothing is drawn for them.
         """
         if batch.answer_targets is None and batch.comment_weights is None and self.config.objective == "masked":
-            draw = draw_masks(batch, seed, self.config)
-            tensors = pack_masked(self.config, batch, self.n_image(batch.images), draw)
-            owner = targets_of(batch).owner[tensors["tokens"]]
-            counting = int((batch.weights[owner] > 0).sum())
-            return dataclasses.replace(batch, drawn=tensors, n_targets=counting)
+            draw, n_image = packing.draw_masks(batch, seed, self.config), self.n_image(batch.images)
+            tensors = packing.pack_masked(self.config, batch, n_image, draw)
+            counting = batch.weights[packing.targets_of(batch).owner[tensors["tokens"]]] > 0
+            return dataclasses.replace(batch, drawn=tensors, n_targets=int(counting.sum()))
         return dataclasses.replace(batch, drawn=self.pack(batch))
 
-    def pack(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the stream where nothing is drawn."""
-        if batch.answer_targets is not None:
-            return self.pack_questions(batch)
-        pack = pack_left_to_right if self.config.objective == "masked" else pack_causal
-        return pack(self.config, batch, self.n_image(batch.images))
-
-    def pack_questions(self, batch: Batch) -> dict[str, Tensor]:
-        config = self.config
-        return pack_sources(config, *post_text(config, batch), self.n_image(batch.images), config.answer_segments)
+    def pack(self, batch: Batch, answers: bool = False) -> dict[str, Tensor]:
+        """Return the stream where nothing is drawn; the sources alone for `answers` and for a batch with answer targets."""
+        config, n_image = self.config, self.n_image(batch.images)
+        if answers or batch.answer_targets is not None:
+            return packing.pack_sources(config, *packing.post_text(config, batch), n_image, config.answer_segments)
+        pack = packing.pack_left_to_right if config.objective == "masked" else packing.pack_causal
+        return pack(config, batch, n_image)
 
     def text_loss(self, batch: Batch) -> Tensor:
         return self.comment_loss(batch, None)
@@ -171,9 +144,9 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
     def decode_comments(self, batch: Batch, memory: Memory | None) -> tuple[Tensor, Tensor]:
         """Return states (Z, D) before the output layer and targets (Z,) of the masked tokens where `draw` chose some, otherwise
         of all target tokens, each predicted as in decoding. Targets of posts with weight 0 are IGNORE."""
-        stream = token_stream(batch, batch.drawn or self.pack(batch))
+        stream = packing.token_stream(batch, batch.drawn or self.pack(batch))
         states = self.run(self.embed_stream(stream, batch.images), stream)
-        targets = targets_of(batch)
+        targets = packing.targets_of(batch)
         counts = batch.weights[targets.owner[stream.tokens]] > 0
         predicted = targets.ids[stream.tokens].masked_fill(~counts, IGNORE)
         return self.head(states.index_select(0, stream.outputs)), predicted
@@ -185,23 +158,11 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         """Return logits (P, n_answers), from the product of the first state and that of the [SEP] that ends the source."""
         assert self.answer_head is not None
         prepared = batch.drawn if batch.answer_targets is not None else None
-        stream = TokenStream(
-            **(prepared or self.pack_questions(batch)), n_posts=batch.n_posts, n_comments=0, post_length=0, memory=None
-        )
+        stream = packing.token_stream(batch, prepared or self.pack(batch, answers=True))
         first, closing = self.run(self.embed_stream(stream, batch.images), stream).chunk(2)
         return self.answer_head(first * closing)
 
-    # ---- fine-tuning
-
-    def depth(self, name: str) -> int:
-        """Return the layer that a parameter belongs to, counted from the input (0: embeddings and image encoder)."""
-        part, _, rest = name.partition(".")
-        if part == "encoder_layers":
-            return 1 + int(rest.split(".")[0])
-        return self.config.encoder_layers + 1 if part in ("head", "answer_head") else 0
-
     def unused(self) -> list[nn.Module]:
-        """Return the modules that this configuration does not train."""
         images: list[nn.Module] = [] if "v" in self.config.mode else [self.image_encoder]
         return images if self.answer_head is None else [*images, self.head]
 
@@ -214,7 +175,7 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         of_output, of_answer = 2 * weights_of(self.head, self.token_embedding), 2 * weights_of(self.answer_head)
 
         def flops(batch: Batch) -> float:
-            stream = token_stream(batch, batch.drawn or self.pack(batch))
+            stream = packing.token_stream(batch, batch.drawn or self.pack(batch))
             counts = batch.weights > 0
             lengths = stream.mask.sum(1) * counts[stream.row_posts]  # (R,)
             owner = stream.posts // max(stream.post_length, 1)
@@ -236,40 +197,23 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
 
     # ---- generation (transformers)
 
-    def decoding_step(
-        self,
-        decoder_input_ids: Tensor,
-        encoder_outputs: Memory | None = None,
-        past_key_values: Cache | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        **_unused: Any,
-    ) -> Seq2SeqLMOutput:
-        """Commit tokens and predict the next one: logits (N, 1, V) and the extended cache.
-
-        Args:
-            decoder_input_ids: (N, 1 + c), N a multiple of the posts: a token that is part of the source ([CLS]) or of the
-                cache, and c new ones, whose keys and values are added to the cache.
-        """
-        memory = self.encode(input_ids, attention_mask, pixel_values) if encoder_outputs is None else encoder_outputs
-        assert self.config.segments is not None
-        masked, new = self.config.objective == "masked", decoder_input_ids[:, 1:]
+    def next_logits(self, ids: Tensor, memory: Memory, cache: Cache | None) -> Tensor:
+        """Commit tokens and predict the next one, (N, 1 + c) -> (N, 1, V). The first token is part of the source ([CLS]) or of
+        the cache; the keys and values of the c new ones are added to the cache."""
+        masked, new = self.config.objective == "masked", ids[:, 1:]
         n, per_post = new.shape[0], new.shape[0] // memory.mask.shape[0]
-        cache = getattr(past_key_values, "self_attention_cache", past_key_values)
         source_lengths = memory.mask.flatten(1).sum(1).repeat_interleave(per_post)
         if masked:
-            new = torch.cat([new, torch.full_like(decoder_input_ids[:, :1], self.config.mask_token_id)], dim=1)
+            new = torch.cat([new, torch.full_like(ids[:, :1], self.config.mask_token_id)], dim=1)
         if new.shape[1]:
             past = cache.get_seq_length() if cache is not None else 0
-            check_positions(self.config, memory.mask.shape[-1] + past + new.shape[1])
+            packing.check_positions(self.config, memory.mask.shape[-1] + past + new.shape[1])
             positions = source_lengths[:, None] + past + torch.arange(new.shape[1], device=new.device)
             x = self.token_embedding(new) + self.position_embedding(positions)
-            x = self.embedding_norm(x + self.type_embedding.weight[self.config.segments["seq2seq"][COMMENT]])
+            x = self.embedding_norm(x + self.type_embedding.weight[packing.comment_segment(self.config)])
             x = self.run(self.dropout(x).flatten(0, 1), Continuation(memory, cache, n, int(masked)), last=False)
             x = x.unflatten(0, (n, -1))[:, -1:]
         else:  # the first token of a causal model is predicted by the end of the source
             posts = torch.arange(n, device=new.device) // per_post
             x = memory.last_hidden_state[posts, source_lengths - 1][:, None]
-        logits = nn.functional.linear(self.head(x), *self.output_layer())
-        return Seq2SeqLMOutput(logits=logits, past_key_values=cast(Any, past_key_values))
+        return nn.functional.linear(self.head(x), *self.output_layer())

@@ -20,9 +20,7 @@ from cromic_ds.models.vlp.layers import TokenStream
 IMAGE, POST, COMMENT = 0, 1, 2  # the parts of a sequence, as columns of `segments`
 
 
-class Draw(NamedTuple):
-    """Random choices of a masked step."""
-
+class Draw(NamedTuple):  # the random choices of a masked step
     bidirectional: Tensor  # (N,) bool: the comments that are read in both directions
     masked: Tensor  # (M,) bool: the target tokens to predict
     inputs: Tensor  # (M,) the target tokens as they are read
@@ -34,9 +32,8 @@ def draw_masks(batch: Batch, seed: int, config: VLPConfig) -> Draw:
     Each post has its own generator, seeded by (`seed`, its index in the data set), so what is drawn for a post does not depend
     on the others of its micro-batch.
     """
-    length = batch.comment_ids.shape[1] - 1
-    rows, owner = batch.rows.numpy(), batch.owner.numpy()
-    comment = rows // length
+    targets, owner = targets_of(batch), batch.owner.numpy()
+    ids, comment = targets.ids.numpy(), targets.comment.numpy()
     counts = np.bincount(comment, minlength=len(owner))
     comments_of = np.bincount(owner, minlength=batch.n_posts)
     tokens_of = np.bincount(owner[comment], minlength=batch.n_posts)
@@ -52,26 +49,10 @@ def draw_masks(batch: Batch, seed: int, config: VLPConfig) -> Draw:
     rank = np.empty_like(comment)
     rank[np.lexsort((key, comment))] = np.arange(len(comment)) - (np.cumsum(counts) - counts)[comment]
     masked = rank < np.maximum(1, np.rint(config.mask_rate * counts))[comment]
-    targets = batch.comment_ids[:, 1:].flatten()[batch.rows].numpy()
     replacement = np.where(fate < config.mask_token_rate, config.mask_token_id, word)
     changed = masked & (fate < config.mask_token_rate + config.random_token_rate)
-    inputs = np.where(changed, replacement, targets)
-    bidirectional = direction < config.bidirectional_rate
-    return Draw(torch.from_numpy(bidirectional), torch.from_numpy(masked), torch.from_numpy(inputs))
-
-
-class Rows(NamedTuple):
-    """Full rows as a stream: first the posts' sources, then the comments in bidirectional mode."""
-
-    ids: Tensor  # (F,)
-    positions: Tensor  # (F,)
-    types: Tensor  # (F,)
-    posts: Tensor  # (R,)
-    image_slots: Tensor  # (R·K,)
-    mask: Tensor  # (R, S)
-    slots: Tensor  # (F,)
-    lengths: Tensor  # (R,)
-    starts: Tensor  # (R,) where in the stream each row begins
+    drawn = (direction < config.bidirectional_rate, masked, np.where(changed, replacement, ids))
+    return Draw(*map(torch.from_numpy, drawn))
 
 
 def pack_rows(
@@ -82,8 +63,9 @@ def pack_rows(
     length: int = 0,
     comments: tuple[Tensor, Tensor, Tensor] | None = None,
     source_mode: str = "seq2seq",
-) -> Rows:
-    """Return rows [CLS] image [SEP] post [SEP], with the comment behind it where it is bidirectional, without padding.
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return rows [CLS] image [SEP] post [SEP], with the comment behind it where it is bidirectional, without padding: first
+    the sources of the posts, then the comments in bidirectional mode, as tensors of a `TokenStream`, and their lengths (R,).
 
     Args:
         post_ids: (P, L) [CLS] … [SEP], right-padded; L = 0 for images alone.
@@ -101,22 +83,11 @@ def pack_rows(
     texts = post_ids[posts, 1:]
     widths = (len(head), texts.shape[1], tokens.shape[1])
     check_positions(config, widths[0] + widths[1] + length)
-    ids = torch.cat(
-        [
-            torch.tensor(head, device=device).expand(len(posts), -1),
-            texts,
-            torch.cat([tokens.new_zeros(n, widths[2]), tokens]),
-        ],
-        dim=1,
-    )
-    kept = torch.cat(
-        [
-            torch.ones(len(posts), widths[0], dtype=torch.bool, device=device),
-            torch.arange(widths[1], device=device) < post_lengths[posts, None] - 1,
-            torch.cat([real.new_zeros(n, widths[2]), real]),
-        ],
-        dim=1,
-    )
+    heads = torch.tensor(head, device=device).expand(len(posts), -1)
+    ids = torch.cat([heads, texts, torch.cat([tokens.new_zeros(n, widths[2]), tokens])], dim=1)
+    real_text = torch.arange(widths[1], device=device) < post_lengths[posts, None] - 1
+    real_comment = torch.cat([real.new_zeros(n, widths[2]), real])
+    kept = torch.cat([torch.ones_like(heads, dtype=torch.bool), real_text, real_comment], dim=1)
     part = torch.tensor([IMAGE if n_image else POST, POST, COMMENT], device=device)
     part = part.repeat_interleave(torch.tensor(widths, device=device))
     segments = torch.tensor([config.segments[source_mode], config.segments["bidirectional"]], device=device)
@@ -126,44 +97,23 @@ def pack_rows(
 
     within, lengths = kept.cumsum(1) - 1, kept.sum(1)
     mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
-    return Rows(
-        ids=ids[kept],
-        positions=within[kept],
-        types=types[kept],
-        posts=posts,
-        image_slots=is_image[kept].nonzero().squeeze(1),
-        mask=mask,
-        slots=mask.flatten().nonzero().squeeze(1),
-        lengths=lengths,
-        starts=lengths.cumsum(0) - lengths,
-    )
+    stream = {"ids": ids[kept], "positions": within[kept], "types": types[kept], "row_posts": posts, "mask": mask}
+    places = {"image_slots": is_image[kept], "slots": mask.flatten()}
+    return stream | {name: place.nonzero().squeeze(1) for name, place in places.items()}, lengths
 
 
-class Behind(NamedTuple):
-    """The stream's tokens behind the rows."""
-
-    ids: Tensor  # (O,)
-    positions: Tensor  # (O,)
-    types: Tensor  # (O,)
-    rows: Tensor  # (O,) positions in the flattened (N, T)
-    posts: Tensor  # (O,) positions in the flattened (P, tokens of a post)
-    own_mask: Tensor  # (T, T) bool: which slots of its own comment a token reads
+def comment_segment(config: VLPConfig) -> int:
+    assert config.segments is not None  # the config fills them in
+    return config.segments["seq2seq"][COMMENT]
 
 
-class Wanted(NamedTuple):
-    """Tokens whose last states are used, and for what: see `TokenStream`."""
-
-    row_queries: Tensor  # (A,)
-    own_queries: Tensor  # (B,)
-    outputs: Tensor  # (Z,)
-    tokens: Tensor  # (Z,)
-
-
-def join(rows: Rows, behind: Behind, wanted: Wanted) -> dict[str, Tensor]:
-    """Return the tensors of a `TokenStream`."""
-    stream = {name: torch.cat([getattr(rows, name), getattr(behind, name)]) for name in ("ids", "positions", "types")}
-    places = {"row_posts": rows.posts, "image_slots": rows.image_slots, "mask": rows.mask, "slots": rows.slots}
-    return {**behind._asdict(), **places, **wanted._asdict(), **stream}
+def join(
+    config: VLPConfig, full: dict[str, Tensor], ids: Tensor, positions: Tensor, **others: Tensor
+) -> dict[str, Tensor]:
+    """Return the tensors of a `TokenStream`: full rows, and behind them comment tokens (O,) at positions (O,) of the whole
+    sequence; `others` have the names that they have in the stream."""
+    behind = {"ids": ids, "positions": positions, "types": torch.full_like(ids, comment_segment(config))}
+    return {**full, **others, **{name: torch.cat([full[name], values]) for name, values in behind.items()}}
 
 
 def token_stream(batch: Batch, tensors: dict[str, Tensor]) -> TokenStream:
@@ -181,10 +131,10 @@ def pack_sources(
     config: VLPConfig, post_ids: Tensor, post_lengths: Tensor, n_image: int, mode: str = "seq2seq"
 ) -> dict[str, Tensor]:
     """Return the sources alone. Wanted are all [CLS], then all [SEP] that end a source."""
-    rows = pack_rows(config, post_ids, post_lengths, n_image, source_mode=mode)
-    none = rows.ids[:0]
-    behind = Behind(none, none, none, none, none, none.bool().view(0, 0))
-    return join(rows, behind, Wanted(torch.cat([rows.starts, rows.starts + rows.lengths - 1]), none, none, none))
+    full, lengths = pack_rows(config, post_ids, post_lengths, n_image, source_mode=mode)
+    none, ends = full["ids"][:0], lengths.cumsum(0) - 1
+    others = dict(rows=none, posts=none, own_mask=none.bool().view(0, 0), own_queries=none, outputs=none, tokens=none)
+    return join(config, full, none, none, row_queries=torch.cat([ends - lengths + 1, ends]), **others)
 
 
 def check_positions(config: VLPConfig, length: int) -> None:
@@ -196,9 +146,7 @@ def check_positions(config: VLPConfig, length: int) -> None:
         )
 
 
-class Targets(NamedTuple):
-    """The M target tokens of a batch and their places."""
-
+class Targets(NamedTuple):  # the M target tokens of a batch and their places
     ids: Tensor  # (M,)
     comment: Tensor  # (M,)
     owner: Tensor  # (M,)
@@ -207,7 +155,6 @@ class Targets(NamedTuple):
 
 
 def targets_of(batch: Batch) -> Targets:
-    """Return the target tokens of a batch."""
     length = batch.comment_ids.shape[1] - 1
     comment = batch.rows // length
     ids = batch.comment_ids[:, 1:].flatten()[batch.rows]
@@ -216,95 +163,85 @@ def targets_of(batch: Batch) -> Targets:
 
 def pack_masked(config: VLPConfig, batch: Batch, n_image: int, draw: Draw) -> dict[str, Tensor]:
     """Return each comment in its direction. Wanted are the masked tokens."""
-    assert config.segments is not None  # the config fills them in
-    n, length = batch.comment_ids.shape[0], batch.comment_ids.shape[1] - 1
     targets = targets_of(batch)
+    n, length = batch.comment_ids.shape[0], targets.length
     two_way = draw.bidirectional.nonzero().squeeze(1)
     tokens = batch.comment_ids[:, 1:].flatten().index_copy(0, batch.rows, draw.inputs).view(n, length)
     real = torch.zeros(n * length, dtype=torch.bool).index_fill(0, batch.rows, True).view(n, length)
     comments = (batch.owner[two_way], tokens[two_way], real[two_way])
-    rows = pack_rows(config, *post_text(config, batch), n_image, length, comments)
-
+    full, lengths = pack_rows(config, *post_text(config, batch), n_image, length, comments)
     one_way = ~draw.bidirectional[targets.comment]  # (M,)
     kept = one_way.nonzero().squeeze(1)
-    position = rows.lengths[targets.owner] + targets.time  # in the whole sequence
-    behind = Behind(
-        ids=draw.inputs[kept],
-        positions=position[kept],
-        types=torch.full_like(kept, config.segments["seq2seq"][COMMENT]),
-        rows=batch.rows[kept],
-        posts=batch.post_rows[kept],
-        own_mask=torch.ones(length, length, dtype=torch.bool).tril(),
-    )
+    position = lengths[targets.owner] + targets.time  # in the whole sequence
     in_rows, in_targets = (draw.masked & ~one_way).nonzero().squeeze(1), (draw.masked & one_way).nonzero().squeeze(1)
     row_of = batch.n_posts - 1 + draw.bidirectional.cumsum(0)  # (N,), where the comment is a row
     predicted = torch.cat([in_rows, in_targets])
-    wanted = Wanted(
-        row_queries=rows.starts[row_of[targets.comment[in_rows]]] + position[in_rows],
+    return join(
+        config,
+        full,
+        draw.inputs[kept],
+        position[kept],
+        rows=batch.rows[kept],
+        posts=batch.post_rows[kept],
+        own_mask=torch.ones(length, length, dtype=torch.bool).tril(),
+        row_queries=(lengths.cumsum(0) - lengths)[row_of[targets.comment[in_rows]]] + position[in_rows],
         own_queries=(one_way.cumsum(0) - 1)[in_targets],
         outputs=torch.arange(len(predicted)),
         tokens=predicted,
     )
-    return join(rows, behind, wanted)
 
 
 def pack_left_to_right(config: VLPConfig, batch: Batch, n_image: int) -> dict[str, Tensor]:
     """Return what decoding reads in all of its steps, for one pass: a committed token reads the source and the tokens up to
     itself; a [MASK] at each position reads the source, the committed tokens to its left, and itself."""
-    assert config.segments is not None  # the config fills them in
     targets = targets_of(batch)
-    rows = pack_rows(config, *post_text(config, batch), n_image, targets.length)
-    device, length, most = rows.ids.device, targets.length, batch.tokens_per_post
+    full, lengths = pack_rows(config, *post_text(config, batch), n_image, targets.length)
+    device, length, most = full["ids"].device, targets.length, batch.tokens_per_post
     read = followed(targets)  # nothing reads the last token of a comment
-    position = rows.lengths[targets.owner] + targets.time
+    position = lengths[targets.owner] + targets.time
     # Slots of the committed tokens; those of the queries are T further.
     query_row = targets.comment * 2 * length + targets.time
     query_post = batch.post_rows + targets.owner * most
-    n_read, n_queries = len(read), len(targets.ids)
     triangle = torch.ones(length, length, dtype=torch.bool, device=device)
-    behind = Behind(
-        ids=torch.cat([targets.ids[read], torch.full_like(targets.ids, config.mask_token_id)]),
-        positions=torch.cat([position[read], position]),
-        types=torch.full((n_read + n_queries,), config.segments["seq2seq"][COMMENT], device=device),
+    read_by_committed = torch.cat([triangle.tril(), torch.zeros_like(triangle)], dim=1)
+    read_by_query = torch.cat([triangle.tril(-1), torch.eye(length, dtype=torch.bool, device=device)], dim=1)
+    every = torch.arange(len(targets.ids), device=device)
+    return join(
+        config,
+        full,
+        torch.cat([targets.ids[read], torch.full_like(targets.ids, config.mask_token_id)]),
+        torch.cat([position[read], position]),
         rows=torch.cat([query_row[read], query_row + length]),
         posts=torch.cat([query_post[read], query_post + most]),
-        own_mask=torch.cat(
-            [
-                torch.cat([triangle.tril(), torch.zeros_like(triangle)], dim=1),
-                torch.cat([triangle.tril(-1), torch.eye(length, dtype=torch.bool, device=device)], dim=1),
-            ]
-        ),
+        own_mask=torch.cat([read_by_committed, read_by_query]),
+        row_queries=full["ids"][:0],
+        own_queries=len(read) + every,
+        outputs=every,
+        tokens=every,
     )
-    every = torch.arange(n_queries, device=device)
-    return join(rows, behind, Wanted(rows.ids[:0], n_read + every, every, every))
 
 
 def pack_causal(config: VLPConfig, batch: Batch, n_image: int) -> dict[str, Tensor]:
     """Return the stream of a language model under the seq2seq mask: the [SEP] that ends the source predicts the first token."""
-    assert config.segments is not None  # the config fills them in
     targets = targets_of(batch)
-    rows = pack_rows(config, *post_text(config, batch), n_image, targets.length)
-    device = rows.ids.device
-    read = followed(targets)
-    position = rows.lengths[targets.owner] + targets.time
-    behind = Behind(
-        ids=targets.ids[read],
-        positions=position[read],
-        types=torch.full_like(read, config.segments["seq2seq"][COMMENT]),
-        rows=batch.rows[read],
-        posts=batch.post_rows[read],
-        own_mask=torch.ones(targets.length, targets.length, dtype=torch.bool, device=device).tril(),
-    )
+    full, lengths = pack_rows(config, *post_text(config, batch), n_image, targets.length)
+    device, length, read = full["ids"].device, targets.length, followed(targets)
     every, first = torch.arange(len(targets.ids), device=device), targets.time == 0
     # The token before; the last one of each comment is not in the stream.
     before = batch.n_posts + every - first.cumsum(0)
-    wanted = Wanted(
-        row_queries=rows.starts + rows.lengths - 1,
+    return join(
+        config,
+        full,
+        targets.ids[read],
+        (lengths[targets.owner] + targets.time)[read],
+        rows=batch.rows[read],
+        posts=batch.post_rows[read],
+        own_mask=torch.ones(length, length, dtype=torch.bool, device=device).tril(),
+        row_queries=lengths.cumsum(0) - 1,
         own_queries=torch.arange(len(read), device=device),
         outputs=torch.where(first, targets.owner, before),
         tokens=every,
     )
-    return join(rows, behind, wanted)
 
 
 def followed(targets: Targets) -> Tensor:

@@ -21,7 +21,7 @@ from cromic_ds.models.common.weights import LoadReport, Rules, load_translated, 
 
 LAYER = r"(?:bert\.)?encoder\.layer\.(\d+)\."
 # (foreign name, ours); the first match wins. `vis_pe_embed` has no place: a grid has no boxes.
-_RULES: Rules = [
+RULES: Rules = [
     (r"(?:bert\.)?embeddings\.word_embeddings\.weight", "token_embedding.weight"),
     (r"(?:bert\.)?embeddings\.position_embeddings\.weight", "position_embedding.weight"),
     (r"(?:bert\.)?embeddings\.token_type_embeddings\.weight", "type_embedding.weight"),
@@ -44,11 +44,6 @@ KEY_OR_VALUE = re.compile(LAYER + r"attention\.self\.(key|value)\.(\w+)")
 SEQ2SEQ_TASK = 3
 
 
-def vlp_name(foreign: str) -> str | None:
-    """Return the name in `VLPModel` of a foreign parameter, or None where it has no place."""
-    return renamed(foreign, _RULES)
-
-
 def translate_vlp(foreign: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Return the tensors under our names, and the names that have no place. A leading `module.` is ignored."""
     ours: dict[str, Tensor] = {}
@@ -60,7 +55,7 @@ def translate_vlp(foreign: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], lis
         if match := KEY_OR_VALUE.fullmatch(name):
             place = f"encoder_layers.{match[1]}.attention.kv.{match[3]}"
             halves.setdefault(place, {})[match[2]] = (full_name, tensor)
-        elif (mapped := vlp_name(name)) is None or (mapped in ours and not torch.equal(ours[mapped], tensor)):
+        elif (mapped := renamed(name, RULES)) is None or (mapped in ours and not torch.equal(ours[mapped], tensor)):
             extra.append(full_name)
         else:
             ours[mapped] = tensor
@@ -79,9 +74,8 @@ def fit(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     if types is not None and len(types) == 2 < len(own["type_embedding.weight"]):
         # A plain BERT has two segments: in each mode its 0 becomes the source's, its 1 the comment's.
         of_comments = {segments[-1] for segments in cast(Any, model.config).segments.values()}
-        fitted["type_embedding.weight"] = types[
-            [int(i in of_comments) for i in range(len(own["type_embedding.weight"]))]
-        ]
+        rows = [int(i in of_comments) for i in range(len(own["type_embedding.weight"]))]
+        fitted["type_embedding.weight"] = types[rows]
     if positions is not None:
         fitted["position_embedding.weight"] = positions[: len(own["position_embedding.weight"])]
     for name in ("head.dense.weight", "head.dense.bias", "head.norm.weight", "head.norm.bias"):
@@ -91,23 +85,18 @@ def fit(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_vlp_state_dict(model: nn.Module, foreign: Mapping[str, Tensor]) -> LoadReport:
-    """Load the state dict of a BERT or of a published Unified VLP into a `VLPModel`.
-
-    Raises:
-        UserError: nothing of it fits.
-    """
+    """Load the state dict of a BERT or of a published Unified VLP. Raises UserError where nothing of it fits."""
     ours, extra = translate_vlp(foreign)
     return load_translated(model, fit(model, ours), extra, foreign, "a Unified VLP of these sizes")
 
 
-def read_vlp_weights(source: str | Path) -> dict[str, Tensor]:
-    """Read a published checkpoint (a file), or a BertModel or BertForMaskedLM (a folder or hub name).
+def load_pretrained_vlp(model: nn.Module, source: str | Path) -> LoadReport:
+    """Load a published checkpoint (a file), or a BertModel or BertForMaskedLM (a folder or hub name).
 
-    Raises:
-        UserError: not readable, or no BERT.
+    Raises UserError where it is not readable, no BERT, or nothing of it fits.
     """
     if Path(source).is_file():
-        return read_state_dict(Path(source))
+        return load_vlp_state_dict(model, read_state_dict(Path(source)))
     try:
         bert, found = cast(Any, BertForMaskedLM).from_pretrained(source, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -115,16 +104,7 @@ def read_vlp_weights(source: str | Path) -> dict[str, Tensor]:
     absent = set(found["missing_keys"])  # a BertModel has no head, and transformers fills in random weights
     if any(name.startswith("bert.") for name in absent):
         raise UserError(f"{source}: no BERT of transformers: it has no {min(absent)}")
-    weights = bert.state_dict()
     # The output layer's weight is the embedding, and its bias is the head's, under any name in the file.
     headless = any(name.startswith("cls.predictions.transform") for name in absent)
-    return {n: t for n, t in weights.items() if n not in absent and not (headless and n.startswith("cls."))}
-
-
-def load_pretrained_vlp(model: nn.Module, source: str | Path) -> LoadReport:
-    """Load what `read_vlp_weights` reads into a `VLPModel`.
-
-    Raises:
-        UserError: not readable, no BERT, or nothing of it fits.
-    """
-    return load_vlp_state_dict(model, read_vlp_weights(source))
+    absent |= {name for name in bert.state_dict() if headless and name.startswith("cls.")}
+    return load_vlp_state_dict(model, {n: t for n, t in bert.state_dict().items() if n not in absent})
