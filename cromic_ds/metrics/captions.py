@@ -35,9 +35,7 @@ def score_segmented(predictions: list[str], references: list[list[str]], meteor:
     Scores: `bleu_1` … `bleu_4`, `rouge_l`, `cider`, and with `meteor`, if a working Java is found, `meteor` (with its English
     settings, so on Chinese only literal matches count). An empty prediction matches nothing. CIDEr weights n-grams by the
     number of images they occur in, so that a corpus of one image always has CIDEr 0. (pycocoevalcap's CIDEr is like CIDEr-D:
-    clipped counts and a length penalty.)
-
-    Raises UserError if there is no item.
+    clipped counts and a length penalty.) Raises UserError if there is no item.
     """
     if not predictions:
         raise UserError("nothing to score: there are no predictions; check the split and the limit of examples")
@@ -51,7 +49,7 @@ def score_segmented(predictions: list[str], references: list[list[str]], meteor:
         scorer += item
     bleu, _ = scorer.compute_score(option="closest")
     scores = {f"bleu_{n}": float(value) for n, value in enumerate(bleu, start=1)}
-    # The second count is the length nearest to the prediction's, the shorter one of two: "closest" is not kept by the scorer.
+    # The reference's length nearest to the prediction's, the shorter one of two: the scorer does not keep its "closest".
     nearest = [min((abs(length - c["testlen"]), length) for length in c["reflen"])[1] for c in scorer.ctest]
     counts = [(c["testlen"], length, *c["correct"]) for c, length in zip(scorer.ctest, nearest)]
     hypotheses = {k: [text] for k, text in enumerate(predictions)}

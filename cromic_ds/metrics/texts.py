@@ -34,16 +34,14 @@ def measure_texts(
     Scores: `bleu_1` … `bleu_4`, `rouge_l`, `cider`; with `exact`, `exact_match`; with `meteor`, if Java is found, `meteor`;
     `grounded` and its parts if records have an answer; `distinct_1`, `distinct_2`, `entropy_4` (nats). Records are identified
     by position, so ids may repeat. Records without any reference text are left out of the scores against references and counted
-    in a note. METEOR and diversity have no intervals because they are not computed from sums over records.
-
-    Raises UserError if nothing can be scored.
+    in a note. METEOR and diversity have no intervals because they are not computed from sums over records. Raises UserError if
+    nothing can be scored.
     """
     hypotheses = [segment(text, tokenization) for text in predictions]
     targets = [[s for text in record.comments if (s := segment(text, tokenization))] for record in records]
-    scored = np.array([bool(texts) for texts in targets], bool)
-    if predictions and not scored.any():
+    rows = [k for k, texts in enumerate(targets) if texts]
+    if predictions and not rows:
         raise UserError(f"nothing to score: none of the {len(predictions)} records has a reference text")
-    rows: list[int] = np.flatnonzero(scored).tolist()
     captions = score_segmented([hypotheses[k] for k in rows], [targets[k] for k in rows], meteor)
 
     def spread(values: np.ndarray, *shape: int) -> np.ndarray:
@@ -67,10 +65,8 @@ def measure_texts(
     notes = []
     if len(rows) == 1:
         notes.append("CIDEr of one image is 0 by its definition")
-    if len(rows) < len(records):
-        notes.append(
-            f"without reference text, so not in the scores against references: {len(records) - len(rows)} records"
-        )
+    if bare := len(records) - len(rows):
+        notes.append(f"without reference text, so not in the scores against references: {bare} records")
     if empty := sum(not text for text in hypotheses):
         notes.append(f"empty predictions, scored as matching nothing: {empty}")
     if meteor and "meteor" not in scores:

@@ -48,9 +48,8 @@ def measure_answers(
 
     Scores: `accuracy`, `accuracy_<answer type>` (`accuracy_yes_no`, `accuracy_number`, `accuracy_other`), with
     `by_question_type` also `accuracy_question_<question type>`, 0 to 1 each; `grounded` and its parts if records have an
-    `answer` in their extras. Records without `answers` are left out and counted in a note.
-
-    Raises UserError if nothing can be scored.
+    `answer` in their extras. Records without `answers` are left out and counted in a note. Raises UserError if
+    nothing can be scored.
     """
     if not predictions:
         raise UserError("nothing to score: there are no predictions; check the split and the limit of examples")
