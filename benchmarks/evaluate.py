@@ -89,7 +89,7 @@ def measure(args: argparse.Namespace) -> float:
     predictions = [record.text for record in itertools.chain.from_iterable(job.answer_records())]
     decoded = time.perf_counter()
     texts = [dataset.texts(i) for i in range(len(dataset))]
-    measured = TASKS[task].measure(predictions, texts, TASKS[task].tokenization, meteor=False)
+    measured = TASKS[task].measure(predictions, texts, TASKS[task].tokenization, meteor=False, resamples=1000)
     data = describe_data(settings.data, dataset)
     result = result_json(TASKS[task], measured, data=data, decoding=asdict(job.decoding), model=job.export.identity())
     write_result(folder / "result.json", result)

@@ -96,7 +96,7 @@ def write_predictions(job: InferenceJob, partial: PartialPredictions, ids: list[
             yield job.dataset.texts(record.index), record.text
 
     with replacing(out) as file:
-        job.task.write_predictions(file, pairs())
+        job.task.form.write(file, pairs())
         file.flush()
-        check_ids((id for id, _ in job.task.read_predictions(Path(file.name))), ids, str(out))
+        check_ids((id for id, _ in job.task.form.read(Path(file.name))), ids, str(out))
     return unreadable

@@ -33,8 +33,6 @@ def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float:
     nan if it is undefined: without items, and if both raters gave the same single label to all of them.
     """
     total = len(pairs)
-    if total == 0:
-        return math.nan
     agreed = sum(a == b for a, b in pairs)
     first, second = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
     by_chance = sum(count * second[label] for label, count in first.items())  # times total²: a whole number

@@ -12,7 +12,6 @@ import numpy as np
 
 from cromic_ds.errors import UserError
 from cromic_ds.metrics.items import BLEU_ORDERS
-from cromic_ds.metrics.segment import segment
 
 log = logging.getLogger(__name__)
 
@@ -30,37 +29,13 @@ class CaptionScores:
     cider: np.ndarray  # (items,)
 
 
-def caption_scores(
-    predictions: dict[str, str], references: dict[str, list[str]], tokenization: str = "char", meteor: bool = True
-) -> dict[str, float]:
-    """Return corpus-level scores of one prediction per id against that id's references.
-
-    Keys: `bleu_1` … `bleu_4`, `rouge_l`, `cider`, and with `meteor`, if a working Java is found, `meteor` (with its English
-    settings, so on Chinese only literal matches count). An empty prediction matches nothing; references without tokens are
-    ignored. CIDEr weights n-grams by the number of images they occur in, so that a corpus of one image always has CIDEr 0.
-    (pycocoevalcap's CIDEr is like CIDEr-D: clipped counts and a length penalty.)
-
-    Raises UserError if the ids differ, there is nothing to score, or an id has no reference text.
-    """
-    _check_same_ids(predictions, references)
-    targets = [segment_all(references[i], tokenization) for i in predictions]
-    bare = [i for i, texts in zip(predictions, targets) if not texts]
-    if bare:
-        raise UserError(
-            f"id {bare[0]!r} has no reference text ({len(bare)} such ids): leave such ids out of the scoring"
-        )
-    return score_segmented([segment(text, tokenization) for text in predictions.values()], targets, meteor).scores
-
-
-def segment_all(texts: list[str], tokenization: str) -> list[str]:
-    """Return the texts split into tokens, without those that have none."""
-    return [segmented for text in texts if (segmented := segment(text, tokenization))]
-
-
 def score_segmented(predictions: list[str], references: list[list[str]], meteor: bool) -> CaptionScores:
-    """Score texts whose tokens are joined by spaces: a prediction and at least one reference per item.
+    """Score texts whose tokens are joined by spaces: a prediction and at least one reference, not empty, per item.
 
-    Raises UserError if there is no item.
+    Scores: `bleu_1` … `bleu_4`, `rouge_l`, `cider`, and with `meteor`, if a working Java is found, `meteor` (with its English
+    settings, so on Chinese only literal matches count). An empty prediction matches nothing. CIDEr weights n-grams by the
+    number of images they occur in, so that a corpus of one image always has CIDEr 0. (pycocoevalcap's CIDEr is like CIDEr-D:
+    clipped counts and a length penalty.) Raises UserError if there is no item.
     """
     if not predictions:
         raise UserError("nothing to score: there are no predictions; check the split and the limit of examples")
@@ -74,7 +49,9 @@ def score_segmented(predictions: list[str], references: list[list[str]], meteor:
         scorer += item
     bleu, _ = scorer.compute_score(option="closest")
     scores = {f"bleu_{n}": float(value) for n, value in enumerate(bleu, start=1)}
-    counts = [(c["testlen"], _closest(c["reflen"], c["testlen"]), *c["correct"]) for c in scorer.ctest]
+    # The reference's length nearest to the prediction's, the shorter one of two: the scorer does not keep its "closest".
+    nearest = [min((abs(length - c["testlen"]), length) for length in c["reflen"])[1] for c in scorer.ctest]
+    counts = [(c["testlen"], length, *c["correct"]) for c, length in zip(scorer.ctest, nearest)]
     hypotheses = {k: [text] for k, text in enumerate(predictions)}
     targets = dict(enumerate(references))
     rouge_l, rouge_l_of_item = Rouge().compute_score(targets, hypotheses)
@@ -83,22 +60,6 @@ def score_segmented(predictions: list[str], references: list[list[str]], meteor:
     if meteor and (value := _meteor(targets, hypotheses)) is not None:
         scores["meteor"] = value
     return CaptionScores(scores, np.array(counts, float), rouge_l_of_item, cider_of_item)
-
-
-def _closest(lengths: list[int], length: int) -> int:
-    """Return the length nearest to `length`, the shorter one of two: pycocoevalcap's "closest", which it does not keep."""
-    return min((abs(other - length), other) for other in lengths)[1]
-
-
-def _check_same_ids(predictions: dict[str, str], references: dict[str, list[str]]) -> None:
-    """Raise UserError, naming an id, unless both sides have the same ids."""
-    for have, lack, other in ((references, predictions, "prediction"), (predictions, references, "reference")):
-        missing = [i for i in have if i not in lack]
-        if missing:
-            raise UserError(
-                f"id {missing[0]!r} has no {other} ({len(missing)} such ids): "
-                "predictions and references must cover the same ids"
-            )
 
 
 def _meteor(targets: dict[int, list[str]], hypotheses: dict[int, list[str]]) -> float | None:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
+from cromic_ds.data.dataset import Texts
 from cromic_ds.metrics.bootstrap import intervals
 from cromic_ds.metrics.items import Items
 
 
-class ScoredRecord(Protocol):
-    """What scoring reads of a record: its references, and extras with its image and what its task adds."""
-
-    id: str
-    comments: list[str]
-    extras: dict[str, Any]
-
-
-def image_of(record: ScoredRecord) -> str:
+def image_of(record: Texts) -> str:
     """Return the id of the record's image, which other records may share; the record's own id if it names no image."""
     return str(record.extras.get("image_id", record.id))
 
@@ -35,12 +28,7 @@ class Measured:
 
     def flat(self) -> dict[str, Any]:
         """Return scores, `n_items`, `tokenization` and `notes` in one dict, for the training log."""
-        return {
-            **self.scores,
-            "n_items": self.counts["items"],
-            "tokenization": self.tokenization,
-            "notes": self.notes,
-        }
+        return {**self.scores, "n_items": self.counts["items"], "tokenization": self.tokenization, "notes": self.notes}
 
 
 def measured(

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from itertools import chain
 
 import numpy as np
 
+from cromic_ds.data.dataset import Texts
 from cromic_ds.errors import UserError
 from cromic_ds.metrics.bootstrap import scores_of
-from cromic_ds.metrics.captions import score_segmented, segment_all
-from cromic_ds.metrics.diversity import distinct_n, entropy_n
-from cromic_ds.metrics.exact import exact_match
+from cromic_ds.metrics.captions import score_segmented
 from cromic_ds.metrics.grounded import add_grounded
 from cromic_ds.metrics.items import BLEU_COLUMNS, Items
-from cromic_ds.metrics.measured import Measured, ScoredRecord, image_of, measured
+from cromic_ds.metrics.measured import Measured, image_of, measured
 from cromic_ds.metrics.segment import segment
 
 
 def measure_texts(
-    predictions: Sequence[str],
-    records: Sequence[ScoredRecord],
+    predictions: list[str],
+    records: list[Texts],
     tokenization: str,
     meteor: bool,
     resamples: int = 1000,
@@ -31,16 +34,14 @@ def measure_texts(
     Scores: `bleu_1` … `bleu_4`, `rouge_l`, `cider`; with `exact`, `exact_match`; with `meteor`, if Java is found, `meteor`;
     `grounded` and its parts if records have an answer; `distinct_1`, `distinct_2`, `entropy_4` (nats). Records are identified
     by position, so ids may repeat. Records without any reference text are left out of the scores against references and counted
-    in a note. METEOR and diversity have no intervals because they are not computed from sums over records.
-
-    Raises UserError if nothing can be scored.
+    in a note. METEOR and diversity have no intervals because they are not computed from sums over records. Raises UserError if
+    nothing can be scored.
     """
     hypotheses = [segment(text, tokenization) for text in predictions]
-    targets = [segment_all(record.comments, tokenization) for record in records]
-    scored = np.array([bool(texts) for texts in targets], bool)
-    if len(predictions) and not scored.any():
+    targets = [[s for text in record.comments if (s := segment(text, tokenization))] for record in records]
+    rows = [k for k, texts in enumerate(targets) if texts]
+    if predictions and not rows:
         raise UserError(f"nothing to score: none of the {len(predictions)} records has a reference text")
-    rows: list[int] = np.flatnonzero(scored).tolist()
     captions = score_segmented([hypotheses[k] for k in rows], [targets[k] for k in rows], meteor)
 
     def spread(values: np.ndarray, *shape: int) -> np.ndarray:
@@ -64,12 +65,43 @@ def measure_texts(
     notes = []
     if len(rows) == 1:
         notes.append("CIDEr of one image is 0 by its definition")
-    if len(rows) < len(records):
-        notes.append(
-            f"without reference text, so not in the scores against references: {len(records) - len(rows)} records"
-        )
+    if bare := len(records) - len(rows):
+        notes.append(f"without reference text, so not in the scores against references: {bare} records")
     if empty := sum(not text for text in hypotheses):
         notes.append(f"empty predictions, scored as matching nothing: {empty}")
     if meteor and "meteor" not in scores:
         notes.append("METEOR is left out: no working Java was found")
     return measured(scores, items, len(rows), tokenization, notes, resamples, seed)
+
+
+def exact_match(prediction: str, references: Iterable[str]) -> bool:
+    """Whether the normalized prediction equals one of the normalized references; false for one without letters and digits.
+
+    Normalization applies NFKC (full-width letters and digits) and case folding, and removes everything that is neither a letter
+    nor a digit: punctuation, whitespace, emoji. FM-IQA has no official rule; this one is ours.
+    """
+    normalized = _normalized(prediction)
+    return bool(normalized) and any(normalized == _normalized(reference) for reference in references)
+
+
+def _normalized(text: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())
+
+
+def distinct_n(segmented: Iterable[str], n: int) -> float:
+    """Return different n-grams / all n-grams of the corpus (Li et al. 2016); 0 if no text has n tokens."""
+    counts = _ngrams(segmented, n)
+    return len(counts) / counts.total() if counts else 0.0
+
+
+def entropy_n(segmented: Iterable[str], n: int) -> float:
+    """Return the entropy of the corpus' n-grams in nats (Zhang et al. 2018); 0 if no text has n tokens."""
+    counts = _ngrams(segmented, n)
+    total = counts.total()
+    return sum(count / total * math.log(total / count) for count in counts.values())
+
+
+def _ngrams(segmented: Iterable[str], n: int) -> Counter[tuple[str, ...]]:
+    """Count the n-grams of texts whose tokens are joined by spaces. No n-gram spans two texts."""
+    tokenized = map(str.split, segmented)
+    return Counter(chain.from_iterable(zip(*(tokens[k:] for k in range(n))) for tokens in tokenized))

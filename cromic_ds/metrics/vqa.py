@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cromic_ds.data.dataset import Texts
 from cromic_ds.errors import UserError
 from cromic_ds.metrics.bootstrap import scores_of
 from cromic_ds.metrics.grounded import add_grounded
 from cromic_ds.metrics.items import Items, group
-from cromic_ds.metrics.measured import Measured, ScoredRecord, image_of, measured
+from cromic_ds.metrics.measured import Measured, image_of, measured
 from cromic_ds.metrics.vqa_answers import clean_answer, normalize_answer
 
 WHOLE_ANSWERS = "vqa"  # takes the place of a tokenization in results: whole answers are compared, after normalization
@@ -41,21 +42,16 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def measure_answers(
-    predictions: Sequence[str],
-    records: Sequence[ScoredRecord],
-    resamples: int = 1000,
-    seed: int = 0,
-    by_question_type: bool = True,
+    predictions: list[str], records: list[Texts], resamples: int = 1000, seed: int = 0, by_question_type: bool = True
 ) -> Measured:
     """Score one answer per record by its accuracy against the ten in `answers` of the record's extras.
 
     Scores: `accuracy`, `accuracy_<answer type>` (`accuracy_yes_no`, `accuracy_number`, `accuracy_other`), with
     `by_question_type` also `accuracy_question_<question type>`, 0 to 1 each; `grounded` and its parts if records have an
-    `answer` in their extras. Records without `answers` are left out and counted in a note.
-
-    Raises UserError if nothing can be scored.
+    `answer` in their extras. Records without `answers` are left out and counted in a note. Raises UserError if
+    nothing can be scored.
     """
-    if not len(predictions):
+    if not predictions:
         raise UserError("nothing to score: there are no predictions; check the split and the limit of examples")
     extras = [record.extras for record in records]
     answers = [extra.get("answers") or () for extra in extras]

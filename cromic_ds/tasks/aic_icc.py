@@ -16,19 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from cromic_ds.tasks.base import captioning
-from cromic_ds.tasks.predictions import Form, image_id
-from cromic_ds.tasks.reader import (
-    FolderReader,
-    OfficialEntry,
-    caption_entry,
-    caption_list,
-    id_field,
-    json_items,
-    parse_entries,
-    without_extension,
-)
+from cromic_ds.tasks.fields import caption_list, id_field, without_extension
+from cromic_ds.tasks.reader import FolderReader, OfficialEntry, caption_entry, json_items, parse_entries
 
-_CAPTIONS_PER_IMAGE = 5
 _DATES = {"train": ("train", "20170902"), "val": ("validation", "20170910")}
 _TEST_FOLDERS = ("caption_test_a_images_20180103", "caption_test_b_images_20180103")
 
@@ -45,7 +35,9 @@ class AicIccReader(FolderReader):
             folder = self.image_folder(split)
             names = sorted(path.name for path in folder.iterdir() if without_extension(path.name) != path.name)
             items = ((number, {"image_id": name}) for number, name in enumerate(names, 1))
-            yield from parse_entries(str(folder), items, lambda item: caption_entry(item["image_id"], []))
+            yield from parse_entries(
+                str(folder), items, lambda item: caption_entry(without_extension(item["image_id"]), [])
+            )
         else:
             file = self._annotations(split)
             yield from parse_entries(str(file), json_items(file, "item"), _entry)
@@ -62,10 +54,8 @@ class AicIccReader(FolderReader):
 
 
 def _entry(item: dict[str, Any]) -> OfficialEntry:
-    return caption_entry(id_field(item, "image_id"), caption_list(item.get("caption"), _CAPTIONS_PER_IMAGE))
+    return caption_entry(without_extension(id_field(item, "image_id")), caption_list(item.get("caption"), count=5))
 
 
 # The official score is on jieba's words without "。". The server takes a list of {"image_id" without extension, "caption"}.
-AIC_ICC = captioning(
-    "aic_icc", "AIC-ICC", AicIccReader, "jieba", Form("image_id", "caption", image_id, lines=False), table_place=1
-)
+AIC_ICC = captioning("aic_icc", "AIC-ICC", AicIccReader, "jieba", text_key="caption", lines=False, table_place=1)

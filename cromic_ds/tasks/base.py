@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from cromic_ds.data.dataset import Dataset, Texts
 from cromic_ds.data.limits import COMMENT_TOKENS, POST_TOKENS
 from cromic_ds.errors import UserError
 from cromic_ds.metrics.measured import Measured
 from cromic_ds.metrics.texts import measure_texts
-from cromic_ds.tasks.predictions import Form
+from cromic_ds.tasks.predictions import Form, image_id
 from cromic_ds.tasks.reader import OfficialReader
-
-CAPTION_TOKENS = 72
-"""Longest caption of the captioning tasks in tokens, [CLS] and [SEP] included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +32,7 @@ class Task(ABC):
     max_comment_tokens: int = COMMENT_TOKENS  # longest stored and longest generated comment, answer or caption
     tokenization: str  # the official score's
     best_metric: str  # the evaluation metric that chooses the best checkpoint
-    higher_is_better: bool
+    higher_is_better: bool = True
     form: Form  # of prediction files
     table_scores: dict[str, str] = field(default_factory=dict)  # columns of the results table: score → short heading
     table_note: str = ""  # what a reader of these columns must know
@@ -49,18 +44,10 @@ class Task(ABC):
 
     @abstractmethod
     def measure(
-        self,
-        predictions: list[str],
-        texts: list[Texts],
-        tokenization: str,
-        meteor: bool,
-        resamples: int = 1000,
-        seed: int = 0,
+        self, predictions: list[str], texts: list[Texts], tokenization: str, meteor: bool, resamples: int, seed: int = 0
     ) -> Measured:
-        """Score one prediction per record over the whole corpus, with 95% intervals from `resamples` (0: no intervals).
-
-        Raises UserError if nothing can be scored.
-        """
+        """Score one prediction per record over the whole corpus, with 95% intervals from `resamples` (0: no intervals). Raises
+        UserError if nothing can be scored."""
 
     def score(self, predictions: list[str], texts: list[Texts], tokenization: str, meteor: bool) -> dict[str, Any]:
         """Return the same scores without intervals in one flat dict with `n_items`, `tokenization` and `notes`."""
@@ -70,29 +57,16 @@ class Task(ABC):
     def has_references(self, texts: Texts) -> bool:
         """Whether the record can be scored. Records of hidden test splits cannot."""
 
-    def write_predictions(self, file: IO[str], pairs: Iterable[tuple[Texts, str]]) -> None:
-        """Write exactly what the task's server takes. file: opened as UTF-8."""
-        self.form.write(file, pairs)
-
-    def read_predictions(self, path: Path) -> Iterator[tuple[str, str]]:
-        """Yield (record id, text) of each prediction. Raises UserError with the line or entry of what is malformed."""
-        return self.form.read(path)
-
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedText(Task):
     """A task whose texts are scored against the record's comments: captioning, diversity and grounding scores."""
 
+    best_metric: str = "cider"
     exact_match: bool = False  # also score whether the text equals a reference
 
     def measure(
-        self,
-        predictions: list[str],
-        texts: list[Texts],
-        tokenization: str,
-        meteor: bool,
-        resamples: int = 1000,
-        seed: int = 0,
+        self, predictions: list[str], texts: list[Texts], tokenization: str, meteor: bool, resamples: int, seed: int = 0
     ) -> Measured:
         """Score with `measure_texts`. METEOR takes 10 s to start."""
         return measure_texts(predictions, texts, tokenization, meteor, resamples, seed, self.exact_match)
@@ -102,20 +76,18 @@ class GeneratedText(Task):
 
 
 def captioning(
-    name: str, title: str, reader: type[OfficialReader], tokenization: str, form: Form, table_place: int
+    name: str, title: str, reader: type[OfficialReader], tokenization: str, text_key: str, lines: bool, table_place: int
 ) -> GeneratedText:
-    """Return a captioning task: the model is given the image alone, and CIDEr chooses the best checkpoint."""
+    """Return a captioning task: the model is given the image alone. text_key, lines: see `Form`."""
     return GeneratedText(
         name=name,
         title=title,
         kind="caption",
         reader=reader,
         reads_text=False,
-        max_comment_tokens=CAPTION_TOKENS,
+        max_comment_tokens=72,
         tokenization=tokenization,
-        best_metric="cider",
-        higher_is_better=True,
-        form=form,
+        form=Form("image_id", text_key, image_id, lines),
         table_scores={"cider": "C", "bleu_4": "B@4", "rouge_l": "R"},
         table_place=table_place,
     )

@@ -18,21 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cromic_ds.data.disk_table import disk_groups
+from cromic_ds.data.disk_table import DiskGroups, disk_groups
 from cromic_ds.data.reject_reasons import BAD_UTF8, DUPLICATE
 from cromic_ds.files import read_lines
 from cromic_ds.tasks.base import captioning
-from cromic_ds.tasks.predictions import Form, image_id
-from cromic_ds.tasks.reader import (
-    BadEntry,
-    FolderReader,
-    OfficialEntry,
-    caption_entry,
-    caption_list,
-    without_extension,
-)
+from cromic_ds.tasks.fields import caption_list, without_extension
+from cromic_ds.tasks.reader import FolderReader, OfficialEntry, caption_entry, parse_entries
 
-_CAPTIONS_PER_IMAGE = 5
 _SETS = {"train": "flickr30kzhb{}bosontrain", "val": "flickr30kzhb{}bosonval", "test": "flickr30kzhm{}bosontest"}
 
 _CAPTION_LINE = re.compile(r"(?P<image>[^#\s]+)#\w+#(?P<number>\d+)(?:[ \t](?P<words>.*))?")
@@ -43,16 +35,16 @@ class Flickr30kCnReader(FolderReader):
     """Records without a post; the captions are the comments."""
 
     def needs(self) -> dict[str, list[Path]]:
-        return {split: [self._ids(split), self._captions(split), self.image_folder(split)] for split in _SETS}
+        return {split: [*self._files(split), self.image_folder(split)] for split in _SETS}
 
     def entries(self, split: str, work: Path) -> Iterator[OfficialEntry]:
-        ids, captions_file = self._ids(split), self._captions(split)
+        ids, captions_file = self._files(split)
         with disk_groups(work / "captions.db") as captions:
             for id, caption in captions.fill(map(_keyed, read_lines(captions_file))):
                 yield OfficialEntry(id, reason=DUPLICATE, file=str(captions_file), number=caption["line"])
-            for number, _, line in read_lines(ids):
-                if id := without_extension(line.decode(errors="replace").strip()):
-                    yield _captioned(id, captions.get(id), file=str(ids), number=number)
+            named = ((n, without_extension(line.decode(errors="replace").strip())) for n, _, line in read_lines(ids))
+            items = ((number, {"image_id": id}) for number, id in named if id)
+            yield from parse_entries(str(ids), items, lambda item: _entry(item["image_id"], captions))
             for id, caption in captions.unused():
                 reason = caption.get("reason", f"image is not in {ids.name}")
                 yield OfficialEntry(id, reason=reason, file=str(captions_file), number=caption["line"])
@@ -60,17 +52,11 @@ class Flickr30kCnReader(FolderReader):
     def image_folder(self, split: str) -> Path:
         return self.find("flickr30k-images")
 
-    def _ids(self, split: str) -> Path:
-        folder = self._set(split)
-        return folder / "ImageSets" / f"{folder.name}.txt"
-
-    def _captions(self, split: str) -> Path:
-        folder = self._set(split)
-        return folder / "TextData" / f"seg.{folder.name}.caption.txt"
-
-    def _set(self, split: str) -> Path:
+    def _files(self, split: str) -> list[Path]:
+        """Return the file of the image ids and the file of the captions."""
         usual, other = (self.find(_SETS[split].format(name)) for name in ("", "Jan"))
-        return other if other.exists() and not usual.exists() else usual
+        folder = other if other.exists() and not usual.exists() else usual
+        return [folder / "ImageSets" / f"{folder.name}.txt", folder / "TextData" / f"seg.{folder.name}.caption.txt"]
 
 
 def join_words(words: str) -> str:
@@ -92,21 +78,11 @@ def _keyed(numbered_line: tuple[int, int, bytes]) -> tuple[str, int, dict[str, A
     return without_extension(match["image"]), int(match["number"]), {"line": line, "caption": caption}
 
 
-def _captioned(id: str, captions: list[dict[str, Any]], file: str, number: int) -> OfficialEntry:
-    try:
-        entry = caption_entry(id, caption_list([caption["caption"] for caption in captions], _CAPTIONS_PER_IMAGE))
-    except BadEntry as error:
-        entry = OfficialEntry(id, reason=str(error))
-    entry.file, entry.number = file, number
-    return entry
+def _entry(id: str, captions: DiskGroups) -> OfficialEntry:
+    return caption_entry(id, caption_list([caption["caption"] for caption in captions.get(id)], count=5))
 
 
 # Scored on characters here; publications also use words (--tokenization jieba). There is no server, so the form is ours.
 FLICKR30K_CN = captioning(
-    "flickr30k_cn",
-    "Flickr30k-CN",
-    Flickr30kCnReader,
-    "char",
-    Form("image_id", "caption", image_id, lines=True),
-    table_place=2,
+    "flickr30k_cn", "Flickr30k-CN", Flickr30kCnReader, "char", text_key="caption", lines=True, table_place=2
 )

@@ -14,16 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cromic_ds.tasks.base import GeneratedText
+from cromic_ds.tasks.fields import text_field
 from cromic_ds.tasks.predictions import Form, question_id
-from cromic_ds.tasks.reader import (
-    FolderReader,
-    OfficialEntry,
-    coco_image,
-    id_field,
-    json_items,
-    parse_entries,
-    text_field,
-)
+from cromic_ds.tasks.reader import FolderReader, OfficialEntry, coco_question, json_items, parse_entries
 
 
 class FmIqaReader(FolderReader):
@@ -45,15 +38,9 @@ class FmIqaReader(FolderReader):
 
 
 def _entry(item: dict[str, Any], folder: str) -> OfficialEntry:
-    image_id, image = coco_image(item, folder)
-    return OfficialEntry(
-        id=id_field(item, "question_id"),
-        image_id=image_id,
-        image=image,
-        post=text_field(item, "Question"),
-        comments=[text_field(item, "Answer")],
-        extras={"image_id": image_id},
-    )
+    entry = coco_question(item, folder, "Question")
+    entry.comments = [text_field(item, "Answer")]
+    return entry
 
 
 # The published score, the PassRate, is a human Turing test (`cromic-ds rate`), and so is the one in the published table; no
@@ -65,8 +52,6 @@ FMIQA = GeneratedText(
     reader=FmIqaReader,
     reads_text=True,
     tokenization="char",
-    best_metric="cider",
-    higher_is_better=True,
     exact_match=True,
     form=Form("question_id", "answer", question_id, lines=False),
     table_scores={"cider": "C", "bleu_4": "B@4", "exact_match": "EM"},

@@ -15,11 +15,6 @@ from cromic_ds.errors import UserError
 _NAMED = 5  # ids in an error message
 
 
-def record_id(texts: Texts) -> str:
-    """Return the record's own id."""
-    return texts.id
-
-
 def image_id(texts: Texts) -> str | int:
     """Return the image's id as the task's annotations have it, without an extension."""
     return texts.extras.get("image_id", texts.id)
@@ -42,7 +37,7 @@ class Form:
     ascii: bool = False  # escape all other characters as \uXXXX
 
     def write(self, file: IO[str], pairs: Iterable[tuple[Texts, str]]) -> None:
-        """Write one object per pair, each on its own line."""
+        """Write one object per pair, each on its own line. file: opened as UTF-8."""
         entries = (
             json.dumps({self.id_key: self.id_of(texts), self.text_key: text}, ensure_ascii=self.ascii)
             for texts, text in pairs
@@ -94,15 +89,15 @@ def check_ids(found: Iterable[str], expected: Iterable[str], where: str) -> None
         "foreign": [i for i in times if i not in wanted],
         "duplicate": [i for i, n in times.items() if n > 1 and i in wanted],
     }
-    parts = [f"{len(ids)} {kind} ({_first(ids)})" for kind, ids in wrong.items() if ids]
+    parts = [
+        f"{len(ids)} {kind} ({', '.join(ids[:_NAMED])}{', …' if len(ids) > _NAMED else ''})"
+        for kind, ids in wrong.items()
+        if ids
+    ]
     if parts:
         raise UserError(
             f"{where}: of the split's {len(wanted)} ids each must be there exactly once, but {', '.join(parts)}"
         )
-
-
-def _first(ids: list[str]) -> str:
-    return ", ".join(ids[:_NAMED]) + (", …" if len(ids) > _NAMED else "")
 
 
 def _parsed(content: bytes, where: str) -> object:

@@ -11,21 +11,14 @@ from typing import Any
 
 import ijson
 
-from cromic_ds.data.record import MAX_KEY_BYTES
 from cromic_ds.data.reject_reasons import BAD_UTF8
-from cromic_ds.data.sources import EXTENSIONS, FolderSource, ImageSource
+from cromic_ds.data.sources import FolderSource, ImageSource
 from cromic_ds.errors import UserError
 from cromic_ds.files import read_lines
 from cromic_ds.progress import ProgressBar
-
-NOT_JSON = "not JSON"
-NOT_AN_OBJECT = "not a JSON object"
+from cromic_ds.tasks.fields import BadEntry, any_id, id_field, text_field
 
 _REPORT_EVERY = 1000  # entries
-
-
-class BadEntry(ValueError):
-    """An entry that cannot be used; the text is the reason."""
 
 
 @dataclass(slots=True)
@@ -99,7 +92,7 @@ def parse_entries(
             if isinstance(item, BadEntry):
                 raise item
             if not isinstance(item, dict):
-                raise BadEntry(NOT_AN_OBJECT)
+                raise BadEntry("not a JSON object")
             entry = parse(item)
         except BadEntry as error:
             entry = OfficialEntry(any_id(item), reason=str(error))
@@ -110,9 +103,8 @@ def parse_entries(
 def json_items(path: Path, prefix: str) -> Iterator[tuple[int, Any]]:
     """Yield the items of a list in a JSON file with their numbers, without reading the whole file.
 
-    prefix: `item` for a file that is a list, `questions.item` for the list under that key.
-
-    Raises UserError for a file that is not JSON or has no such list.
+    prefix: `item` for a file that is a list, `questions.item` for the list under that key. Raises UserError if the file is not
+    JSON or has no such list.
     """
     number = 0
     with path.open("rb") as file, ProgressBar(path.name, path.stat().st_size, "bytes") as bar:
@@ -140,80 +132,21 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             except UnicodeDecodeError:
                 yield number, BadEntry(BAD_UTF8)
             except ValueError:
-                yield number, BadEntry(NOT_JSON)
+                yield number, BadEntry("not JSON")
             if number % _REPORT_EVERY == 0:
                 bar.update(offset)
 
 
-def text_field(item: dict[str, Any], key: str) -> str:
-    """Return the text under `key` without surrounding whitespace."""
-    return clean_text(item.get(key), key)
-
-
-def clean_text(value: Any, name: str) -> str:
-    """Return a text without surrounding whitespace. Raises BadEntry for anything but a text, and for an empty one."""
-    if not (text := unicode_text(value, name).strip()):
-        raise BadEntry(f"empty {name}")
-    return text
-
-
-def unicode_text(value: Any, name: str) -> str:
-    """Return a text as it is. Raises BadEntry for anything else, and for half a surrogate pair, which JSON can hold."""
-    if not isinstance(value, str):
-        raise BadEntry(f"no {name}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise BadEntry(f"{name} is not valid Unicode") from None
-    return value
-
-
-def id_field(item: dict[str, Any], key: str) -> str:
-    """Return the id under `key`, a whole number or a text."""
-    value = item.get(key)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    id = clean_text(value, key)
-    if len(id.encode()) > MAX_KEY_BYTES:
-        raise BadEntry(f"{key} is too long")
-    return id
-
-
-def caption_list(value: Any, count: int) -> list[str]:
-    """Return the captions of an image, of which there must be `count`, without the empty ones."""
-    if not isinstance(value, list):
-        raise BadEntry("no captions")
-    if len(value) != count:
-        raise BadEntry(f"{len(value)} captions instead of {count}")
-    captions = [clean_text(text, "caption") for text in value if not (isinstance(text, str) and not text.strip())]
-    if not captions:
-        raise BadEntry("empty captions")
-    return captions
-
-
-def caption_entry(name: str, captions: list[str]) -> OfficialEntry:
-    """Return the record of an image with its captions. The image's id is the name of its file without the extension."""
-    id = without_extension(name)
+def caption_entry(id: str, captions: list[str]) -> OfficialEntry:
+    """Return the record of an image with its captions."""
     return OfficialEntry(id, image_id=id, image=id, comments=captions, extras={"image_id": id})
 
 
-def without_extension(name: str) -> str:
-    """Return the name of an image file without its extension."""
-    return next((name.removesuffix(extension) for extension in EXTENSIONS if name.endswith(extension)), name)
-
-
-def coco_image(item: dict[str, Any], folder: str) -> tuple[str, str]:
-    """Return (image id, name of its file without extension in a COCO folder such as `train2014`)."""
-    id = id_field(item, "image_id")
-    if not (id.isascii() and id.isdigit()):
+def coco_question(item: dict[str, Any], folder: str, key: str) -> OfficialEntry:
+    """Return the record of a question, the text under `key`, about an image in a COCO folder such as `train2014`."""
+    number = id_field(item, "image_id")
+    if not (number.isascii() and number.isdigit()):
         raise BadEntry("image_id is not a number of COCO")
-    return str(int(id)), f"COCO_{folder}_{int(id):012d}"
-
-
-def any_id(item: Any) -> str:
-    """Return an id that helps to find an unusable entry, or an empty string."""
-    if isinstance(item, dict):
-        for key in ("question_id", "image_id", "id"):
-            if isinstance(item.get(key), int | str):
-                return str(item[key])[:100].encode(errors="replace").decode()
-    return ""
+    image_id, image = str(int(number)), f"COCO_{folder}_{int(number):012d}"
+    id, question = id_field(item, "question_id"), text_field(item, key)
+    return OfficialEntry(id, image_id=image_id, image=image, post=question, extras={"image_id": image_id})

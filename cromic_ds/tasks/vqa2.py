@@ -25,19 +25,9 @@ from cromic_ds.errors import UserError
 from cromic_ds.metrics.measured import Measured
 from cromic_ds.metrics.vqa import WHOLE_ANSWERS, measure_answers
 from cromic_ds.tasks.base import Task
+from cromic_ds.tasks.fields import BadEntry, any_id, id_field, text_field, unicode_text
 from cromic_ds.tasks.predictions import Form, question_id
-from cromic_ds.tasks.reader import (
-    BadEntry,
-    FolderReader,
-    OfficialEntry,
-    any_id,
-    coco_image,
-    id_field,
-    json_items,
-    parse_entries,
-    text_field,
-    unicode_text,
-)
+from cromic_ds.tasks.reader import FolderReader, OfficialEntry, coco_question, json_items, parse_entries
 
 _PEOPLE = 10  # who answered each question
 _SUBSETS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
@@ -54,7 +44,7 @@ class Vqa2Reader(FolderReader):
 
     def entries(self, split: str, work: Path) -> Iterator[OfficialEntry]:
         file = self._questions(split)
-        parse = partial(_question, folder=self.image_folder(split).name)
+        parse = partial(coco_question, folder=self.image_folder(split).name, key="question")
         questions = parse_entries(str(file), json_items(file, "questions.item"), parse)
         if not self._annotations(split):
             yield from questions
@@ -77,12 +67,6 @@ class Vqa2Reader(FolderReader):
     def _annotations(self, split: str) -> list[Path]:
         """Return the one file of annotations, none for a test split."""
         return [self.find(f"v2_mscoco_{_SUBSETS[split]}_annotations.json")] if split in ("train", "val") else []
-
-
-def _question(item: dict[str, Any], folder: str) -> OfficialEntry:
-    image_id, image = coco_image(item, folder)
-    id, question = id_field(item, "question_id"), text_field(item, "question")
-    return OfficialEntry(id, image_id=image_id, image=image, post=question, extras={"image_id": image_id})
 
 
 def _keyed(number: int, item: Any) -> tuple[str, int, dict[str, Any]]:
@@ -134,20 +118,12 @@ class ClassifiedAnswers(Task):
         return self.tokenization
 
     def measure(
-        self,
-        predictions: list[str],
-        texts: list[Texts],
-        tokenization: str = WHOLE_ANSWERS,
-        meteor: bool = False,
-        resamples: int = 1000,
-        seed: int = 0,
+        self, predictions: list[str], texts: list[Texts], tokenization: str, meteor: bool, resamples: int, seed: int = 0
     ) -> Measured:
         """Score with `measure_answers`; `tokenization` and `meteor` have no effect."""
         return measure_answers(predictions, texts, resamples, seed)
 
-    def score(
-        self, predictions: list[str], texts: list[Texts], tokenization: str = WHOLE_ANSWERS, meteor: bool = False
-    ) -> dict[str, Any]:
+    def score(self, predictions: list[str], texts: list[Texts], tokenization: str, meteor: bool) -> dict[str, Any]:
         """Return what `Task.score` does, without the scores of 65 question types, which would crowd a training log."""
         return measure_answers(predictions, texts, resamples=0, by_question_type=False).flat()
 
@@ -164,7 +140,6 @@ VQA2 = ClassifiedAnswers(
     reads_text=True,
     tokenization=WHOLE_ANSWERS,
     best_metric="accuracy",
-    higher_is_better=True,
     form=Form("question_id", "answer", question_id, lines=False, ascii=True),
     table_scores={"accuracy": "Acc"},
     table_note="Acc: the accuracy of the official tool.",

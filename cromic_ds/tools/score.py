@@ -67,7 +67,7 @@ def score_file(settings: ScoreSettings) -> dict[str, Any]:
     tokenization = task.choose_tokenization(settings.tokenization)
     dataset = open_dataset(settings.references, settings.split)
     texts = scored_records(task, dataset, settings.references)
-    read = list(task.read_predictions(Path(settings.predictions)))
+    read = list(task.form.read(Path(settings.predictions)))
     check_ids([i for i, _ in read], [record.id for record in texts], settings.predictions)
     predictions = dict(read)
     measured = task.measure(

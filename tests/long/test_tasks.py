@@ -58,5 +58,5 @@ def test_from_official_files_to_a_submission(task, backbone, posts, official, tm
     out, split = tmp_path / "submission", TEST_SPLIT[task]
     cromic_ds("predict", run / "export", "--task", task, "--data", store, "--split", split, "--out", out)
     dataset = open_dataset(store, split)
-    predicted = [id for id, _ in TASKS[task].read_predictions(out)]
+    predicted = [id for id, _ in TASKS[task].form.read(out)]
     assert sorted(predicted) == sorted(dataset.texts(i).id for i in range(len(dataset)))

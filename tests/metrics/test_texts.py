@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from cromic_ds.errors import UserError
-from cromic_ds.metrics.texts import measure_texts
+from cromic_ds.metrics.texts import distinct_n, entropy_n, exact_match, measure_texts
 
 
 @dataclass
@@ -90,3 +90,46 @@ def test_missing_meteor_is_noted(monkeypatch):
 def test_nothing_to_score(predictions, records):
     with pytest.raises(UserError, match="nothing to score"):
         measure_texts(predictions, records, "char", meteor=False)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "hit"),
+    [
+        ("红色。", "红色", True),
+        (" 是 的 ！", "是的", True),
+        ("ＮＢＡ球员", "nba 球员", True),
+        ("１０个", "10个", True),
+        ("红", "红色", False),
+        ("3.5", "35", True),  # signs are removed, the decimal point too
+        ("？", "！", False),  # nothing is left to compare
+        ("", "", False),
+    ],
+)
+def test_exact_match(prediction, reference, hit):
+    assert exact_match(prediction, [reference]) is hit
+
+
+def test_any_reference_will_do():
+    assert exact_match("蓝色", ["红色", "蓝色。"])
+    assert not exact_match("蓝色", [])
+
+
+CORPUS = ["a b a", "a b", "", "c"]
+
+
+def test_distinct_over_the_corpus():
+    assert distinct_n(CORPUS, 1) == 3 / 6
+    assert distinct_n(CORPUS, 2) == 2 / 3  # (a b) twice, (b a) once; none across two texts
+    assert distinct_n(iter(CORPUS), 3) == 1
+
+
+def test_entropy_in_nats():
+    assert entropy_n(["a b c d"] * 3, 4) == 0
+    assert entropy_n(["a b c d e", "f g h i"], 4) == pytest.approx(math.log(3))
+    assert entropy_n(CORPUS, 2) == pytest.approx(-(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3)))
+
+
+@pytest.mark.parametrize("corpus", [[], [""], ["a b"]])
+def test_no_ngrams(corpus):
+    assert distinct_n(corpus, 4) == 0
+    assert entropy_n(corpus, 4) == 0

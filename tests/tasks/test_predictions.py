@@ -28,7 +28,7 @@ def pairs(name):
 
 def written(name, some) -> str:
     file = io.StringIO()
-    TASKS[name].write_predictions(file, some)
+    TASKS[name].form.write(file, some)
     return file.getvalue()
 
 
@@ -37,14 +37,14 @@ def test_written_as_the_server_takes_it_and_read_again(name, tmp_path):
     assert written(name, iter(pairs(name))) == WRITTEN[name]
     path = tmp_path / "predictions"
     path.write_text(WRITTEN[name], encoding="utf-8")
-    assert list(TASKS[name].read_predictions(path)) == [(texts.id, text) for texts, text in pairs(name)]
+    assert list(TASKS[name].form.read(path)) == [(texts.id, text) for texts, text in pairs(name)]
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_no_predictions(name, tmp_path):
     path = tmp_path / "predictions"
     path.write_text(written(name, []), encoding="utf-8")
-    assert list(TASKS[name].read_predictions(path)) == []
+    assert list(TASKS[name].form.read(path)) == []
     if name in ("vqa2", "fmiqa", "aic_icc"):
         assert json.loads(path.read_text()) == []
 
@@ -61,7 +61,7 @@ def test_ids_are_numbers_where_the_annotations_have_numbers():
 def test_what_other_systems_write(tmp_path):
     path = tmp_path / "predictions"
     path.write_bytes(b'\xef\xbb\xbf{"score": 0.5, "text": "x", "image_id": 12}\r\n\r\n{"image_id": "b", "text": ""}')
-    assert list(TASKS["muge"].read_predictions(path)) == [("12", "x"), ("b", "")]
+    assert list(TASKS["muge"].form.read(path)) == [("12", "x"), ("b", "")]
 
 
 LIST = "expected one JSON list"
@@ -91,12 +91,12 @@ def test_malformed_files(name, content, message, tmp_path):
     path = tmp_path / "predictions"
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=message):
-        list(TASKS[name].read_predictions(path))
+        list(TASKS[name].form.read(path))
 
 
 def test_no_file(tmp_path):
     with pytest.raises(UserError, match="predictions: cannot be read"):
-        list(TASKS["muge"].read_predictions(tmp_path / "predictions"))
+        list(TASKS["muge"].form.read(tmp_path / "predictions"))
 
 
 def test_each_id_exactly_once():

@@ -124,7 +124,7 @@ def read_system_answers(file: Path, task: str, questions: Sequence[RatedQuestion
         raise UserError(f"record id {repeated!r} is there more than once, so its answers cannot be distinguished")
     answers: dict[str, str] = {}
     total = 0
-    for id, text in TASKS[task].read_predictions(file):
+    for id, text in TASKS[task].form.read(file):
         total += 1
         if id in answers:
             raise UserError(f"{file}: id {id!r} has two answers; each id of the split must have one")
