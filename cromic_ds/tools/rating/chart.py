@@ -12,10 +12,7 @@ from cromic_ds.tools.rating.sheet import HUMAN
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-QUALITY_COLORS = ("#dde3ea", "#92b3db", BLUE)  # of 0, 1 and 2: a better quality is darker
-QUALITY_LABELS = ("0 wrong", "1 partly right", "2 right")
-
-_CHINESE = "Chinese of cromic_ds"
+QUALITY_COLORS = {"0 wrong": "#dde3ea", "1 partly right": "#92b3db", "2 right": BLUE}  # a better quality is darker
 
 
 def draw_rating(result: dict[str, Any], path: Path) -> None:
@@ -36,26 +33,20 @@ def _font_families() -> list[str]:
     if chinese is None:
         return ["DejaVu Sans"]
     # Registered under its own name with normal weight, because matplotlib would warn if only a bold font were found.
-    font_manager.fontManager.ttflist.append(font_manager.FontEntry(fname=str(chinese), name=_CHINESE, weight=400))
-    return ["DejaVu Sans", _CHINESE]
+    name = "Chinese of cromic_ds"
+    font_manager.fontManager.ttflist.append(font_manager.FontEntry(fname=str(chinese), name=name, weight=400))
+    return ["DejaVu Sans", name]
 
 
 def _draw_rates(axes: Axes, writers: dict[str, dict[str, Any]]) -> None:
     from matplotlib.ticker import PercentFormatter
 
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     for line, (writer, about) in enumerate(writers.items()):
-        color = OCHRE if writer == HUMAN else BLUE
-        low, high = about["interval"]
-        axes.plot([low, high], [line, line], color=color, linewidth=2.5, alpha=0.45, solid_capstyle="round")
-        axes.plot(about["pass_rate"], line, "o", color=color, markersize=8)
-        axes.annotate(
-            f"{about['pass_rate']:.1%}",
-            (about["pass_rate"], line),
-            (0, 9),
-            textcoords="offset points",
-            ha="center",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )
+        color, rate = OCHRE if writer == HUMAN else BLUE, about["pass_rate"]
+        axes.plot(about["interval"], [line, line], color=color, linewidth=2.5, alpha=0.45, solid_capstyle="round")
+        axes.plot(rate, line, "o", color=color, markersize=8)
+        axes.annotate(f"{rate:.1%}", (rate, line), (0, 9), textcoords="offset points", ha="center", bbox=box)
     if HUMAN in writers:
         axes.axvline(writers[HUMAN]["pass_rate"], color=OCHRE, linewidth=1, linestyle=":")
     axes.set_title("PassRate, with its 95% interval", loc="left", fontsize=11, fontweight="bold")
@@ -70,7 +61,7 @@ def _draw_rates(axes: Axes, writers: dict[str, dict[str, Any]]) -> None:
 def _draw_qualities(axes: Axes, writers: dict[str, dict[str, Any]]) -> None:
     for line, about in enumerate(writers.values()):
         left = 0.0
-        for count, color, name in zip(about["quality_counts"], QUALITY_COLORS, QUALITY_LABELS):
+        for count, (name, color) in zip(about["quality_counts"], QUALITY_COLORS.items()):
             share = count / about["judgments"]
             axes.barh(line, share, 0.5, left, color=color, label=name if line == 0 else None)
             left += share

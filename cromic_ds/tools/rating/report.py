@@ -35,10 +35,9 @@ def write_rating_report(judgments: Judgments, folder: Path) -> dict[str, Any]:
 def summarize_rating(judgments: Judgments) -> dict[str, Any]:
     """Return all numbers of the report.
 
-    `pass_rate` is passed / judgments. Judgments of the same answer are not independent, so `interval` (95%, Wilson) counts an
-    answer once, even if several raters judged it: with one rater it is the usual interval, with several it is an upper bound on
-    the width. Agreement (share, and Cohen's κ; null if that is undefined) is computed on pass or fail and on quality, over the
-    answers that both raters judged.
+    Judgments of the same answer are not independent, so `interval` (95%, Wilson) counts an answer once: with one rater it is
+    the usual interval, with several its width is an upper bound. The agreement of two raters, on pass or fail and on quality,
+    is over the answers that both judged; `kappa` is Cohen's κ, null if it is undefined.
     """
     by_writer: dict[str, list[Judged]] = {writer: [] for writer in [HUMAN, *judgments.about["systems"]]}
     by_rater: dict[str, dict[int, Judged]] = defaultdict(dict)
@@ -47,7 +46,10 @@ def summarize_rating(judgments: Judgments) -> dict[str, Any]:
         by_rater[judged.rater][judged.position] = judged
     return {
         "writers": {writer: _writer_numbers(made) for writer, made in by_writer.items()},
-        "raters": {rater: _rater_numbers(list(made.values())) for rater, made in by_rater.items()},
+        "raters": {
+            rater: {"judgments": len(made), "pass_rate": sum(judged.passed for judged in made.values()) / len(made)}
+            for rater, made in by_rater.items()
+        },
         "agreement": [_pair_numbers(a, b, by_rater) for a, b in combinations(by_rater, 2)],
         "counts": {
             "items": judgments.n_items,
@@ -63,7 +65,6 @@ def _writer_numbers(made: list[Judged]) -> dict[str, Any]:
     if not n:
         return {"judgments": 0, "answers": 0}
     passed = sum(judged.passed for judged in made)
-    counts = [sum(judged.quality == quality for judged in made) for quality in QUALITIES]
     return {
         "judgments": n,
         "answers": answers,
@@ -71,12 +72,8 @@ def _writer_numbers(made: list[Judged]) -> dict[str, Any]:
         "pass_rate": passed / n,
         "interval": list(wilson(passed * answers / n, answers)),
         "quality": sum(judged.quality for judged in made) / n,
-        "quality_counts": counts,
+        "quality_counts": [sum(judged.quality == quality for judged in made) for quality in QUALITIES],
     }
-
-
-def _rater_numbers(made: list[Judged]) -> dict[str, Any]:
-    return {"judgments": len(made), "pass_rate": sum(judged.passed for judged in made) / len(made)}
 
 
 def _pair_numbers(a: str, b: str, by_rater: dict[str, dict[int, Judged]]) -> dict[str, Any]:
@@ -116,8 +113,7 @@ def _pair_text(pair: dict[str, Any]) -> str:
     names, n = " and ".join(pair["raters"]), pair["answers"]
     if not n:
         return f"{names}: no answer judged by both"
-    kappas = {
-        k: "not defined" if pair[k]["kappa"] is None else f"{pair[k]['kappa']:.2f}" for k in ("passed", "quality")
-    }
+    kappas = [pair[k]["kappa"] for k in ("passed", "quality")]
+    passed, quality = ("not defined" if kappa is None else f"{kappa:.2f}" for kappa in kappas)
     agreed = f"agree on pass or fail of {pair['passed']['agreed']:,} of {n:,} answers"
-    return f"{names}: {agreed}, κ = {kappas['passed']}; κ of quality = {kappas['quality']}"
+    return f"{names}: {agreed}, κ = {passed}; κ of quality = {quality}"
