@@ -28,18 +28,8 @@ LINE = 20
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _CHINESE = "的图评论"
-# Tried in this order; then any other font that has the characters.
-_PREFERRED = (
-    "notosanscjk",
-    "notosanssc",
-    "sourcehansans",
-    "pingfang",
-    "msyh",
-    "wqy",
-    "simhei",
-    "stheiti",
-    "droidsansfallback",
-)
+# Beginnings of file names, tried in this order; then any other font that has the characters.
+_PREFERRED = "notosanscjk notosanssc sourcehansans pingfang msyh wqy simhei stheiti droidsansfallback"
 
 
 @dataclass
@@ -117,7 +107,8 @@ def write_html(entries: list[SheetEntry], out: Path) -> None:
 
 def _preference(font: Path) -> int:
     name = font.name.lower().replace("-", "").replace("_", "")
-    return next((rank for rank, known in enumerate(_PREFERRED) if name.startswith(known)), len(_PREFERRED))
+    preferred = _PREFERRED.split()
+    return next((rank for rank, known in enumerate(preferred) if name.startswith(known)), len(preferred))
 
 
 def _thumbnail(encoded: bytes) -> Image.Image:

@@ -45,10 +45,8 @@ def open_trackers(
 ) -> Tracker:
     """Return the run's tracker on rank 0, and one that drops everything on the other ranks.
 
-    Args:
-        config: the resolved settings, as the dashboards show them.
-        resume_step: finished steps of the checkpoint that the run resumes from; later records are dropped. None or 0: the run
-            starts from the beginning.
+    config: the resolved settings, as the dashboards show them. resume_step: finished steps of the checkpoint that the run
+    resumes from; later records are dropped. None or 0: the run starts from the beginning.
     """
     if rank != 0:
         return Tracker()

@@ -108,12 +108,9 @@ def make_app(judgments: Judgments, picture: Callable[[int], bytes | None], host:
     def not_stored(error: Malformed | Conflict) -> tuple[Response, int]:
         return jsonify(error=str(error)), 400 if isinstance(error, Malformed) else 409
 
-    @app.get("/")
-    def page() -> Response:
-        return send_file(PAGE)
-
+    @app.get("/", defaults={"kind": "html"})
     @app.get("/page.<any(css, js):kind>")
-    def part_of_page(kind: str) -> Response:
+    def page(kind: str) -> Response:
         return send_file(PAGE.with_suffix(f".{kind}"))
 
     @app.get("/picture/<sheet>/<int:position>")
