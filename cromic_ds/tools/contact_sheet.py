@@ -16,7 +16,6 @@ from typing import TypeAlias
 from PIL import Image, ImageDraw, ImageFont
 
 from cromic_ds.data.images import decode
-from cromic_ds.errors import UserError
 from cromic_ds.files import replacing, write_atomically
 
 COLUMNS = 4
@@ -37,7 +36,7 @@ class SheetEntry:
     """One post on the sheet."""
 
     id: str
-    image: bytes | None
+    image: bytes
     post: str
     comments: list[str]
     token_ids: list[str]  # of the post and of each comment; shown if no font has the text's characters
@@ -63,10 +62,7 @@ def has_chinese(font: Path) -> bool:
 
 def draw_png(entries: list[SheetEntry], font_file: Path | None, out: Path) -> None:
     """Write the sheet as PNG; without a font it shows token ids instead of the text."""
-    try:
-        font = ImageFont.truetype(str(font_file), FONT_SIZE) if font_file else ImageFont.load_default(FONT_SIZE)
-    except OSError as error:
-        raise UserError(f"{font_file}: cannot be used as a font ({error}); give a .ttf, .otf or .ttc file") from None
+    font = ImageFont.truetype(str(font_file), FONT_SIZE) if font_file else ImageFont.load_default(FONT_SIZE)
     texts = [_lines(entry, font, has_font=font_file is not None) for entry in entries]
     cell_width = PICTURE + 2 * MARGIN
     rows = [texts[start : start + COLUMNS] for start in range(0, len(texts), COLUMNS)]
@@ -76,9 +72,8 @@ def draw_png(entries: list[SheetEntry], font_file: Path | None, out: Path) -> No
     for i, (entry, lines) in enumerate(zip(entries, texts)):
         row, column = divmod(i, COLUMNS)
         left, top = column * cell_width + MARGIN, sum(heights[:row]) + MARGIN
-        if entry.image:
-            picture = _thumbnail(entry.image)
-            sheet.paste(picture, (left + (PICTURE - picture.width) // 2, top + (PICTURE - picture.height) // 2))
+        picture = _thumbnail(entry.image)
+        sheet.paste(picture, (left + (PICTURE - picture.width) // 2, top + (PICTURE - picture.height) // 2))
         for number, (line, color) in enumerate(lines):
             draw.text((left, top + PICTURE + number * LINE), line, fill=color, font=font)
     with replacing(out, "wb") as file:
@@ -89,11 +84,9 @@ def write_html(entries: list[SheetEntry], out: Path) -> None:
     """Write the sheet as one HTML file that contains its pictures."""
     cells = []
     for entry in entries:
-        picture = ""
-        if entry.image:
-            file = io.BytesIO()
-            _thumbnail(entry.image).save(file, "JPEG", quality=90)
-            picture = f'<img src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}" alt="">'
+        file = io.BytesIO()
+        _thumbnail(entry.image).save(file, "JPEG", quality=90)
+        picture = f'<img src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}" alt="">'
         comments = "".join(f"<li>{html.escape(comment)}</li>" for comment in entry.comments)
         texts = f"<small>{html.escape(entry.id)}</small><p>{html.escape(entry.post)}</p><ul>{comments}</ul>"
         cells.append(f"<article>{picture}{texts}</article>")

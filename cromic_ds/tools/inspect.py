@@ -77,10 +77,8 @@ def inspect(settings: InspectSettings) -> None:
     if font is None:
         page = out.with_suffix(".html")
         write_html(entries, page)
-        print(
-            f"no installed font has Chinese characters, so the PNG shows token ids; open {page} for the text, "
-            "or install one (fonts-noto-cjk), or give --font FILE"
-        )
+        hint = f"open {page} for the text, or install one (fonts-noto-cjk), or give --font FILE"
+        print(f"no installed font has Chinese characters, so the PNG shows token ids; {hint}")
 
 
 def _spread(n: int, most: int) -> range:

@@ -83,8 +83,6 @@ def scored_records(task: Task, dataset: Dataset, path: str) -> list[Texts]:
     except UnreadableRecord as error:
         raise UserError(f"{path}: a record of split {dataset.split} is damaged ({error}); prepare it again") from None
     if not any(task.has_references(record) for record in texts):
-        raise UserError(
-            f"{path}: split {dataset.split} has no references, so only the task's server can score it; "
-            "choose a split with references"
-        )
+        why = f"split {dataset.split} has no references, so only the task's server can score it"
+        raise UserError(f"{path}: {why}; choose a split with references")
     return texts

@@ -42,9 +42,7 @@ class ConsoleTracker(Tracker):
     def __init__(self, mode: str, total_steps: int, log_every: int, resume_step: int | None = None):
         if mode == "auto":
             mode = "bar" if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown") else "lines"
-        self._mode = mode
-        self._total_steps = total_steps
-        self._log_every = log_every
+        self._mode, self._total_steps, self._log_every = mode, total_steps, log_every
         self._has_printed = False
         self._bar = TrainingBar(total_steps, resume_step or 0) if mode == "bar" else None
 
@@ -74,8 +72,6 @@ class ConsoleTracker(Tracker):
 class TrainingBar:
     """A live line at the bottom of the terminal. What is written to `sys.stderr` meanwhile appears above it."""
 
-    REFRESH_SECONDS = 0.1
-
     def __init__(self, total_steps: int, step: int):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
@@ -98,7 +94,7 @@ class TrainingBar:
     def update(self, step: int, text: str) -> None:
         self._progress.update(self._task, completed=step, description=text)
         now = time.monotonic()
-        if now - self._drawn >= self.REFRESH_SECONDS:
+        if now - self._drawn >= 0.1:  # seconds
             self._drawn = now
             self._progress.refresh()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from io import TextIOWrapper
 from pathlib import Path
@@ -18,9 +17,7 @@ _step: int | None = None
 _installed: list[tuple[logging.Logger, logging.Handler]] = []
 
 
-def setup_logging(
-    run_folder: str | os.PathLike[str] | None, rank: int = 0, world_size: int = 1, hostname: str = ""
-) -> None:
+def setup_logging(run_folder: Path | None, rank: int = 0, world_size: int = 1, hostname: str = "") -> None:
     """Set up the standard `logging` of this process, in place of an earlier set-up; Python's warnings are logged as well.
 
     Rank 0 writes our messages from INFO and everybody's from WARNING to stderr and appends them to RUN/log.txt. The other ranks
@@ -30,9 +27,7 @@ def setup_logging(
     at_step(None)
     remove_handlers()
     who = f"rank {rank}/{world_size} {hostname}".rstrip()
-    handlers: list[logging.Handler] = []
-    if rank == 0:
-        handlers.append(_StderrHandler())
+    handlers: list[logging.Handler] = [_StderrHandler()] if rank == 0 else []
     if run_folder is not None:
         folder = RunFolder(run_folder)
         path = folder.log if rank == 0 else folder.rank_log(rank)
@@ -83,11 +78,8 @@ def _is_ours_or_warning(record: logging.LogRecord) -> bool:
 
 class _StepFormatter(logging.Formatter):
     def __init__(self, who: str):
-        super().__init__(datefmt="%Y-%m-%d %H:%M:%S")
+        super().__init__("%(asctime)s", "%Y-%m-%d %H:%M:%S")  # this format makes logging set `asctime`
         self._who = who
-
-    def usesTime(self) -> bool:
-        return True
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         at = "" if _step is None else f" step {_step}"

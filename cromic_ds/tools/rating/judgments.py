@@ -92,12 +92,12 @@ class Judgments:
         """Write a new file; it appears under its name only when the sheet is complete."""
         aside = path.with_name(f"{path.name}.tmp")
         aside.unlink(missing_ok=True)
-        with closing(sqlite3.connect(aside)) as db, db:
-            db.executescript(_SCHEMA)
-            db.execute("INSERT INTO about VALUES (?)", [json.dumps(about, ensure_ascii=False)])
-            rows = ((p, i.record, i.record_id, i.writer, i.question, i.answer) for p, i in enumerate(items))
-            db.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?)", rows)
+        rows = ((p, i.record, i.record_id, i.writer, i.question, i.answer) for p, i in enumerate(items))
         with closing(sqlite3.connect(aside)) as db:
+            with db:
+                db.executescript(_SCHEMA)
+                db.execute("INSERT INTO about VALUES (?)", [json.dumps(about, ensure_ascii=False)])
+                db.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?)", rows)
             db.execute("PRAGMA journal_mode = WAL")  # kept in the file: readers do not wait for the writer
         aside.replace(path)
         return cls(path)
@@ -117,8 +117,7 @@ class Judgments:
 
     def judge(self, rater: str, position: int, passed: bool, quality: int) -> None:
         """Store a judgment. Raises Malformed for values out of range and Conflict out of turn, and then stores nothing."""
-        name = rater_name(rater)
-        self._check(position)
+        name = self._checked_name(rater, position)
         if quality not in QUALITIES:
             raise Malformed(f"quality {quality} is out of range: it must be 0, 1 or 2")
         with self._transaction() as db:
@@ -133,8 +132,7 @@ class Judgments:
 
     def withdraw(self, rater: str, position: int) -> None:
         """Withdraw a rater's last judgment, which must be that of `position`. Raises the same errors as `judge`."""
-        name = rater_name(rater)
-        self._check(position)
+        name = self._checked_name(rater, position)
         with self._transaction() as db:
             if position != _place(db, name.casefold()) - 1:
                 raise Conflict(f"position {position} is not {name}'s last judgment")
@@ -155,9 +153,11 @@ class Judgments:
         with closing(self._connect()) as db:
             return db.execute("SELECT count(*) FROM judgments WHERE withdrawn_at IS NOT NULL").fetchone()[0]
 
-    def _check(self, position: int) -> None:
+    def _checked_name(self, rater: str, position: int) -> str:
+        name = rater_name(rater)
         if not 0 <= position < self.n_items:
             raise Malformed(f"position {position} is not on the sheet: it has 0 to {self.n_items - 1}")
+        return name
 
     def _connect(self) -> sqlite3.Connection:
         # mode=rw: a missing file is an error, instead of being created empty.

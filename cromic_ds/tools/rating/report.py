@@ -109,17 +109,14 @@ def _print(result: dict[str, Any]) -> None:
     for rater, about in result["raters"].items():
         print(f"{rater}: {about['judgments']:,} of {n_items:,} judged, {about['pass_rate']:.1%} passed")
     for pair in result["agreement"]:
-        print(_pair_text(pair))
-
-
-def _pair_text(pair: dict[str, Any]) -> str:
-    names, n = " and ".join(pair["raters"]), pair["answers"]
-    if not n:
-        return f"{names}: no answer judged by both"
-    kappas = [pair[k]["kappa"] for k in ("passed", "quality")]
-    passed, quality = ("not defined" if kappa is None else f"{kappa:.2f}" for kappa in kappas)
-    agreed = f"agree on pass or fail of {pair['passed']['agreed']:,} of {n:,} answers"
-    return f"{names}: {agreed}, κ = {passed}; κ of quality = {quality}"
+        names, n = " and ".join(pair["raters"]), pair["answers"]
+        if not n:
+            print(f"{names}: no answer judged by both")
+            continue
+        kappas = [pair[k]["kappa"] for k in ("passed", "quality")]
+        passed, quality = ("not defined" if kappa is None else f"{kappa:.2f}" for kappa in kappas)
+        agreed = f"agree on pass or fail of {pair['passed']['agreed']:,} of {n:,} answers"
+        print(f"{names}: {agreed}, κ = {passed}; κ of quality = {quality}")
 
 
 def draw_rating(result: dict[str, Any], path: Path) -> None:
@@ -186,8 +183,6 @@ def _subtitle(result: dict[str, Any]) -> str:
     counts, raters = result["counts"], len(result["raters"])
     judged = f"{counts['judgments']:,} judgments by {raters} {'rater' if raters == 1 else 'raters'}"
     kappas = [pair["passed"]["kappa"] for pair in result["agreement"] if pair["passed"]["kappa"] is not None]
-    if not kappas:
-        return judged
-    if len(kappas) == 1:
-        return f"{judged}, Cohen's κ = {kappas[0]:.2f}"
+    if len(kappas) < 2:
+        return judged + "".join(f", Cohen's κ = {kappa:.2f}" for kappa in kappas)
     return f"{judged}, Cohen's κ from {min(kappas):.2f} to {max(kappas):.2f} ({len(kappas)} pairs)"

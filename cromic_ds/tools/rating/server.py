@@ -38,7 +38,6 @@ from cromic_ds.tools.rating.judgments import Conflict, Judgments, Malformed, rat
 from cromic_ds.tools.rating.sheet import HUMAN
 
 PAGE = Path(__file__).with_name("page.html")
-MAX_BODY_BYTES = 800  # enough for a judgment, and too little for JSON nested deeper than Python can parse
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -77,7 +76,7 @@ def serve(judgments: Judgments, dataset: Dataset, named_host: str, port: int) ->
 def make_app(judgments: Judgments, picture: Callable[[int], bytes | None], host: str) -> Flask:
     """Return the application. picture: returns a record's JPEG bytes; it can be called from many threads."""
     app = Flask(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.config["MAX_CONTENT_LENGTH"] = 800  # bytes; too little for JSON nested deeper than Python can parse
     cast(Any, app.json).ensure_ascii = False
     own_names = {"localhost", socket.gethostname().lower(), host.lower()}
 
@@ -170,8 +169,8 @@ def listen(host: str, port: int) -> socket.socket:
         bound.bind(target)
         bound.listen(64)
     except OSError as error:
-        where, why = f"{host}:{port}", error.strerror
-        raise UserError(f"{where}: cannot listen there ({why}); choose another --host or --port") from None
+        problem = f"cannot listen there ({error.strerror})"
+        raise UserError(f"{host}:{port}: {problem}; choose another --host or --port") from None
     return bound
 
 
