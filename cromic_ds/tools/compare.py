@@ -48,26 +48,18 @@ def compare(settings: CompareSettings) -> None:
     """`cromic-ds compare`: print the comparison. Raises UserError if the results cannot be compared."""
     a, b = read_result(settings.a), read_result(settings.b)
     check_comparable(a, b, f"{settings.a} and {settings.b}")
-    found = differences(a, b, settings.resamples, settings.seed)
     print(f"A: {settings.a}\nB: {settings.b}")
     print(f"{a['task']}, {a['data']['split']} of {a['data']['path']}, tokenization {a['tokenization']}")
-    print(comparison_table(found))
+    print(comparison_table(differences(a, b, settings.resamples, settings.seed)))
     images = len(set(a["items"].images))
     print(f"p: two-sided, paired bootstrap over {images:,} images, {settings.resamples:,} resamples")
 
 
 def check_comparable(a: dict[str, Any], b: dict[str, Any], names: str) -> None:
     """Raise UserError, which says what differs, unless task, tokenization, split, data and records are the same."""
-    differ = [
-        f"{what} ({x} and {y})"
-        for what, x, y in (
-            ("task", a["task"], b["task"]),
-            ("tokenization", a["tokenization"], b["tokenization"]),
-            ("split", a["data"].get("split"), b["data"].get("split")),
-            ("data fingerprint", a["data"].get("fingerprint"), b["data"].get("fingerprint")),
-        )
-        if x != y
-    ]
+    both = [(r["task"], r["tokenization"], r["data"].get("split"), r["data"].get("fingerprint")) for r in (a, b)]
+    named = zip(("task", "tokenization", "split", "data fingerprint"), *both)
+    differ = [f"{what} ({x} and {y})" for what, x, y in named if x != y]
     first, second = a["items"], b["items"]
     if not differ and (first.ids, first.images) != (second.ids, second.images):
         only_a, only_b = set(first.ids) - set(second.ids), set(second.ids) - set(first.ids)
@@ -86,17 +78,12 @@ def differences(a: dict[str, Any], b: dict[str, Any], resamples: int, seed: int)
     if len(set(a["items"].images)) > 1:  # resamples of a single image are all equal
         first, second = (resample(result["items"], resamples, seed) for result in (a, b))
         drawn = {name: second[name] - first[name] for name in first if name in second}
-    return [
-        Difference(
-            name,
-            a["scores"][name],
-            b["scores"][name],
-            interval(drawn[name]) if name in drawn else None,
-            p_value(drawn[name]) if name in drawn else None,
-        )
-        for name in a["scores"]
-        if name in b["scores"]
-    ]
+    found = []
+    for name, score in a["scores"].items():
+        if name in b["scores"]:
+            bounds, p = (interval(drawn[name]), p_value(drawn[name])) if name in drawn else (None, None)
+            found.append(Difference(name, score, b["scores"][name], bounds, p))
+    return found
 
 
 def comparison_table(rows: list[Difference]) -> str:

@@ -1,7 +1,6 @@
 """A sheet of pictures with their texts: a PNG if a font with Chinese characters is found, else an HTML page.
 
-Neither Pillow nor matplotlib ships such a font, and a PNG has to contain its glyphs. An HTML page does not: the browser that
-shows it uses the fonts of the reader's machine.
+Neither Pillow nor matplotlib ships such a font. A browser that shows an HTML page uses the fonts of the reader's machine.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
 from cromic_ds.data.images import decode
-from cromic_ds.errors import UserError
 from cromic_ds.files import replacing, write_atomically
 
 COLUMNS = 4
@@ -25,19 +24,11 @@ MARGIN = 12
 FONT_SIZE = 15
 LINE = 20
 
+Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 _CHINESE = "的图评论"
-# Tried in this order; then any other font that has the characters.
-_PREFERRED = (
-    "notosanscjk",
-    "notosanssc",
-    "sourcehansans",
-    "pingfang",
-    "msyh",
-    "wqy",
-    "simhei",
-    "stheiti",
-    "droidsansfallback",
-)
+# Beginnings of file names, tried in this order; then any other font that has the characters.
+_PREFERRED = "notosanscjk notosanssc sourcehansans pingfang msyh wqy simhei stheiti droidsansfallback"
 
 
 @dataclass
@@ -45,7 +36,7 @@ class SheetEntry:
     """One post on the sheet."""
 
     id: str
-    image: bytes | None
+    image: bytes
     post: str
     comments: list[str]
     token_ids: list[str]  # of the post and of each comment; shown if no font has the text's characters
@@ -56,8 +47,7 @@ def find_font(folders: list[str] | None = None) -> Path | None:
     from matplotlib import font_manager
 
     found = [Path(path) for path in font_manager.findSystemFonts(folders)]
-    candidates = sorted(found, key=lambda path: (_preference(path), str(path)))
-    return next((path for path in candidates if has_chinese(path)), None)
+    return next(filter(has_chinese, sorted(found, key=lambda path: (_preference(path), str(path)))), None)
 
 
 def has_chinese(font: Path) -> bool:
@@ -72,24 +62,18 @@ def has_chinese(font: Path) -> bool:
 
 def draw_png(entries: list[SheetEntry], font_file: Path | None, out: Path) -> None:
     """Write the sheet as PNG; without a font it shows token ids instead of the text."""
-    try:
-        font = ImageFont.truetype(str(font_file), FONT_SIZE) if font_file else ImageFont.load_default(FONT_SIZE)
-    except OSError as error:
-        raise UserError(f"{font_file}: cannot be used as a font ({error}); give a .ttf, .otf or .ttc file") from None
+    font = ImageFont.truetype(str(font_file), FONT_SIZE) if font_file else ImageFont.load_default(FONT_SIZE)
     texts = [_lines(entry, font, has_font=font_file is not None) for entry in entries]
     cell_width = PICTURE + 2 * MARGIN
-    heights: list[int] = []  # of each row of the sheet
-    for start in range(0, len(entries), COLUMNS):
-        most_lines = max(len(lines) for lines in texts[start : start + COLUMNS])
-        heights.append(PICTURE + most_lines * LINE + 2 * MARGIN)
+    rows = [texts[start : start + COLUMNS] for start in range(0, len(texts), COLUMNS)]
+    heights = [PICTURE + max(map(len, row)) * LINE + 2 * MARGIN for row in rows]
     sheet = Image.new("RGB", (min(COLUMNS, len(entries)) * cell_width, sum(heights)), "white")
     draw = ImageDraw.Draw(sheet)
     for i, (entry, lines) in enumerate(zip(entries, texts)):
         row, column = divmod(i, COLUMNS)
         left, top = column * cell_width + MARGIN, sum(heights[:row]) + MARGIN
-        if entry.image:
-            picture = _thumbnail(entry.image)
-            sheet.paste(picture, (left + (PICTURE - picture.width) // 2, top + (PICTURE - picture.height) // 2))
+        picture = _thumbnail(entry.image)
+        sheet.paste(picture, (left + (PICTURE - picture.width) // 2, top + (PICTURE - picture.height) // 2))
         for number, (line, color) in enumerate(lines):
             draw.text((left, top + PICTURE + number * LINE), line, fill=color, font=font)
     with replacing(out, "wb") as file:
@@ -100,16 +84,12 @@ def write_html(entries: list[SheetEntry], out: Path) -> None:
     """Write the sheet as one HTML file that contains its pictures."""
     cells = []
     for entry in entries:
-        picture = ""
-        if entry.image:
-            file = io.BytesIO()
-            _thumbnail(entry.image).save(file, "JPEG", quality=90)
-            picture = f'<img src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}" alt="">'
+        file = io.BytesIO()
+        _thumbnail(entry.image).save(file, "JPEG", quality=90)
+        picture = f'<img src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}" alt="">'
         comments = "".join(f"<li>{html.escape(comment)}</li>" for comment in entry.comments)
-        cells.append(
-            f"<article>{picture}<small>{html.escape(entry.id)}</small><p>{html.escape(entry.post)}</p>"
-            f"<ul>{comments}</ul></article>"
-        )
+        texts = f"<small>{html.escape(entry.id)}</small><p>{html.escape(entry.post)}</p><ul>{comments}</ul>"
+        cells.append(f"<article>{picture}{texts}</article>")
     style = (
         f"main{{display:grid;grid-template-columns:repeat(auto-fill,{PICTURE}px);gap:2em;font-family:sans-serif}}"
         "small{display:block;color:#888}p{font-weight:bold}ul{padding-left:1.2em}"
@@ -120,7 +100,8 @@ def write_html(entries: list[SheetEntry], out: Path) -> None:
 
 def _preference(font: Path) -> int:
     name = font.name.lower().replace("-", "").replace("_", "")
-    return next((rank for rank, known in enumerate(_PREFERRED) if name.startswith(known)), len(_PREFERRED))
+    preferred = _PREFERRED.split()
+    return next((rank for rank, known in enumerate(preferred) if name.startswith(known)), len(preferred))
 
 
 def _thumbnail(encoded: bytes) -> Image.Image:
@@ -129,19 +110,14 @@ def _thumbnail(encoded: bytes) -> Image.Image:
     return picture
 
 
-def _lines(
-    entry: SheetEntry, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, has_font: bool
-) -> list[tuple[str, str]]:
+def _lines(entry: SheetEntry, font: Font, has_font: bool) -> list[tuple[str, str]]:
     """Return the text below a picture as (line, color)."""
     post, *comments = [entry.post, *entry.comments] if has_font else entry.token_ids
-    lines = [(line, "gray") for line in _wrap(entry.id, font)]
-    lines += [(line, "black") for line in _wrap(post, font)]
-    for comment in comments:
-        lines += [(line, "darkblue") for line in _wrap(f"· {comment}", font)]
-    return lines
+    texts = [(entry.id, "gray"), (post, "black"), *((f"· {comment}", "darkblue") for comment in comments)]
+    return [(line, color) for text, color in texts for line in _wrap(text, font)]
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+def _wrap(text: str, font: Font) -> list[str]:
     """Break a text into lines no wider than a picture: Latin text between words, Chinese text between any two characters."""
     lines = [""]
     for piece in re.findall(r"[!-~]{1,24}|\s|[^!-~\s]", text):

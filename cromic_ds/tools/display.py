@@ -5,14 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 # Colors of rich, for the states of runs and of the table's jobs.
-STATE_COLORS = {
-    "running": "green",
-    "finished": "green",
-    "done": "green",
-    "stopped": "yellow",
-    "dead": "red",
-    "failed": "red",
-}
+STATE_COLORS = dict(running="green", finished="green", done="green", stopped="yellow", dead="red", failed="red")
 
 
 def age(seconds: float) -> str:

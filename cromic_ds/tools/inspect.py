@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -49,36 +49,24 @@ class InspectSettings:
         if self.posts < 1 or min(self.comments, self.top) < 0:
             raise UserError("posts must be at least 1, comments and top at least 0")
         if self.font and not (Path(self.font).is_file() and has_chinese(Path(self.font))):
-            raise UserError(
-                f"{self.font}: not a font file with Chinese characters; give a .ttf, .otf or .ttc file that has them"
-            )
-
-
-@dataclass
-class Counted:
-    """Counts over the posts of a split."""
-
-    posts: int = 0
-    unreadable: Counter[str] = field(default_factory=Counter)
-    post_tokens: Counter[int] = field(default_factory=Counter)
-    comment_tokens: Counter[int] = field(default_factory=Counter)
-    comments_per_post: Counter[int] = field(default_factory=Counter)
-    comments: Counter[str] = field(default_factory=Counter)
+            hint = "give a .ttf, .otf or .ttc file that has them"
+            raise UserError(f"{self.font}: not a font file with Chinese characters; {hint}")
 
 
 def inspect(settings: InspectSettings) -> None:
     """`cromic-ds inspect`: print counts, histograms and common comments, and write the contact sheet.
 
-    Raises:
-        UserError: the data cannot be read, or no post has a readable picture.
+    Raises UserError if the data cannot be read, or if no post has a readable picture.
     """
     font = Path(settings.font) if settings.font else find_font()
     console = Console()
     splits = [settings.split] if settings.split else available_splits(settings.store)
     datasets = [open_dataset(settings.store, split) for split in splits]
     for dataset in datasets:
-        _print_split(console, dataset, _count(dataset), settings.top)
-    _print_rejects(console, datasets[0])
+        _print_split(console, dataset, settings.top)
+    if isinstance(datasets[0], StoreDataset):
+        for reason, n in datasets[0].meta.get("rejects", {}).items():
+            console.print(f"rejected when it was prepared: {n:,} {reason}", markup=False)
     entries = next(filter(None, (_entries(dataset, settings) for dataset in datasets)), None)
     if entries is None:
         raise UserError(f"{settings.store}: no post has a readable picture, so there is nothing to draw")
@@ -89,10 +77,8 @@ def inspect(settings: InspectSettings) -> None:
     if font is None:
         page = out.with_suffix(".html")
         write_html(entries, page)
-        print(
-            f"no installed font has Chinese characters, so the PNG shows token ids; open {page} for the text, "
-            "or install one (fonts-noto-cjk), or give --font FILE"
-        )
+        hint = f"open {page} for the text, or install one (fonts-noto-cjk), or give --font FILE"
+        print(f"no installed font has Chinese characters, so the PNG shows token ids; {hint}")
 
 
 def _spread(n: int, most: int) -> range:
@@ -100,46 +86,38 @@ def _spread(n: int, most: int) -> range:
     return range(0, n, max(1, n // most))
 
 
-def _count(dataset: Dataset) -> Counted:
-    counted = Counted()
+def _print_split(console: Console, dataset: Dataset, top: int) -> None:
+    unreadable, texts_of_comments = Counter[str](), Counter[str]()
+    post_tokens, comment_tokens, comments_per_post = Counter[int](), Counter[int](), Counter[int]()
     for index in _spread(len(dataset), COUNTED_POSTS):
         try:
             tokens, texts = dataset.tokens(index), dataset.texts(index)
         except UnreadableRecord as error:
-            counted.unreadable[error.reason] += 1
+            unreadable[error.reason] += 1
             continue
-        counted.posts += 1
-        counted.post_tokens[len(tokens.post)] += 1
-        counted.comments_per_post[len(tokens.comments)] += 1
-        counted.comment_tokens.update(map(len, tokens.comments))
-        counted.comments.update(texts.comments)
-    return counted
-
-
-def _print_split(console: Console, dataset: Dataset, counted: Counted, top: int) -> None:
+        post_tokens[len(tokens.post)] += 1
+        comments_per_post[len(tokens.comments)] += 1
+        comment_tokens.update(map(len, tokens.comments))
+        texts_of_comments.update(texts.comments)
+    posts = post_tokens.total()
     console.rule(f"split {dataset.split}")
-    comments = sum(counted.comment_tokens.values())
-    of = "" if counted.posts == len(dataset) else f" (numbers below are of {counted.posts:,} of them, evenly spread)"
-    console.print(f"{len(dataset):,} posts{of}, {comments:,} comments", markup=False)
-    for reason, n in counted.unreadable.most_common():
+    of = "" if posts == len(dataset) else f" (numbers below are of {posts:,} of them, evenly spread)"
+    console.print(f"{len(dataset):,} posts{of}, {comment_tokens.total():,} comments", markup=False)
+    for reason, n in unreadable.most_common():
         console.print(f"unreadable: {n:,} {reason}", markup=False)
-    if not counted.posts:
+    if not posts:
         return
-    for title, lengths in (
-        ("tokens of a post, with [CLS] and [SEP]", counted.post_tokens),
-        ("tokens of a comment, with [CLS] and [SEP]", counted.comment_tokens),
-        ("comments of a post", counted.comments_per_post),
-    ):
-        _print_histogram(console, title, lengths)
+    _print_histogram(console, "tokens of a post, with [CLS] and [SEP]", post_tokens)
+    if comment_tokens:
+        _print_histogram(console, "tokens of a comment, with [CLS] and [SEP]", comment_tokens)
+    _print_histogram(console, "comments of a post", comments_per_post)
     table = Table("times", "most common comments", box=None)
-    for comment, n in counted.comments.most_common(top):
+    for comment, n in texts_of_comments.most_common(top):
         table.add_row(f"{n:,}", escape(comment))
     console.print(table)
 
 
 def _print_histogram(console: Console, title: str, lengths: Counter[int]) -> None:
-    if not lengths:
-        return
     values, weights = np.array(list(lengths)), np.array(list(lengths.values()))
     low, high = int(values.min()), int(values.max())
     width = -(-(high - low + 1) // BINS)
@@ -150,12 +128,6 @@ def _print_histogram(console: Console, title: str, lengths: Counter[int]) -> Non
         first, last = low + i * width, min(low + (i + 1) * width - 1, high)
         name = f"{first}" if first == last else f"{first}-{last}"
         console.print(f"{name:>11} {'█' * round(LONGEST_BAR * n / counts.max())} {n:,}", markup=False)
-
-
-def _print_rejects(console: Console, dataset: Dataset) -> None:
-    rejects = dataset.meta.get("rejects", {}) if isinstance(dataset, StoreDataset) else {}
-    for reason, n in rejects.items():
-        console.print(f"rejected when it was prepared: {n:,} {reason}", markup=False)
 
 
 def _entries(dataset: Dataset, settings: InspectSettings) -> list[SheetEntry]:

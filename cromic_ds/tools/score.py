@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cromic_ds.data.dataset import Dataset, Texts, UnreadableRecord
 from cromic_ds.data.open_dataset import open_dataset
@@ -41,9 +41,8 @@ class ScoreSettings:
         """Raise UserError for values that cannot work."""
         for name in ("task", "predictions", "references"):
             if not getattr(self, name):
-                raise UserError(
-                    f"--{name} is missing: give the task, the file of predictions and the store to score on"
-                )
+                needed = "the task, the file of predictions and the store to score on"
+                raise UserError(f"--{name} is missing: give {needed}")
         if self.task not in TASKS:
             raise UserError(f"--task {self.task}: unknown{nearest(self.task, TASKS)}; there are {', '.join(TASKS)}")
         if self.resamples is not None and self.resamples < 1:
@@ -51,35 +50,27 @@ class ScoreSettings:
 
 
 def score(settings: ScoreSettings) -> None:
-    """`cromic-ds score`: write the result file and print the scores."""
+    """`cromic-ds score`: write the result file and print the scores.
+
+    Raises UserError if predictions, data and task do not belong together.
+    """
     out = Path(settings.out or f"{settings.predictions}.scores.json")
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"--out {out}: {'is a folder' if out.is_dir() else 'there is no such folder'}; name a file")
-    result = score_file(settings)
-    write_result(out, result)
-    print(result_table(result))
-    print(f"written to {out}")
-
-
-def score_file(settings: ScoreSettings) -> dict[str, Any]:
-    """Return the result. Raises UserError if predictions, data and task do not belong together."""
     task = TASKS[settings.task]
     tokenization = task.choose_tokenization(settings.tokenization)
     dataset = open_dataset(settings.references, settings.split)
     texts = scored_records(task, dataset, settings.references)
     read = list(task.form.read(Path(settings.predictions)))
     check_ids([i for i, _ in read], [record.id for record in texts], settings.predictions)
-    predictions = dict(read)
-    measured = task.measure(
-        [predictions[record.id] for record in texts],
-        texts,
-        tokenization,
-        settings.meteor,
-        settings.resamples or 0,
-        settings.seed,
-    )
+    prediction_of = dict(read)
+    predictions = [prediction_of[record.id] for record in texts]
+    measured = task.measure(predictions, texts, tokenization, settings.meteor, settings.resamples or 0, settings.seed)
     data = describe_data(settings.references, dataset)
-    return result_json(task, measured, data=data, predictions=settings.predictions)
+    result = result_json(task, measured, data=data, predictions=settings.predictions)
+    write_result(out, result)
+    print(result_table(result))
+    print(f"written to {out}")
 
 
 def scored_records(task: Task, dataset: Dataset, path: str) -> list[Texts]:
@@ -92,8 +83,6 @@ def scored_records(task: Task, dataset: Dataset, path: str) -> list[Texts]:
     except UnreadableRecord as error:
         raise UserError(f"{path}: a record of split {dataset.split} is damaged ({error}); prepare it again") from None
     if not any(task.has_references(record) for record in texts):
-        raise UserError(
-            f"{path}: split {dataset.split} has no references, so only the task's server can score it; "
-            "choose a split with references"
-        )
+        why = f"split {dataset.split} has no references, so only the task's server can score it"
+        raise UserError(f"{path}: {why}; choose a split with references")
     return texts

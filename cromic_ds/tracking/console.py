@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
 import os
 import sys
 import time
 from collections.abc import Iterable
+from datetime import timedelta
 
 from cromic_ds.tracking.log import FILE_ONLY
 from cromic_ds.tracking.tracker import Tracker, Values
@@ -42,25 +42,23 @@ class ConsoleTracker(Tracker):
     def __init__(self, mode: str, total_steps: int, log_every: int, resume_step: int | None = None):
         if mode == "auto":
             mode = "bar" if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown") else "lines"
-        self._mode = mode
-        self._total_steps = total_steps
-        self._log_every = log_every
-        self._last_printed: int | None = None
+        self._mode, self._total_steps, self._log_every = mode, total_steps, log_every
+        self._has_printed = False
         self._bar = TrainingBar(total_steps, resume_step or 0) if mode == "bar" else None
 
     def log(self, step: int, values: Values, kind: str) -> None:
         if kind != "train":
-            shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+            shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
             log.info("%s after step %d/%d  %s", kind, step, self._total_steps, shown, extra=self._route("off"))
             return
-        numbers = _dense(values, DENSE)
-        left = _time_left(values)
+        seconds = values.get("seconds_left")
+        left = [] if seconds is None else [f"left {timedelta(seconds=round(float(seconds)))}"]
         if self._bar is not None:
             self._bar.update(step, "  ".join([*_dense(values, ON_BAR), *left]))
         # The first line is printed at once, so that whoever starts a run sees that it moves.
-        if step % self._log_every == 0 or step == self._total_steps or self._last_printed is None:
-            self._last_printed = step
-            line = "  ".join([f"step {step}/{self._total_steps}", *numbers, *left])
+        if step % self._log_every == 0 or step == self._total_steps or not self._has_printed:
+            self._has_printed = True
+            line = "  ".join([f"step {step}/{self._total_steps}", *_dense(values, DENSE), *left])
             log.info("%s", line, extra=self._route("bar", "off"))
 
     def finish(self) -> None:
@@ -73,8 +71,6 @@ class ConsoleTracker(Tracker):
 
 class TrainingBar:
     """A live line at the bottom of the terminal. What is written to `sys.stderr` meanwhile appears above it."""
-
-    REFRESH_SECONDS = 0.1
 
     def __init__(self, total_steps: int, step: int):
         from rich.console import Console
@@ -98,7 +94,7 @@ class TrainingBar:
     def update(self, step: int, text: str) -> None:
         self._progress.update(self._task, completed=step, description=text)
         now = time.monotonic()
-        if now - self._drawn >= self.REFRESH_SECONDS:
+        if now - self._drawn >= 0.1:  # seconds
             self._drawn = now
             self._progress.refresh()
 
@@ -108,17 +104,5 @@ class TrainingBar:
 
 
 def _dense(values: Values, names: Iterable[str]) -> list[str]:
-    return [
-        DENSE[name].format(values[name])
-        for name in names
-        if values.get(name) is not None and not (name in ONLY_IF_NOT_ZERO and not values[name])
-    ]
-
-
-def _time_left(values: Values) -> list[str]:
-    seconds = values.get("seconds_left")
-    return [] if seconds is None else [f"left {datetime.timedelta(seconds=round(float(seconds)))}"]
-
-
-def _short(value: float | int | str) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    shown = [name for name in names if values.get(name) is not None and (name not in ONLY_IF_NOT_ZERO or values[name])]
+    return [DENSE[name].format(values[name]) for name in shown]

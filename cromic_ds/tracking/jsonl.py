@@ -18,19 +18,19 @@ from cromic_ds.tracking.tracker import Tracker, Values
 class JsonlTracker(Tracker):
     """One JSON object per line: `{"step", "kind", "time" (Unix seconds), …values}`, floats in full precision.
 
-    JSON has no NaN or infinity: such a value is written as null, and its key is listed under "nonfinite".
-    Every line is passed to the operating system in one write, so that a killed process tears at most the last one.
-
-    A run resumed at step s writes the steps after s again. So records of later steps are dropped (the file is replaced), and
-    records of step s itself that are in the file are not written twice. The file then reads as that of an uninterrupted run.
+    JSON has no NaN or infinity: such a value is written as null, and its key is listed under "nonfinite". Every line is passed
+    to the operating system in one write, so that a killed process tears at most the last one. So that the file of a run resumed
+    at step s reads as that of an uninterrupted run, records of later steps are dropped (the file is replaced), and records of
+    step s itself that are in the file are not written twice.
     """
 
     def __init__(self, run_folder: Path, resume_step: int | None = None):
         path = RunFolder(run_folder).metrics
         run_folder.mkdir(parents=True, exist_ok=True)
-        self._recorded = _drop_after(path, resume_step or 0)
         self._resume_step = resume_step or 0
+        _drop_after(path, self._resume_step)
         self._file = path.open("ab", buffering=0)
+        self._recorded = {record["kind"] for record in read_metrics(run_folder) if record["step"] == self._resume_step}
 
     def log(self, step: int, values: Values, kind: str) -> None:
         if step == self._resume_step and kind in self._recorded:
@@ -53,9 +53,8 @@ class JsonlTracker(Tracker):
 def read_metrics(run_folder: str | os.PathLike[str], kind: str | None = None) -> Iterator[dict[str, Any]]:
     """Yield the run's records in order, all or those of one kind; lines that a crash tore are skipped."""
     with RunFolder(run_folder).metrics.open("rb") as file:
-        for line in file:
-            record = _parse(line)
-            if record is not None and kind in (None, record["kind"]):
+        for record in filter(None, map(_parse, file)):
+            if kind in (None, record["kind"]):
                 yield record
 
 
@@ -68,7 +67,7 @@ def newest_metrics(run_folder: str | os.PathLike[str], n_bytes: int = 1 << 16) -
             lines = file.readlines()
     except FileNotFoundError:
         return []
-    return [record for line in lines if (record := _parse(line)) is not None]  # the first line may be incomplete
+    return list(filter(None, map(_parse, lines)))  # the first line may be incomplete
 
 
 def plain_value(value: Any) -> float | int | str | None:
@@ -86,23 +85,16 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and {"step", "kind"} <= record.keys() else None
 
 
-def _drop_after(path: Path, step: int) -> set[str]:
-    """Remove records of later steps and torn lines from the file; return the kinds recorded at `step` itself."""
-    if not path.exists():
-        return set()
+def _drop_after(path: Path, step: int) -> None:
+    """Remove records of later steps and torn lines from the file, if there is one."""
 
     def kept(line: bytes) -> bool:
         record = _parse(line)
-        if record is None or record["step"] > step:
-            return False
-        if record["step"] == step:
-            recorded.add(record["kind"])
-        return True
+        return record is not None and record["step"] <= step
 
-    recorded: set[str] = set()
-    with path.open("rb") as file:
-        complete = all([kept(line) for line in file])
-    if not complete:
-        with path.open("rb") as old, replacing(path, "wb") as new:
-            new.writelines(line for line in old if kept(line))
-    return recorded
+    if path.exists():
+        with path.open("rb") as old:
+            if not all(map(kept, old)):
+                old.seek(0)
+                with replacing(path, "wb") as new:
+                    new.writelines(filter(kept, old))

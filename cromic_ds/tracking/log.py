@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from io import TextIOWrapper
 from pathlib import Path
@@ -18,41 +17,33 @@ _step: int | None = None
 _installed: list[tuple[logging.Logger, logging.Handler]] = []
 
 
-def setup_logging(
-    run_folder: str | os.PathLike[str] | None, rank: int = 0, world_size: int = 1, hostname: str = ""
-) -> None:
-    """Set up the standard `logging` of this process, in place of an earlier set-up.
+def setup_logging(run_folder: Path | None, rank: int = 0, world_size: int = 1, hostname: str = "") -> None:
+    """Set up the standard `logging` of this process, in place of an earlier set-up; Python's warnings are logged as well.
 
     Rank 0 writes our messages from INFO and everybody's from WARNING to stderr and appends them to RUN/log.txt. The other ranks
-    write WARNING and above to RUN/logs/rank-00001.txt, which is created with its first line. Every line has time, level, rank,
-    host and, in training, the number of finished steps. Python's warnings are logged as well. Without a run folder, rank 0
+    write WARNING and above to RUN/logs/rank-00001.txt, which is created with its first line. Without a run folder, rank 0
     writes only to stderr and the other ranks write nothing.
     """
     at_step(None)
     remove_handlers()
-    root = logging.getLogger()
-    who = f"rank {rank}/{world_size}" + (f" {hostname}" if hostname else "")
-    handlers: list[logging.Handler] = []
-    if rank == 0:
-        handlers.append(_StderrHandler())
+    who = f"rank {rank}/{world_size} {hostname}".rstrip()
+    handlers: list[logging.Handler] = [_StderrHandler()] if rank == 0 else []
     if run_folder is not None:
         folder = RunFolder(run_folder)
-        in_folder = _RunFileHandler(folder.log if rank == 0 else folder.rank_log(rank))
-        handlers.append(in_folder)
+        path = folder.log if rank == 0 else folder.rank_log(rank)
+        handlers.append(_RunFileHandler(path, encoding="utf-8", delay=True))
         for name in _SELF_PRINTING:
-            _install(logging.getLogger(name), in_folder)
+            _install(logging.getLogger(name), handlers[-1])
     if not handlers:
         handlers.append(logging.NullHandler())  # without any handler, Python would print every rank's warnings
     for handler in handlers:
         handler.setFormatter(_StepFormatter(who))
         handler.setLevel(logging.INFO if rank == 0 else logging.WARNING)
         handler.addFilter(_is_ours_or_warning)
-        _install(root, handler)
-
+        _install(logging.getLogger(), handler)
     for name in _OURS:
         logging.getLogger(name).setLevel(logging.INFO)
-    for name in _NOISY:
-        noisy = logging.getLogger(name)
+    for noisy in map(logging.getLogger, _NOISY):
         noisy.setLevel(logging.WARNING)
         noisy.addFilter(_is_warning)  # stays if the library sets its level on a later import, as DeepSpeed does
     logging.captureWarnings(True)
@@ -87,11 +78,8 @@ def _is_ours_or_warning(record: logging.LogRecord) -> bool:
 
 class _StepFormatter(logging.Formatter):
     def __init__(self, who: str):
-        super().__init__(datefmt="%Y-%m-%d %H:%M:%S")
+        super().__init__("%(asctime)s", "%Y-%m-%d %H:%M:%S")  # this format makes logging set `asctime`
         self._who = who
-
-    def usesTime(self) -> bool:
-        return True
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         at = "" if _step is None else f" step {_step}"
@@ -102,10 +90,9 @@ class _StderrHandler(logging.Handler):
     """Writes to what `sys.stderr` is at that moment: a progress bar replaces it to print lines above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if getattr(record, FILE_ONLY, False):
-            return
         try:
-            print(self.format(record), file=sys.stderr, flush=True)
+            if not getattr(record, FILE_ONLY, False):
+                print(self.format(record), file=sys.stderr, flush=True)
         except Exception:  # logging's rule: a message that cannot be written must not stop the program
             self.handleError(record)
 
@@ -113,14 +100,10 @@ class _StderrHandler(logging.Handler):
 class _RunFileHandler(logging.FileHandler):
     """Appends to a file that is created, with its folder, when the first line is written."""
 
-    def __init__(self, path: Path):
-        self._path = path
-        super().__init__(path, mode="a", encoding="utf-8", delay=True)
-
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):  # the run itself reports a full disk
             super().handleError(record)
 
     def _open(self) -> TextIOWrapper:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
         return super()._open()

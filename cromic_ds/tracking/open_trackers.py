@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +36,7 @@ class TrackingSettings:
 
 def open_trackers(
     settings: TrackingSettings,
-    run_folder: str | os.PathLike[str],
+    run_folder: Path,
     config: dict[str, Any],
     resume_step: int | None,
     total_steps: int,
@@ -45,14 +44,11 @@ def open_trackers(
 ) -> Tracker:
     """Return the run's tracker on rank 0, and one that drops everything on the other ranks.
 
-    Args:
-        config: the resolved settings, as the dashboards show them.
-        resume_step: finished steps of the checkpoint that the run resumes from; later records are dropped. None or 0: the run
-            starts from the beginning.
+    config: the resolved settings, as the dashboards show them. resume_step: finished steps of the checkpoint that the run
+    resumes from; later records are dropped. None or 0: the run starts from the beginning.
     """
     if rank != 0:
         return Tracker()
-    run_folder = Path(run_folder)
     trackers: list[Tracker] = [JsonlTracker(run_folder, resume_step), SamplesFolder(run_folder)]
     if settings.tensorboard:
         from cromic_ds.tracking.tensorboard import TensorBoardTracker

@@ -7,7 +7,6 @@ import json
 import re
 import zlib
 from pathlib import Path
-from typing import Any
 
 from cromic_ds.files import write_atomically
 from cromic_ds.run_folder import RunFolder, step_name
@@ -26,12 +25,14 @@ class SamplesFolder(Tracker):
 
     def samples(self, step: int, rows: list[SampleRow]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        images = [self._image(row) for row in rows]
-        lines = [json.dumps(_record(row, image), ensure_ascii=False) + "\n" for row, image in zip(rows, images)]
-        sections = [_section(row, image) for row, image in zip(rows, images)]
-        markdown = "\n".join([f"# Samples after step {step}\n", *sections])
+        lines, sections = [], [f"# Samples after step {step}\n"]
+        for row in rows:
+            image = self._image(row)
+            record = {f.name: getattr(row, f.name) for f in dataclasses.fields(row) if f.name != "jpeg"}
+            lines.append(json.dumps(record | {"image": image}, ensure_ascii=False) + "\n")
+            sections.append(_section(row, image))
         write_atomically(self._folder / f"{step_name(step)}.jsonl", "".join(lines), durable=False)
-        write_atomically(self._folder / f"{step_name(step)}.md", markdown, durable=False)
+        write_atomically(self._folder / f"{step_name(step)}.md", "\n".join(sections), durable=False)
 
     def _image(self, row: SampleRow) -> str | None:
         if row.jpeg is None:
@@ -42,11 +43,6 @@ class SamplesFolder(Tracker):
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, row.jpeg, durable=False)
         return name
-
-
-def _record(row: SampleRow, image: str | None) -> dict[str, Any]:
-    record = {f.name: getattr(row, f.name) for f in dataclasses.fields(row) if f.name != "jpeg"}
-    return record | {"image": image}
 
 
 def _section(row: SampleRow, image: str | None) -> str:

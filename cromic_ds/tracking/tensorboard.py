@@ -18,9 +18,8 @@ class TensorBoardTracker(Tracker):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise UserError(
-                f"tracking.tensorboard needs the package tensorboard ({error}): install it or set it to false"
-            ) from error
+            hint = "install it or set it to false"
+            raise UserError(f"tracking.tensorboard needs the package tensorboard ({error}): {hint}") from error
         # TensorBoard hides purge_step itself as well, hence + 1.
         self._writer = SummaryWriter(str(RunFolder(run_folder).tensorboard), purge_step=(resume_step or 0) + 1)
 

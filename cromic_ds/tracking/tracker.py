@@ -41,8 +41,7 @@ class MultiTracker(Tracker):
     """Passes everything to each of its trackers; adds `seconds_left` to the records of kind "train"."""
 
     def __init__(self, trackers: Sequence[Tracker], clock: TimeLeft):
-        self._trackers = trackers
-        self._clock = clock
+        self._trackers, self._clock = trackers, clock
 
     def log(self, step: int, values: Values, kind: str) -> None:
         if kind == "train" and (seconds_left := self._clock.after(step)) is not None:
@@ -72,12 +71,10 @@ class TimeLeft:
 
     def after(self, step: int) -> float | None:
         """Return the seconds left after `step`; None on the first call, whose step includes warm-up and has no start time."""
-        now = time.monotonic()
+        now, old = time.monotonic(), self._seconds_per_step
         if self._last is not None and step > self._last[0]:
             pace = (now - self._last[1]) / (step - self._last[0])
-            old = self._seconds_per_step
             self._seconds_per_step = pace if old is None else self.MOMENTUM * old + (1 - self.MOMENTUM) * pace
         self._last = (step, now)
-        if self._seconds_per_step is None:
-            return None
-        return max(0, self._total_steps - step) * self._seconds_per_step
+        pace = self._seconds_per_step
+        return None if pace is None else max(0, self._total_steps - step) * pace

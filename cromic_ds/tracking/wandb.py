@@ -22,7 +22,6 @@ from cromic_ds.tracking.jsonl import plain_value
 from cromic_ds.tracking.tracker import SampleRow, Tracker, Values
 
 log = logging.getLogger(__name__)
-DEFAULT_PROJECT = "cromic-ds"
 
 
 class WandbTracker(Tracker):
@@ -34,21 +33,16 @@ class WandbTracker(Tracker):
     mode: "online", "offline", or "auto": online if a login is found (a key in the environment or in netrc), offline
     otherwise; WANDB_MODE in the environment replaces "auto". If online does not work, the run is recorded offline. Files are in
     RUN/wandb (`wandb sync RUN/wandb/offline-run-*` uploads offline ones), and a resumed run keeps the id in RUN/wandb_run_id.
-    Charts have our own `step` as x-axis, because W&B's cannot go back to that of a checkpoint. Project (by default
-    "cromic-ds"), name (by default the run folder's), entity, group and tags come from W&B's own environment variables.
+    Charts have our own `step` as x-axis, because W&B's cannot go back to that of a checkpoint.
     """
 
-    INIT_SECONDS = 60
     FINISH_SECONDS = 20  # a launcher may kill its processes 30 s after SIGTERM; `wandb sync` uploads the rest
     QUEUE_RECORDS = 10_000
 
     def __init__(self, mode: str, run_folder: Path, config: dict[str, Any]):
-        self._mode = mode
-        self._folder = RunFolder(run_folder)
-        self._config = config
+        self._mode, self._folder, self._config = mode, RunFolder(run_folder), config
         self._run: Any = None  # of `wandb.init`, once it is there
-        self._warned = False
-        self._finished = False
+        self._warned = self._finished = False
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(self.QUEUE_RECORDS)  # None: stop
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
@@ -87,8 +81,8 @@ class WandbTracker(Tracker):
             if self._run is not None:
                 with self._harmless():
                     job()
-        if self._run is not None:
-            with self._harmless():
+        with self._harmless():
+            if self._run is not None:
                 self._run.finish()
         with self._harmless():
             _teardown()
@@ -102,8 +96,7 @@ class WandbTracker(Tracker):
         for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
             os.environ.setdefault(name, str(folder.resolve()))
         os.environ.setdefault("WANDB_SILENT", "true")
-        mode = resolve_mode(self._mode)
-        run_id = run_id_of(self._folder)
+        mode, run_id = resolve_mode(self._mode), run_id_of(self._folder)
         try:
             run = self._init(wandb, run_id, mode)
         except Exception as error:  # wandb documents no bound on what init raises
@@ -116,17 +109,16 @@ class WandbTracker(Tracker):
             run = self._init(wandb, run_id, mode)
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step")
-        where = run.url if mode == "online" else f"files in {run.dir}"
-        log.info("W&B: %s, run id %s, %s", mode, run_id, where)
+        log.info("W&B: %s, run id %s, %s", mode, run_id, run.url if mode == "online" else f"files in {run.dir}")
         return run
 
     def _init(self, wandb: Any, run_id: str, mode: str) -> Any:
-        limits = {"init_timeout": self.INIT_SECONDS, "login_timeout": 15, "finish_timeout": self.FINISH_SECONDS * 0.8}
+        limits = {"init_timeout": 60, "login_timeout": 15, "finish_timeout": self.FINISH_SECONDS * 0.8}
         known = {name: value for name, value in limits.items() if name in wandb.Settings.model_fields}  # by version
         return wandb.init(
             mode=mode,
             id=run_id,
-            project=os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT,
+            project=os.environ.get("WANDB_PROJECT") or "cromic-ds",
             name=os.environ.get("WANDB_NAME") or self._folder.path.resolve().name,
             config=self._config,
             dir=str(self._folder.path),
@@ -191,12 +183,10 @@ def _table(rows: list[SampleRow]) -> Any:
     import wandb
     from PIL import Image
 
-    def picture(jpeg: bytes | None) -> Any:
-        return None if jpeg is None else wandb.Image(Image.open(io.BytesIO(jpeg)), file_type="jpg")
-
     table = wandb.Table(columns=["id", "picture", "post", "references", "generated"])
     for row in rows:
-        table.add_data(row.id, picture(row.jpeg), row.post, "\n".join(row.references), "\n".join(row.generated))
+        picture = None if row.jpeg is None else wandb.Image(Image.open(io.BytesIO(row.jpeg)), file_type="jpg")
+        table.add_data(row.id, picture, row.post, "\n".join(row.references), "\n".join(row.generated))
     return table
 
 

@@ -1,8 +1,7 @@
 """The file of a rating: the sheet and every judgment, in SQLite.
 
-A judgment is on the disk before its rater sees the next answer. A judgment that is taken back stays in the file, marked as
-withdrawn. A unique index over the valid judgments makes it impossible to judge an answer twice, even with two browsers or two
-servers at once.
+A judgment is on the disk before its rater sees the next answer. One that is taken back stays in the file, marked as withdrawn.
+A unique index over the valid judgments prevents judging an answer twice, even with two browsers or two servers at once.
 """
 
 from __future__ import annotations
@@ -30,22 +29,14 @@ _SCHEMA = f"""
 PRAGMA user_version = {_FORMAT};
 CREATE TABLE about (json TEXT NOT NULL);
 CREATE TABLE items (
-    position INTEGER PRIMARY KEY,
-    record INTEGER NOT NULL,
-    record_id TEXT NOT NULL,
-    writer TEXT NOT NULL,
-    question TEXT NOT NULL,
-    answer TEXT NOT NULL
+    position INTEGER PRIMARY KEY, record INTEGER NOT NULL, record_id TEXT NOT NULL,
+    writer TEXT NOT NULL, question TEXT NOT NULL, answer TEXT NOT NULL
 );
 CREATE TABLE raters (key TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE judgments (
-    id INTEGER PRIMARY KEY,
-    rater TEXT NOT NULL REFERENCES raters,
-    position INTEGER NOT NULL REFERENCES items,
-    passed INTEGER NOT NULL CHECK (passed IN (0, 1)),
-    quality INTEGER NOT NULL CHECK (quality IN {QUALITIES}),
-    made_at TEXT NOT NULL,
-    withdrawn_at TEXT
+    id INTEGER PRIMARY KEY, rater TEXT NOT NULL REFERENCES raters, position INTEGER NOT NULL REFERENCES items,
+    passed INTEGER NOT NULL CHECK (passed IN (0, 1)), quality INTEGER NOT NULL CHECK (quality IN {QUALITIES}),
+    made_at TEXT NOT NULL, withdrawn_at TEXT
 );
 CREATE UNIQUE INDEX standing ON judgments (rater, position) WHERE withdrawn_at IS NULL;
 """
@@ -101,12 +92,12 @@ class Judgments:
         """Write a new file; it appears under its name only when the sheet is complete."""
         aside = path.with_name(f"{path.name}.tmp")
         aside.unlink(missing_ok=True)
-        with closing(sqlite3.connect(aside)) as db, db:
-            db.executescript(_SCHEMA)
-            db.execute("INSERT INTO about VALUES (?)", [json.dumps(about, ensure_ascii=False)])
-            rows = ((p, i.record, i.record_id, i.writer, i.question, i.answer) for p, i in enumerate(items))
-            db.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?)", rows)
+        rows = ((p, i.record, i.record_id, i.writer, i.question, i.answer) for p, i in enumerate(items))
         with closing(sqlite3.connect(aside)) as db:
+            with db:
+                db.executescript(_SCHEMA)
+                db.execute("INSERT INTO about VALUES (?)", [json.dumps(about, ensure_ascii=False)])
+                db.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?)", rows)
             db.execute("PRAGMA journal_mode = WAL")  # kept in the file: readers do not wait for the writer
         aside.replace(path)
         return cls(path)
@@ -115,10 +106,9 @@ class Judgments:
         """Return the item at a position, None outside of the sheet."""
         if not 0 <= position < self.n_items:
             return None
-        columns = "record, record_id, writer, question, answer"
+        query = "SELECT record, record_id, writer, question, answer FROM items WHERE position = ?"
         with closing(self._connect()) as db:
-            row = db.execute(f"SELECT {columns} FROM items WHERE position = ?", [position]).fetchone()
-        return Item(*row)
+            return Item(*db.execute(query, [position]).fetchone())
 
     def place(self, rater: str) -> int:
         """Return the position that a rater judges next, or the number of items if all are judged."""
@@ -127,8 +117,7 @@ class Judgments:
 
     def judge(self, rater: str, position: int, passed: bool, quality: int) -> None:
         """Store a judgment. Raises Malformed for values out of range and Conflict out of turn, and then stores nothing."""
-        name = rater_name(rater)
-        self._check(position)
+        name = self._checked_name(rater, position)
         if quality not in QUALITIES:
             raise Malformed(f"quality {quality} is out of range: it must be 0, 1 or 2")
         with self._transaction() as db:
@@ -138,22 +127,17 @@ class Judgments:
             if position > place:
                 raise Conflict(f"position {position} is not {name}'s next, which is {place}")
             db.execute("INSERT OR IGNORE INTO raters VALUES (?, ?)", [name.casefold(), name])
-            db.execute(
-                "INSERT INTO judgments (rater, position, passed, quality, made_at) VALUES (?, ?, ?, ?, ?)",
-                [name.casefold(), position, int(passed), quality, _now()],
-            )
+            insert = "INSERT INTO judgments (rater, position, passed, quality, made_at) VALUES (?, ?, ?, ?, ?)"
+            db.execute(insert, [name.casefold(), position, int(passed), quality, _now()])
 
     def withdraw(self, rater: str, position: int) -> None:
         """Withdraw a rater's last judgment, which must be that of `position`. Raises the same errors as `judge`."""
-        name = rater_name(rater)
-        self._check(position)
+        name = self._checked_name(rater, position)
         with self._transaction() as db:
             if position != _place(db, name.casefold()) - 1:
                 raise Conflict(f"position {position} is not {name}'s last judgment")
-            db.execute(
-                "UPDATE judgments SET withdrawn_at = ? WHERE rater = ? AND position = ? AND withdrawn_at IS NULL",
-                [_now(), name.casefold(), position],
-            )
+            update = "UPDATE judgments SET withdrawn_at = ? WHERE rater = ? AND position = ? AND withdrawn_at IS NULL"
+            db.execute(update, [_now(), name.casefold(), position])
 
     def valid(self) -> Iterator[Judged]:
         """Yield all judgments that were not withdrawn, rater by rater, in the order of the sheet."""
@@ -169,9 +153,11 @@ class Judgments:
         with closing(self._connect()) as db:
             return db.execute("SELECT count(*) FROM judgments WHERE withdrawn_at IS NOT NULL").fetchone()[0]
 
-    def _check(self, position: int) -> None:
+    def _checked_name(self, rater: str, position: int) -> str:
+        name = rater_name(rater)
         if not 0 <= position < self.n_items:
             raise Malformed(f"position {position} is not on the sheet: it has 0 to {self.n_items - 1}")
+        return name
 
     def _connect(self) -> sqlite3.Connection:
         # mode=rw: a missing file is an error, instead of being created empty.

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import threading
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,8 +54,11 @@ def rate(settings: RateSettings) -> None:
             raise UserError(f"{settings.out}: no rating in it; `cromic-ds rate --predictions …` starts one")
         write_rating_report(Judgments(file), file.parent)
         return
+    from cromic_ds.tools.rating.server import serve
+
     judgments, dataset = continue_rating(file, settings) if file.is_file() else start_rating(file, settings)
-    serve(judgments, dataset, settings)
+    serve(judgments, dataset, settings.host, settings.port or 0)
+    print(f"stopped; `cromic-ds rate --out {settings.out} --report` shows the results")
 
 
 def start_rating(file: Path, settings: RateSettings) -> tuple[Judgments, Dataset]:
@@ -96,32 +96,3 @@ def continue_rating(file: Path, settings: RateSettings) -> tuple[Judgments, Data
     if dataset.fingerprint != about["data"]["fingerprint"]:
         raise UserError(f"{data}, split {split!r}: not the data that {file} was drawn from; choose another --out")
     return judgments, dataset
-
-
-def serve(judgments: Judgments, dataset: Dataset, settings: RateSettings) -> None:
-    """Listen until interrupted. Every judgment is stored at once, so nothing has to be saved at the end."""
-    from cromic_ds.tools.rating.server import address, is_loopback, listen, make_app, make_threaded_server
-
-    one_at_a_time = threading.Lock()  # a data set's cache of open files is not thread-safe
-
-    def picture(record: int) -> bytes | None:
-        with one_at_a_time:
-            return dataset.image(record)
-
-    bound = listen(settings.host, settings.port or 0)
-    host, port = bound.getsockname()[:2]
-    server = make_threaded_server(make_app(judgments, picture, settings.host), bound)
-    if not is_loopback(host):
-        print(
-            f"warning: --host {settings.host} lets everyone who can reach this machine see the pictures and rate under "
-            "any name",
-            file=sys.stderr,
-        )
-    systems = ", ".join(judgments.about["systems"])
-    print(f"{judgments.n_items:,} answers to judge, of {sheet.HUMAN} and {systems}; judgments in {judgments.path}")
-    with suppress(KeyboardInterrupt):  # the server itself handles it once it serves
-        print(f"rate at {address(host, port)} (Ctrl-C stops; the same command continues)", flush=True)
-        server.serve_forever()
-    server.server_close()
-    bound.close()
-    print(f"stopped; `cromic-ds rate --out {settings.out} --report` shows the results")

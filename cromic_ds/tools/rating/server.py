@@ -20,20 +20,24 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, jsonify, request, send_file
 from werkzeug.exceptions import Forbidden, HTTPException, NotFound, UnsupportedMediaType
-from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
+from werkzeug.serving import WSGIRequestHandler, make_server
 
+from cromic_ds.data.dataset import Dataset
 from cromic_ds.errors import UserError
 from cromic_ds.tools.rating.judgments import Conflict, Judgments, Malformed, rater_name
+from cromic_ds.tools.rating.sheet import HUMAN
 
 PAGE = Path(__file__).with_name("page.html")
-MAX_BODY_BYTES = 800  # enough for a judgment, and too little for JSON nested deeper than Python can parse
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -46,10 +50,33 @@ _HEADERS = {
 }
 
 
+def serve(judgments: Judgments, dataset: Dataset, named_host: str, port: int) -> None:
+    """Listen until interrupted. Every judgment is stored at once, so nothing has to be saved at the end."""
+    one_at_a_time = threading.Lock()  # a data set's cache of open files is not thread-safe
+
+    def picture(record: int) -> bytes | None:
+        with one_at_a_time:
+            return dataset.image(record)
+
+    with listen(named_host, port) as bound:
+        host, port = bound.getsockname()[:2]
+        app = make_app(judgments, picture, named_host)
+        server = make_server(host, port, app, threaded=True, request_handler=_Quiet, fd=bound.fileno())
+        if not is_loopback(host):
+            open_to_all = "lets everyone who can reach this machine see the pictures and rate under any name"
+            print(f"warning: --host {named_host} {open_to_all}", file=sys.stderr)
+        systems = ", ".join(judgments.about["systems"])
+        print(f"{judgments.n_items:,} answers to judge, of {HUMAN} and {systems}; judgments in {judgments.path}")
+        with suppress(KeyboardInterrupt):  # the server itself handles it once it serves
+            print(f"rate at {address(host, port)} (Ctrl-C stops; the same command continues)", flush=True)
+            server.serve_forever()
+        server.server_close()
+
+
 def make_app(judgments: Judgments, picture: Callable[[int], bytes | None], host: str) -> Flask:
     """Return the application. picture: returns a record's JPEG bytes; it can be called from many threads."""
     app = Flask(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.config["MAX_CONTENT_LENGTH"] = 800  # bytes; too little for JSON nested deeper than Python can parse
     cast(Any, app.json).ensure_ascii = False
     own_names = {"localhost", socket.gethostname().lower(), host.lower()}
 
@@ -76,19 +103,13 @@ def make_app(judgments: Judgments, picture: Callable[[int], bytes | None], host:
         return jsonify(error=error.description), error.code or 500
 
     @app.errorhandler(Malformed)
-    def malformed(error: Malformed) -> tuple[Response, int]:
-        return jsonify(error=str(error)), 400
-
     @app.errorhandler(Conflict)
-    def conflict(error: Conflict) -> tuple[Response, int]:
-        return jsonify(error=str(error)), 409
+    def not_stored(error: Malformed | Conflict) -> tuple[Response, int]:
+        return jsonify(error=str(error)), 400 if isinstance(error, Malformed) else 409
 
-    @app.get("/")
-    def page() -> Response:
-        return send_file(PAGE)
-
+    @app.get("/", defaults={"kind": "html"})
     @app.get("/page.<any(css, js):kind>")
-    def part_of_page(kind: str) -> Response:
+    def page(kind: str) -> Response:
         return send_file(PAGE.with_suffix(f".{kind}"))
 
     @app.get("/picture/<sheet>/<int:position>")
@@ -117,11 +138,14 @@ def make_app(judgments: Judgments, picture: Callable[[int], bytes | None], host:
         return jsonify(place_of(values["rater"]))
 
     def body(fields: dict[str, type]) -> dict[str, Any]:
-        """Return the request's JSON object, which must have exactly these fields and those that identify an item.
-
-        Raises Malformed or Conflict.
-        """
-        values = _checked(request.get_json(), {"rater": str, "sheet": str, "position": int, **fields})
+        """Return the request's JSON object: these fields and those of every judgment. Raises Malformed or Conflict."""
+        values, fields = request.get_json(), {"rater": str, "sheet": str, "position": int} | fields
+        if not isinstance(values, dict) or values.keys() != fields.keys():
+            raise Malformed(f"send a JSON object with exactly {', '.join(fields)}")
+        for name, kind in fields.items():
+            if type(values[name]) is not kind:  # isinstance would accept true as the number 1
+                words = {str: "text", int: "a whole number", bool: "true or false"}
+                raise Malformed(f"{name} must be {words[kind]}")
         if values.pop("sheet") != judgments.sheet:
             raise Conflict("this is a judgment of another sheet than the server's")
         return values
@@ -145,16 +169,9 @@ def listen(host: str, port: int) -> socket.socket:
         bound.bind(target)
         bound.listen(64)
     except OSError as error:
-        raise UserError(
-            f"{host}:{port}: cannot listen there ({error.strerror}); choose another --host or --port"
-        ) from None
+        problem = f"cannot listen there ({error.strerror})"
+        raise UserError(f"{host}:{port}: {problem}; choose another --host or --port") from None
     return bound
-
-
-def make_threaded_server(app: Flask, bound: socket.socket) -> BaseWSGIServer:
-    """Return a server that handles each connection in its own thread; the caller starts it with `serve_forever`."""
-    host, port = bound.getsockname()[:2]
-    return make_server(host, port, app, threaded=True, request_handler=_Quiet, fd=bound.fileno())
 
 
 def is_loopback(host: str) -> bool:
@@ -180,23 +197,8 @@ def _is_own(host: str, names: set[str]) -> bool:
     """Return whether a request's host is an IP address, which no name server can rebind, or one of our own names."""
     try:
         name = (urlsplit(f"//{host}").hostname or "").split("%")[0]
-    except ValueError:
-        return False
-    if name in names:
-        return True
-    try:
-        ipaddress.ip_address(name)
+        if name not in names:
+            ipaddress.ip_address(name)
     except ValueError:
         return False
     return True
-
-
-def _checked(values: object, fields: dict[str, type]) -> dict[str, Any]:
-    """Return `values` if it is an object with exactly these fields. Raises Malformed."""
-    if not isinstance(values, dict) or values.keys() != fields.keys():
-        raise Malformed(f"send a JSON object with exactly {', '.join(fields)}")
-    for name, kind in fields.items():
-        if type(values[name]) is not kind:  # isinstance would accept true as the number 1
-            words = {str: "text", int: "a whole number", bool: "true or false"}
-            raise Malformed(f"{name} must be {words[kind]}")
-    return values

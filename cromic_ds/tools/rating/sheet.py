@@ -1,15 +1,11 @@
 """The rating sheet: which answers are shown and in which order, drawn at random from a seed.
 
-A sheet has N questions and W writers: the people who answered (the data set's own answers) and one or more systems.
-Every question is shown W times, once with each writer's answer, in W rounds:
-
-- all questions in a random order, which is the same in every round, so that a picture returns only after all others;
-- in each round every writer answers N/W of the questions (one more or less); which one comes first is random for each
-  question.
-
-So a rater who stops early has still judged a balanced part, and neighboring answers say nothing about who wrote an answer.
-All raters get the same order, because agreement is counted over the answers that two raters both judged: in the same order
-these are all that the slower one has judged.
+A sheet has N questions and W writers: the people who answered (the data set's own answers) and one or more systems. Every
+question is shown once with each writer's answer, in W rounds. The random order of the questions is the same in every round, so
+that a picture returns only after all others. In each round every writer answers N/W of the questions (one more or less); which
+one comes first is random for each question. So a rater who stops early has still judged a balanced part, and neighboring
+answers say nothing about who wrote an answer. All raters get the same order, so that two raters have both judged everything
+that the slower one has; agreement is counted over these answers.
 """
 
 from __future__ import annotations
@@ -18,7 +14,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +23,9 @@ from cromic_ds.data.order import order_key, permute
 from cromic_ds.errors import UserError
 from cromic_ds.files import file_digest
 from cromic_ds.tasks import TASKS
+from cromic_ds.tasks.results import describe_data
 
-HUMAN = "human"
-"""The name of the people whose answers are in the data set."""
-
-
-@dataclass(frozen=True)
-class RatedQuestion:
-    """A question of the sheet, with the answer that a person gave."""
-
-    record: int  # index in the split
-    id: str
-    text: str
-    human_answer: str
+HUMAN = "human"  # the writer's name for the people whose answers are in the data set
 
 
 @dataclass(frozen=True)
@@ -76,52 +62,50 @@ def describe_sheet(
 ) -> dict[str, Any]:
     """Return everything that determines a sheet. Two sheets with equal descriptions are equal."""
     return {
-        "data": {"path": str(Path(data).resolve()), "split": dataset.split, "fingerprint": dataset.fingerprint},
+        "data": describe_data(str(Path(data).resolve()), dataset),
         "count": count or 0,  # rating files of all versions say 0 for all
         "seed": seed,
         "systems": {name: file_digest(file)["blake2b"] for name, file in systems.items()},
     }
 
 
-def sample_questions(dataset: Dataset, count: int | None, seed: int) -> tuple[list[RatedQuestion], Counter[str]]:
-    """Return `count` random questions (None = all), and why others were skipped. Reads no more records than needed.
+def sample_questions(dataset: Dataset, count: int | None, seed: int) -> tuple[list[Item], Counter[str]]:
+    """Return `count` random questions (None = all) with their human answers, and why others were skipped.
 
-    Raises UserError if no record can be rated.
+    Reads no more records than needed. Raises UserError if no record can be rated.
     """
     n, key = len(dataset), order_key(seed, 0)
-    wanted = count or n
-    questions: list[RatedQuestion] = []
+    questions: list[Item] = []
     skipped: Counter[str] = Counter()
     for position in range(n):
-        if len(questions) == wanted:
+        if len(questions) == count:
             break
         index = int(permute(position, n, key))
         try:
-            texts = dataset.texts(index)
-            has_picture = dataset.image(index) is not None
+            texts, picture = dataset.texts(index), dataset.image(index)
         except UnreadableRecord as error:
             skipped[error.reason] += 1
             continue
-        human_answer = tidy(texts.comments[0]) if texts.comments else ""
-        if not has_picture or not human_answer:
-            skipped["no answer of a person" if has_picture else "no picture"] += 1
-            continue
-        questions.append(RatedQuestion(index, texts.id, texts.post.strip(), human_answer))
+        answer = tidy(texts.comments[0]) if texts.comments else ""
+        if picture is not None and answer:
+            questions.append(Item(index, texts.id, HUMAN, texts.post.strip(), answer))
+        else:
+            skipped["no picture" if picture is None else "no answer of a person"] += 1
     if not questions:
         why = ", ".join(f"{n:,} {reason}" for reason, n in skipped.items()) or "it is empty"
         raise UserError(f"split {dataset.split!r} has no record to rate ({why}); choose one with pictures and answers")
     return questions, skipped
 
 
-def read_system_answers(file: Path, task: str, questions: Sequence[RatedQuestion], split_size: int) -> dict[str, str]:
+def read_system_answers(file: Path, task: str, questions: Sequence[Item], split_size: int) -> dict[str, str]:
     """Return a system's answers to the sheet's questions, by record id. The whole file is read and checked.
 
     Raises UserError for a file of another split: a different number of answers, or a missing or duplicate one.
     """
-    wanted = {question.id for question in questions}
-    if len(wanted) < len(questions):
-        repeated, _ = Counter(question.id for question in questions).most_common(1)[0]
-        raise UserError(f"record id {repeated!r} is there more than once, so its answers cannot be distinguished")
+    wanted = Counter(question.record_id for question in questions)
+    id, times = wanted.most_common(1)[0]
+    if times > 1:
+        raise UserError(f"record id {id!r} is there more than once, so its answers cannot be distinguished")
     answers: dict[str, str] = {}
     total = 0
     for id, text in TASKS[task].form.read(file):
@@ -130,18 +114,16 @@ def read_system_answers(file: Path, task: str, questions: Sequence[RatedQuestion
             raise UserError(f"{file}: id {id!r} has two answers; each id of the split must have one")
         if id in wanted:
             answers[id] = tidy(text)
-    missing = [question.id for question in questions if question.id not in answers]
+    missing = [id for id in wanted if id not in answers]
     if missing:
-        raise UserError(
-            f"{file}: no answer for {len(missing):,} of {len(questions):,} questions (id {missing[0]!r} for one); "
-            "is it of this split?"
-        )
+        counts = f"{len(missing):,} of {len(questions):,} questions (id {missing[0]!r} for one)"
+        raise UserError(f"{file}: no answer for {counts}; is it of this split?")
     if total != split_size:
         raise UserError(f"{file}: {total:,} answers for the {split_size:,} records of the split; is it of this split?")
     return answers
 
 
-def arrange(questions: Sequence[RatedQuestion], answers: dict[str, dict[str, str]], seed: int) -> Iterator[Item]:
+def arrange(questions: Sequence[Item], answers: dict[str, dict[str, str]], seed: int) -> Iterator[Item]:
     """Yield the sheet, position by position. answers: text by record id, by system."""
     writers = [HUMAN, *answers]
     first_writer = [i % len(writers) for i in range(len(questions))]
@@ -149,15 +131,14 @@ def arrange(questions: Sequence[RatedQuestion], answers: dict[str, dict[str, str
     for round_ in range(len(writers)):
         for question, first in zip(questions, first_writer):
             writer = writers[(first + round_) % len(writers)]
-            answer = question.human_answer if writer == HUMAN else answers[writer][question.id]
-            yield Item(question.record, question.id, writer, question.text, answer)
+            answer = question.answer if writer == HUMAN else answers[writer][question.record_id]
+            yield replace(question, writer=writer, answer=answer)
 
 
 def tidy(text: str) -> str:
     """Return an answer as it is shown for every writer: in lower case, without unnecessary spaces.
 
-    Most tokenizers here lower-case the text that a model reads and writes, and drop spaces around Chinese characters: capitals
-    and spaces would reveal the people.
+    Most tokenizers here lower-case text and drop spaces around Chinese characters: capitals and spaces would reveal the people.
     """
     return _SPACE_BESIDE_CHINESE.sub("", " ".join(text.lower().split()))
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from cromic_ds.errors import UserError
-from cromic_ds.tools.rating import chart
+from cromic_ds.tools.rating import report
 from cromic_ds.tools.rating.judgments import Judgments
 from cromic_ds.tools.rating.report import summarize_rating, write_rating_report
 from cromic_ds.tools.rating.sheet import Item
@@ -79,9 +79,9 @@ def test_agreement_that_is_not_defined(judgments, capsys, tmp_path):
 @pytest.mark.parametrize("font", [True, False])
 def test_the_picture_shows_rates_where_they_are(judgments, tmp_path, monkeypatch, font):
     if not font:
-        monkeypatch.setattr(chart, "find_font", lambda: None)
+        monkeypatch.setattr(report, "find_font", lambda: None)
     judge(judgments, "Anna", "pffpfppfpp", "2001020022")
-    chart.draw_rating(summarize_rating(judgments), tmp_path / "report.png")
+    report.draw_rating(summarize_rating(judgments), tmp_path / "report.png")
     pixels = np.asarray(Image.open(tmp_path / "report.png").convert("RGB")).astype(int)
     blue = np.abs(pixels - [0x2B, 0x6C, 0xB0]).sum(axis=2) < 20
     left = blue[:, : int(0.62 * pixels.shape[1])]  # the right part has blue bars

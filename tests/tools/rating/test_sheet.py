@@ -8,7 +8,7 @@ from cromic_ds.data.open_dataset import open_dataset
 from cromic_ds.errors import UserError
 from cromic_ds.tools.rating.sheet import (
     HUMAN,
-    RatedQuestion,
+    Item,
     arrange,
     parse_systems,
     read_system_answers,
@@ -50,13 +50,13 @@ def test_all_records_that_can_be_rated(fmiqa):
     assert [q.record for q in questions] != [q.record for q in sample_questions(open_dataset(fmiqa, "val"), None, 1)[0]]
     first = questions[0]
     expected = (str(100 + first.record), f"问题{first.record}？", f"人的回答{first.record}")
-    assert (first.id, first.text, first.human_answer) == expected
+    assert (first.record_id, first.question, first.answer) == expected
 
 
 @pytest.mark.parametrize("n_systems", [1, 2, 4])
 def test_every_round_is_balanced_and_a_question_returns_after_all_others(n_systems):
     n, writers = 40, n_systems + 1
-    questions = [RatedQuestion(i, str(i), f"q{i}", f"{HUMAN} {i}") for i in range(n)]
+    questions = [Item(i, str(i), HUMAN, f"q{i}", f"{HUMAN} {i}") for i in range(n)]
     answers = {f"s{k}": {str(i): f"s{k} {i}" for i in range(n)} for k in range(n_systems)}
     items = list(arrange(questions, answers, seed=0))
     assert len(items) == len({(item.record, item.writer) for item in items}) == n * writers
@@ -117,7 +117,7 @@ def entries(ids):
     ],
 )
 def test_files_that_are_not_of_the_split(tmp_path, content, message):
-    questions = [RatedQuestion(0, "100", "q", "h"), RatedQuestion(1, "101", "q", "h")]
+    questions = [Item(0, "100", HUMAN, "q", "h"), Item(1, "101", HUMAN, "q", "h")]
     file = tmp_path / "p.json"
     file.write_text(entries(range(100, 114)))
     assert read_system_answers(file, "fmiqa", questions, 14) == {"100": "答100", "101": "答101"}
@@ -128,4 +128,4 @@ def test_files_that_are_not_of_the_split(tmp_path, content, message):
 
 def test_ids_that_repeat_cannot_be_rated(tmp_path):
     with pytest.raises(UserError, match="record id '7' is there more than once"):
-        read_system_answers(tmp_path, "fmiqa", [RatedQuestion(0, "7", "q", "h"), RatedQuestion(1, "7", "r", "h")], 2)
+        read_system_answers(tmp_path, "fmiqa", [Item(0, "7", HUMAN, "q", "h"), Item(1, "7", HUMAN, "r", "h")], 2)
