@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from cromic_ds.data.tokenizer import encode, train_tokenizer
 from cromic_ds.prepare.raw_lines import format_line
 from cromic_ds.prepare.store_writer import StoreWriter
 from cromic_ds.world import language
-from cromic_ds.world.new_folder import new_folder
 from cromic_ds.world.pictures import JPEG_QUALITY
 from cromic_ds.world.posts import SamplePost
 from cromic_ds.world.settings import SampleSettings
@@ -26,7 +24,7 @@ from cromic_ds.world.settings import SampleSettings
 VOCAB_SIZE = 512  # more than the world's language needs
 
 
-def write_store(out: Path, posts: Iterator[SamplePost], settings: SampleSettings) -> None:
+def write_store(out: Path, posts: Iterable[SamplePost], settings: SampleSettings) -> None:
     """Write a store."""
     tokenizer = train_tokenizer(language.vocabulary_texts(), VOCAB_SIZE)
     about: dict[str, Any] = {
@@ -45,55 +43,42 @@ def write_store(out: Path, posts: Iterator[SamplePost], settings: SampleSettings
             store.add(post.split, record, post.jpeg)
 
 
-def write_raw(out: Path, posts: Iterator[SamplePost], settings: SampleSettings) -> None:
+def write_raw(folder: Path, posts: Iterable[SamplePost], settings: SampleSettings) -> None:
     """Write `lines.txt`, `images/<id>.jpg` and `extras.jsonl`, as `cromic-ds prepare` reads them."""
-    with new_folder(out) as work:
-        (work / "images").mkdir()
-        with (
-            (work / "lines.txt").open("w", encoding="utf-8", newline="\n") as lines,
-            (work / "extras.jsonl").open("w", encoding="utf-8", newline="\n") as extras,
-        ):
-            for post in posts:
-                lines.write(format_line(post.id, post.post, post.comments) + "\n")
-                about = {"id": post.id, "split": post.split, **post.extras}
-                extras.write(json.dumps(about, ensure_ascii=False) + "\n")
-                (work / "images" / f"{post.id}.jpg").write_bytes(post.jpeg)
+    (folder / "images").mkdir()
+    with (
+        (folder / "lines.txt").open("w", encoding="utf-8", newline="\n") as lines,
+        (folder / "extras.jsonl").open("w", encoding="utf-8", newline="\n") as extras,
+    ):
+        for post in posts:
+            lines.write(format_line(post.id, post.post, post.comments) + "\n")
+            about = {"id": post.id, "split": post.split, **post.extras}
+            extras.write(json.dumps(about, ensure_ascii=False) + "\n")
+            (folder / "images" / f"{post.id}.jpg").write_bytes(post.jpeg)
 
 
-def write_published(out: Path, posts: Iterator[SamplePost], settings: SampleSettings) -> None:
+def write_published(folder: Path, posts: Iterable[SamplePost], settings: SampleSettings) -> None:
     """Write `<split>.pt`, `<split>_image_lmdb` and `vocab.txt`. Ids end with a space, as in the published files."""
     import torch
 
     tokenizer = train_tokenizer(language.vocabulary_texts(), VOCAB_SIZE)
-    with new_folder(out) as work:
-        tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-        vocabulary = "".join(f"{token}\n" for token, _ in tokens)
-        (work / "vocab.txt").write_text(vocabulary, encoding="utf-8", newline="\n")
-        for split, group in groupby(posts, key=lambda post: post.split):
-            ids: list[str] = []
-            encoded_posts: dict[str, list[int]] = {}
-            encoded_comments: dict[str, list[list[int]]] = {}
-            with _image_environment(work / f"{split}_image_lmdb", settings) as images:
-                for post in group:
-                    id = f"{post.id} "
-                    ids.append(id)
-                    encoded, *comments = encode(tokenizer, [post.post, *post.comments], POST_TOKENS)
-                    encoded_posts[id] = _padded(encoded, POST_TOKENS)
-                    encoded_comments[id] = [_padded(comment, COMMENT_TOKENS) for comment in comments]
-                    images.put(id.encode(), post.jpeg, append=True)
-            content = {"all_did": ids, "did2post": encoded_posts, "did2cmts": encoded_comments}
-            torch.save(content, work / f"{split}.pt")
+    vocabulary = tokenizer.get_vocab()
+    lines = "".join(f"{token}\n" for token in sorted(vocabulary, key=lambda token: vocabulary[token]))
+    (folder / "vocab.txt").write_text(lines, encoding="utf-8", newline="\n")
+    map_size = (1 << 20) + settings.posts * (settings.image_size**2 + 8192)  # one byte per pixel is ample for JPEGs
+    for split, group in groupby(posts, key=lambda post: post.split):
+        content: dict[str, Any] = {"all_did": [], "did2post": {}, "did2cmts": {}}
+        images = lmdb.open(str(folder / f"{split}_image_lmdb"), map_size=map_size, lock=False)
+        with images, images.begin(write=True) as transaction:
+            for post in group:
+                id = f"{post.id} "
+                encoded, *comments = encode(tokenizer, [post.post, *post.comments], POST_TOKENS)
+                content["all_did"].append(id)
+                content["did2post"][id] = _padded(encoded, POST_TOKENS)
+                content["did2cmts"][id] = [_padded(comment, COMMENT_TOKENS) for comment in comments]
+                transaction.put(id.encode(), post.jpeg, append=True)
+        torch.save(content, folder / f"{split}.pt")
 
 
 def _padded(tokens: np.ndarray, length: int) -> list[int]:
     return tokens.tolist() + [0] * (length - len(tokens))
-
-
-@contextmanager
-def _image_environment(folder: Path, settings: SampleSettings) -> Iterator[lmdb.Transaction]:
-    """Yield a transaction on a new environment. Its map allows one byte per pixel, several times the size of the JPEGs."""
-    map_size = (1 << 20) + settings.posts * (settings.image_size**2 + 8192)
-    env = lmdb.open(str(folder), map_size=map_size, lock=False)
-    with env.begin(write=True) as txn:
-        yield txn
-    env.close()
