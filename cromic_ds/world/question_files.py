@@ -75,24 +75,24 @@ class Vqa2Files(TaskFiles):
             content = about | {"data_subtype": subset, "questions": questions}
             self.json[f"v2_OpenEnded_mscoco_{subset}_questions.json"] = content
         about = {"info": VQA_INFO, "license": VQA_LICENSE}
-        for subset, annotations in self._annotations.items():
-            content = about | {"data_subtype": subset, "annotations": annotations, "data_type": "mscoco"}
+        for subset, answered in self._annotations.items():
+            content = about | {"data_subtype": subset, "annotations": answered, "data_type": "mscoco"}
             self.json[f"v2_mscoco_{subset}_annotations.json"] = content
 
     def add(self, image: WorldImage) -> None:
         subset = {"train": "train2014", "val": "val2014", "test": "test2015"}[image.split]
         id, rng = coco_id(image, self.seed), self.random(image)
         self.write_image(coco_file(subset, id), image)
-        files = [self._questions[subset]]
+        lists = [self._questions[subset]]
         if image.split == "test":
             self._test_images += 1
             if self._test_images % 2:
-                files.append(self._questions["test-dev2015"])
+                lists.append(self._questions["test-dev2015"])
         for k, question in enumerate(choose_questions(image.scene, rng)):
             question_id = id * 1000 + k
             asked = {"image_id": id, "question": language.write_question(question, rng), "question_id": question_id}
-            for file in files:
-                file.append(asked)
+            for questions in lists:
+                questions.append(asked)
             if subset in self._annotations:
                 about = {"image_id": id, "answer_type": "other", "question_id": question_id}
                 self._annotations[subset].append(vqa_annotation(question, rng) | about)
