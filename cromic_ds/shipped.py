@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from cromic_ds.errors import UserError, nearest
+
 PACKAGE = Path(__file__).parent
 
 
@@ -12,6 +14,18 @@ def shipped(name: str) -> Path:
     """Return the folder `ds_configs` or `recipes`: inside an installed package, or at the top level of a checkout."""
     inside = PACKAGE / name
     return inside if inside.is_dir() else PACKAGE.parent / name
+
+
+def find_recipe(name: str, option: str) -> Path:
+    """Return a recipe by its path, or by its name among the shipped ones (`sample_cmt`, `recipes/sample_cmt.yaml`)."""
+    folder = shipped("recipes")
+    for path in (Path(name), folder / Path(name).name, folder / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    raise UserError(
+        f"{option}: no file {name!r}{nearest(name, known)}, and none of the shipped recipes ({', '.join(known)})"
+    )
 
 
 def extensions_folder() -> Path:

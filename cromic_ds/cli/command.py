@@ -15,7 +15,9 @@ class Command:
     """A command: its help, and where its settings and its function are. Nothing is imported before it is needed."""
 
     help: str
-    settings: str  # module:dataclass. --help imports this module: it should import nothing that takes long.
+    settings: (
+        str  # module:dataclass, `.module` in cromic_ds. --help imports it: it should import nothing that takes long.
+    )
     function: str  # module:function
     positional: tuple[str, ...] = ()  # settings that are given without `--name`
     several: tuple[str, ...] = ()  # settings that take several values, after one `--name` or as the positional ones
@@ -32,8 +34,7 @@ def imported(place: str) -> Any:
     """Import `module:name`. Exit with one line if a library is missing, as without the environment activated."""
     module, _, name = place.partition(":")
     try:
-        found = importlib.import_module(module)
-        return getattr(found, name) if name else found
+        return getattr(importlib.import_module(module, "cromic_ds"), name)
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
         if missing in ("", "cromic_ds"):

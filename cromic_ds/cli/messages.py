@@ -24,8 +24,7 @@ def fail(message: str) -> NoReturn:
 def explain(message: str, types: dict[str, Any]) -> str:
     """Return jsonargparse's message in one line, with the nearest valid name of an unknown setting or what a value should be.
 
-    Args:
-        types: the type of each setting by its dotted name.
+    `types` has the type of each setting by its dotted name.
     """
     text = " ".join(message.split())
     unknown = re.search(
