@@ -29,11 +29,8 @@ def find_recipe(name: str, option: str) -> Path:
 
 
 def extensions_folder() -> Path:
-    """Return where DeepSpeed's compiled operations are kept, so that every start finds them again.
-
-    This is TORCH_EXTENSIONS_DIR where that is set, .cache/torch_extensions in a checkout (as in the Makefile), and a folder in
-    the user's cache for an installed package.
-    """
+    """Return where DeepSpeed's compiled operations are kept, so that every start finds them again: TORCH_EXTENSIONS_DIR where
+    that is set, .cache/torch_extensions in a checkout (as in the Makefile), the user's cache for an installed package."""
     if given := os.environ.get("TORCH_EXTENSIONS_DIR"):
         return Path(given)
     if not (PACKAGE / "recipes").is_dir():

@@ -14,8 +14,6 @@ from typing import Any, get_type_hints
 from cromic_ds.errors import UserError
 from cromic_ds.shipped import find_recipe
 
-CHOOSING = ("backbone", "model", "model.init_from", "model.name")
-
 
 def with_options_of_chosen_model(settings: type, arguments: Sequence[str], recipe: str) -> type:
     """Return the settings dataclass with the options of the model that the arguments choose, if it trains one.
@@ -55,7 +53,7 @@ def _given(arguments: Sequence[str], recipe: str) -> Iterator[tuple[str, Any]]:
 
     for place, argument in enumerate(arguments):
         name, equals, value = argument.removeprefix("--").partition("=")
-        if name not in (*CHOOSING, recipe) or not argument.startswith("--"):
+        if name not in ("backbone", "model", "model.init_from", "model.name", recipe) or not argument.startswith("--"):
             continue
         value = value if equals else "".join(arguments[place + 1 : place + 2])
         try:

@@ -11,9 +11,6 @@ from cromic_ds.world import language
 from cromic_ds.world.scenes import scene_to_json
 from cromic_ds.world.task_files import TaskFiles, WorldImage
 
-AIC_CAPTIONS = FLICKR_CAPTIONS = 5
-MUGE_CAPTIONS = 10
-
 AIC_FOLDERS = {
     "train": "caption_train_images_20170902",
     "val": "caption_validation_images_20170910",
@@ -59,7 +56,7 @@ class AicIccFiles(TaskFiles):
     def add(self, image: WorldImage) -> None:
         id = hash_id(self.seed, self.number, image, 20)
         self.write_image(f"{AIC_FOLDERS[image.split]}/{id}.jpg", image)
-        captions = language.write_captions(image.scene, self.random(image), AIC_CAPTIONS)
+        captions = language.write_captions(image.scene, self.random(image), 5)
         if image.split in AIC_ANNOTATIONS:
             url = f"sample://{self.seed}/{image.index:06d}.jpg"
             item = {"url": url, "image_id": f"{id}.jpg", "caption": list(map(language.without_spaces, captions))}
@@ -82,7 +79,7 @@ class Flickr30kCnFiles(TaskFiles):
         name = FLICKR_FOLDERS[image.split]
         self.write(f"{name}/ImageSets/{name}.txt", id)
         segmented, language_tag = (tagged, "zhm") if image.split == "test" else (without_marks, "zhb")
-        for k, caption in enumerate(language.write_captions(image.scene, self.random(image), FLICKR_CAPTIONS)):
+        for k, caption in enumerate(language.write_captions(image.scene, self.random(image), 5)):
             self.write(f"{name}/TextData/seg.{name}.caption.txt", f"{id}#{language_tag}#{k} {segmented(caption)}")
         self.ground(id, caption_extras(image))
 
@@ -98,7 +95,7 @@ class MugeFiles(TaskFiles):
         self.write(f"{name}.tsv", f"{id}\t{base64.urlsafe_b64encode(image.jpeg).decode()}")
         item: dict[str, Any] = {"image_id": id}
         if image.split != "test":
-            captions = language.write_captions(image.scene, self.random(image), MUGE_CAPTIONS)
+            captions = language.write_captions(image.scene, self.random(image), 10)
             item["text"] = list(map(language.without_spaces, captions))
         self.write_item(f"{name}.jsonl", item)
         self.ground(id, caption_extras(image))

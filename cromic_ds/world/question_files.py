@@ -13,8 +13,6 @@ from cromic_ds.world import language
 from cromic_ds.world.scenes import ATTRIBUTE_VALUES, Scene, SceneQuestion, question_extras, scene_questions
 from cromic_ds.world.task_files import TaskFiles, WorldImage
 
-MIN_QUESTIONS, MAX_QUESTIONS = 2, 3
-
 COCO_IMAGES = 581_929  # the largest image id of COCO
 COCO_KEY = 1  # different from those of other orders of the same seed
 
@@ -112,7 +110,7 @@ def coco_file(subset: str, id: int) -> str:
 def choose_questions(scene: Scene, rng: np.random.Generator) -> list[SceneQuestion]:
     """Return two or three different questions about a scene, with the probabilities that they have in posts."""
     all_questions, probabilities = zip(*scene_questions(scene))
-    count = rng.integers(MIN_QUESTIONS, MAX_QUESTIONS + 1)
+    count = rng.integers(2, 3 + 1)
     return [all_questions[i] for i in rng.choice(len(all_questions), size=count, replace=False, p=probabilities)]
 
 

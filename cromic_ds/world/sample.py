@@ -11,8 +11,7 @@ from typing import TypeVar
 from cromic_ds.prepare.store_writer import partial_folder, refuse_existing
 from cromic_ds.progress import ProgressBar
 from cromic_ds.world.official_files import TASK_FILES, official_images, write_official
-from cromic_ds.world.post_files import write_published, write_raw, write_store
-from cromic_ds.world.posts import sample_posts
+from cromic_ds.world.posts import sample_posts, write_published, write_raw, write_store
 from cromic_ds.world.settings import SampleSettings
 
 _Item = TypeVar("_Item")
