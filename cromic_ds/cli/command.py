@@ -12,13 +12,11 @@ from cromic_ds.cli.messages import fail
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its help, and where its settings and its function are. Nothing is imported before it is needed."""
+    """A command: its help, and where its settings and its function are (`.module:name` in cromic_ds), to import when needed."""
 
     help: str
-    settings: (
-        str  # module:dataclass, `.module` in cromic_ds. --help imports it: it should import nothing that takes long.
-    )
-    function: str  # module:function
+    settings: str  # a dataclass. --help imports its module: it should import nothing that takes long.
+    function: str
     positional: tuple[str, ...] = ()  # settings that are given without `--name`
     several: tuple[str, ...] = ()  # settings that take several values, after one `--name` or as the positional ones
     flags: tuple[str, ...] = ()  # settings that are true if `--name` is given, without a value

@@ -41,9 +41,9 @@ def with_model_settings(values: dict[str, Any]) -> dict[str, Any]:
 
 def hide_constants(parser: argparse.ArgumentParser, settings: type) -> None:
     """Leave constants of the chosen model's architecture out of `--help`; they can still be set."""
-    hidden = getattr(get_type_hints(settings).get("model"), "hidden", ())
+    hidden = {f"model.{name}" for name in getattr(get_type_hints(settings).get("model"), "hidden", ())}
     for action in parser._actions:
-        if action.dest.removeprefix("model.") in hidden and action.dest.startswith("model."):
+        if action.dest in hidden:
             action.help = argparse.SUPPRESS
 
 

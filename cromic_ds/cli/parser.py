@@ -60,10 +60,9 @@ class Parser(ArgumentParser):
         if name not in known:
             fail(f"no section {name!r}{nearest(name, known)}; the sections are {', '.join(known)}")
         self.usage, self.description = argparse.SUPPRESS, None
-        own = [
+        self._action_groups = [
             group for group in self._action_groups if any(a.dest.startswith(f"{name}.") for a in group._group_actions)
         ]
-        self._action_groups = own
         return self.format_help()
 
 

@@ -18,9 +18,8 @@ def ceilings(dataset: Dataset) -> dict[str, float]:
     the question is unknown. Since a comment is judged by the asked attribute only, it may name one color, one shape and one
     place at once, and is credited with the most probable value of each.
 
-    Keys: `text`, `image`, and each with `_what` and `_where` for the questions of one kind.
-
-    Raises UserError for data that is not from the sample world.
+    Keys: `text`, `image`, and each with `_what` and `_where` for the questions of one kind. Raises UserError for data that is
+    not from the sample world.
     """
     scenes = [_scene(dataset, i) for i in range(len(dataset))]
     values = {}
