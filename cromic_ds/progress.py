@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,8 +13,7 @@ LINE_EVERY_SECONDS = 10.0
 class ProgressBar:
     """Shows what part of a job is done, its rate and the time left.
 
-    Args:
-        done: the part that was done before, by a job that is resumed now. It does not count for the rate.
+    `done` is the part that was done before, by a job that is resumed now. It does not count for the rate.
     """
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0):
@@ -38,9 +36,7 @@ class ProgressBar:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._bar:
             self._bar.stop()
 

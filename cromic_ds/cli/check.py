@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import sys
 
-from cromic_ds.cli.command import imported
 from cromic_ds.cli.commands import COMMANDS
 from cromic_ds.cli.messages import fail
 from cromic_ds.cli.parser import parse
@@ -25,8 +24,7 @@ def check_all(commands: dict[str, list[str]]) -> None:
     for name, (command, *arguments) in commands.items():
         print(name, flush=True)
         try:
-            about = COMMANDS[command]
-            check_settings(parse(f"cromic-ds {command}", about, imported(about.settings), arguments)[0])
+            check_settings(parse(f"cromic-ds {command}", COMMANDS[command], arguments)[0])
         except UserError as error:
             fail(str(error))
 

@@ -12,11 +12,11 @@ from cromic_ds.cli.messages import fail
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its help, and where its settings and its function are. Nothing is imported before it is needed."""
+    """A command: its help, and where its settings and its function are (`.module:name` in cromic_ds), to import when needed."""
 
     help: str
-    settings: str  # module:dataclass. --help imports this module: it should import nothing that takes long.
-    function: str  # module:function
+    settings: str  # a dataclass. --help imports its module: it should import nothing that takes long.
+    function: str
     positional: tuple[str, ...] = ()  # settings that are given without `--name`
     several: tuple[str, ...] = ()  # settings that take several values, after one `--name` or as the positional ones
     flags: tuple[str, ...] = ()  # settings that are true if `--name` is given, without a value
@@ -32,8 +32,7 @@ def imported(place: str) -> Any:
     """Import `module:name`. Exit with one line if a library is missing, as without the environment activated."""
     module, _, name = place.partition(":")
     try:
-        found = importlib.import_module(module)
-        return getattr(found, name) if name else found
+        return getattr(importlib.import_module(module, "cromic_ds"), name)
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
         if missing in ("", "cromic_ds"):

@@ -6,6 +6,7 @@ A command's modules are imported when it is run, so that `cromic-ds --help` answ
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import signal
 import sys
@@ -22,104 +23,93 @@ from cromic_ds.settings import check_settings
 COMMANDS: dict[str, Command] = {
     "sample": Command(
         "write the sample world: a small data set to try everything on",
-        settings="cromic_ds.world.settings:SampleSettings",
-        function="cromic_ds.world.sample:sample",
+        ".world.settings:SampleSettings",
+        ".world.sample:sample",
     ),
     "prepare": Command(
         "convert raw posts and images, or a task's official files, to a store",
-        settings="cromic_ds.prepare.settings:PrepareSettings",
-        function="cromic_ds.prepare.command:prepare",
+        ".prepare.settings:PrepareSettings",
+        ".prepare.command:prepare",
         several=("text", "split"),
     ),
     "inspect": Command(
-        "show what a store contains",
-        settings="cromic_ds.tools.inspect:InspectSettings",
-        function="cromic_ds.tools.inspect:inspect",
-        positional=("store",),
+        "show what a store contains", ".tools.inspect:InspectSettings", ".tools.inspect:inspect", positional=("store",)
     ),
     "doctor": Command(
         "check whether a run can start here and on the hosts of a hostfile",
-        settings="cromic_ds.tools.doctor.command:DoctorSettings",
-        function="cromic_ds.tools.doctor.command:doctor",
+        ".tools.doctor.command:DoctorSettings",
+        ".tools.doctor.command:doctor",
     ),
-    "plan": Command(
-        "estimate memory and communication before a run",
-        settings="cromic_ds.tools.plan:PlanSettings",
-        function="cromic_ds.tools.plan:plan",
-    ),
+    "plan": Command("estimate memory and communication before a run", ".tools.plan:PlanSettings", ".tools.plan:plan"),
     "pretrain": Command(
         "pretrain a model on posts, images and comments",
-        settings="cromic_ds.training.pretrain:PretrainSettings",
-        function="cromic_ds.training.pretrain:pretrain",
+        ".training.pretrain:PretrainSettings",
+        ".training.pretrain:pretrain",
         recipe="config",
         trains=True,
     ),
     "finetune": Command(
         "fine-tune a model on a downstream task",
-        settings="cromic_ds.training.finetune:FinetuneSettings",
-        function="cromic_ds.training.finetune:finetune",
+        ".training.finetune:FinetuneSettings",
+        ".training.finetune:finetune",
         recipe="config",
         trains=True,
     ),
     "status": Command(
         "show the state of runs, read from their folders",
-        settings="cromic_ds.tools.status:StatusSettings",
-        function="cromic_ds.tools.status:status",
+        ".tools.status:StatusSettings",
+        ".tools.status:status",
         positional=("runs",),
         several=("runs",),
     ),
     "export": Command(
         "export a checkpoint of a run for inference",
-        settings="cromic_ds.checkpoints.export:ExportSettings",
-        function="cromic_ds.checkpoints.export:export",
+        ".checkpoints.export:ExportSettings",
+        ".checkpoints.export:export",
         positional=("run",),
     ),
     "import-published": Command(
         "convert a checkpoint of the published code to an export",
-        settings="cromic_ds.inference.settings:ImportSettings",
-        function="cromic_ds.inference.import_published:import_published",
+        ".inference.settings:ImportSettings",
+        ".inference.import_published:import_published",
         positional=("state_dict",),
     ),
     "generate": Command(
         "generate comments for one post or for many",
-        settings="cromic_ds.inference.settings:GenerateSettings",
-        function="cromic_ds.inference.generate:generate",
+        ".inference.settings:GenerateSettings",
+        ".inference.generate:generate",
         positional=("export",),
     ),
     "evaluate": Command(
         "score an export on a split of a store",
-        settings="cromic_ds.inference.settings:EvaluateSettings",
-        function="cromic_ds.inference.evaluate:evaluate",
+        ".inference.settings:EvaluateSettings",
+        ".inference.evaluate:evaluate",
         positional=("export",),
     ),
     "predict": Command(
         "write the predictions file that a task's evaluation server accepts",
-        settings="cromic_ds.inference.settings:PredictSettings",
-        function="cromic_ds.inference.predict:predict",
+        ".inference.settings:PredictSettings",
+        ".inference.predict:predict",
         positional=("export",),
     ),
-    "score": Command(
-        "score a file of predictions",
-        settings="cromic_ds.tools.score:ScoreSettings",
-        function="cromic_ds.tools.score:score",
-    ),
+    "score": Command("score a file of predictions", ".tools.score:ScoreSettings", ".tools.score:score"),
     "compare": Command(
         "compare two results, with confidence intervals",
-        settings="cromic_ds.tools.compare:CompareSettings",
-        function="cromic_ds.tools.compare:compare",
+        ".tools.compare:CompareSettings",
+        ".tools.compare:compare",
         positional=("a", "b"),
     ),
     "rate": Command(
         "judge answers on a local web page without seeing which model wrote them",
-        settings="cromic_ds.tools.rating.rate:RateSettings",
-        function="cromic_ds.tools.rating.rate:rate",
+        ".tools.rating.rate:RateSettings",
+        ".tools.rating.rate:rate",
         several=("predictions",),
         flags=("report",),
     ),
     "table": Command(
         "fill the results table: every model on every task",
-        settings="cromic_ds.tools.table.settings:TableSettings",
-        function="cromic_ds.tools.table.command:table",
+        ".tools.table.settings:TableSettings",
+        ".tools.table.command:table",
         flags=("retry", "show"),
         recipe="recipe",
     ),
@@ -141,12 +131,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(0 if argv else 2)
     name, *arguments = argv
     if name == "--version":
-        from cromic_ds import __version__
-
-        print(__version__)
+        print(imported("cromic_ds:__version__"))
         return
     if name == "completion":
-        print(imported("cromic_ds.cli.completion:completion_script")(COMMANDS, arguments))
+        print(imported(".cli.completion:completion_script")(COMMANDS, arguments))
         return
     if name == "help":
         name, arguments = arguments[0], ["--help", *arguments[1:]]
@@ -160,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if gpus is None or not {"-h", "--help", "--print_config"}.isdisjoint(arguments):
         train(name, f"cromic-ds {name}", arguments, choose_folder=True)
     try:
-        sys.exit(imported("cromic_ds.engine.local_launch:launch")(gpus, ["cromic_ds", name, *rest]))
+        sys.exit(imported(".engine.local_launch:launch")(gpus, ["cromic_ds", name, *rest]))
     except UserError as error:
         fail(str(error))
 
@@ -197,16 +185,12 @@ def leave(code: int) -> NoReturn:
 def run_command(prog: str, command: Command, argv: list[str], training: str | None = None) -> None:
     """Parse `argv` into the settings dataclass, check it, and call the command's function with it.
 
-    Args:
-        training: `pretrain` or `finetune` as a command of `cromic-ds`, which has --gpus and chooses its run folder.
+    `training` is `pretrain` or `finetune` as a command of `cromic-ds`, which has --gpus and chooses its run folder.
     """
     try:
-        kind = imported(command.settings)
-        settings, recipes = imported("cromic_ds.cli.parser:parse")(
-            prog, command, kind, argv, launches=training is not None
-        )
+        settings, recipes = imported(".cli.parser:parse")(prog, command, argv, launches=training is not None)
         if training and take_option("--out", argv)[0] is None:
-            settings.out = str(run_folder_for(settings.out, training, kind().out, recipes))
+            settings.out = str(run_folder_for(settings.out, training, type(settings)().out, recipes))
         check_settings(settings)
         imported(command.function)(settings)
     except UserError as error:
@@ -236,11 +220,6 @@ def take_option(name: str, argv: list[str]) -> tuple[str | None, list[str]]:
 def run_folder_for(out: str, command: str, default: str, recipes: list[str]) -> Path:
     """Return the first of NAME, NAME-2, NAME-3, … that contains no finished run: an interrupted run is continued, and a
     finished one is never overwritten. NAME is the recipe's `out`, or runs/COMMAND_RECIPE if it has none."""
-    base = Path(out)
-    if out == default and recipes:
-        base = Path("runs") / f"{command}_{Path(recipes[-1]).stem}"
-    folder, number = base, 1
-    while RunFolder(folder).finished.exists():
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
-    return folder
+    base = Path(f"runs/{command}_{Path(recipes[-1]).stem}" if out == default and recipes else out)
+    folders = (base.with_name(f"{base.name}-{number}") if number > 1 else base for number in itertools.count(1))
+    return next(folder for folder in folders if not RunFolder(folder).finished.exists())

@@ -22,6 +22,6 @@ def completion_script(commands: Mapping[str, Command], arguments: list[str]) -> 
     subcommands = parser.add_subcommands()
     for name, command in commands.items():
         kind = with_options_of_chosen_model(imported(command.settings), [], command.recipe)
-        one = make_parser(f"cromic-ds {name}", command, kind, launches=command.trains)
-        subcommands.add_subcommand(name, one, help=command.help)
+        own = make_parser(f"cromic-ds {name}", command, kind, command.trains)
+        subcommands.add_subcommand(name, own, help=command.help)
     return parser.get_completion_script(f"shtab-{arguments[0]}")

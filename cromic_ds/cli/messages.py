@@ -24,17 +24,12 @@ def fail(message: str) -> NoReturn:
 def explain(message: str, types: dict[str, Any]) -> str:
     """Return jsonargparse's message in one line, with the nearest valid name of an unknown setting or what a value should be.
 
-    Args:
-        types: the type of each setting by its dotted name.
+    `types` has the type of each setting by its dotted name.
     """
     text = " ".join(message.split())
-    unknown = re.search(
-        r"unrecognized arguments?: -*([\w.-]+)"
-        r"|Option '([\w.-]+)' is not accepted"
-        r"|Group '([\w.]+)' does not accept option '([\w.-]+)'",
-        text,
-    )
-    if unknown:
+    pattern = r"unrecognized arguments?: -*([\w.-]+)|Option '([\w.-]+)' is not accepted"
+    pattern += r"|Group '([\w.]+)' does not accept option '([\w.-]+)'"
+    if unknown := re.search(pattern, text):
         name = ".".join(filter(None, unknown.groups()))
         return f"unknown setting {name!r}{nearest(name, types)}; --help lists all settings"
     wrong = re.match(r'Parser key "([\w.]+)": (.*)', text)

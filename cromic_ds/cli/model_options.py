@@ -11,20 +11,14 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, get_type_hints
 
-from cromic_ds.cli.recipes import find_recipe
 from cromic_ds.errors import UserError
-
-CHOOSING = ("backbone", "model", "model.init_from", "model.name")
+from cromic_ds.shipped import find_recipe
 
 
 def with_options_of_chosen_model(settings: type, arguments: Sequence[str], recipe: str) -> type:
     """Return the settings dataclass with the options of the model that the arguments choose, if it trains one.
 
-    Args:
-        recipe: name of the option that takes a YAML file of settings.
-
-    Raises:
-        UserError: an unknown model.
+    `recipe` names the option that takes a YAML file of settings. Raises UserError for an unknown model.
     """
     if not dataclasses.is_dataclass(get_type_hints(settings).get("model")):
         return settings
@@ -47,42 +41,30 @@ def with_model_settings(values: dict[str, Any]) -> dict[str, Any]:
 
 def hide_constants(parser: argparse.ArgumentParser, settings: type) -> None:
     """Leave constants of the chosen model's architecture out of `--help`; they can still be set."""
-    hidden = getattr(get_type_hints(settings).get("model"), "hidden", ())
+    hidden = {f"model.{name}" for name in getattr(get_type_hints(settings).get("model"), "hidden", ())}
     for action in parser._actions:
-        if action.dest.removeprefix("model.") in hidden and action.dest.startswith("model."):
+        if action.dest in hidden:
             action.help = argparse.SUPPRESS
 
 
 def _given(arguments: Sequence[str], recipe: str) -> Iterator[tuple[str, Any]]:
     """The settings that choose a model, by dotted name and in the order of the arguments; those of recipes included."""
-    for place, argument in enumerate(arguments):
-        name, equals, value = argument.removeprefix("--").partition("=")
-        if name not in (*CHOOSING, recipe) or not argument.startswith("--"):
-            continue
-        value = value if equals else "".join(arguments[place + 1 : place + 2])
-        if name == recipe:
-            yield from _flat(_read(value))
-        elif name == "model":
-            yield from _flat({"model": _yaml(value)})
-        else:
-            yield name, value
-
-
-def _read(recipe: str) -> Any:
-    """The content of a recipe: a path, or the name of a shipped one."""
-    try:
-        return _yaml(find_recipe(recipe, "").read_text(encoding="utf-8"))
-    except (UserError, OSError, UnicodeDecodeError):
-        return None
-
-
-def _yaml(text: str) -> Any:
     import yaml
 
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return None
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if name not in ("backbone", "model", "model.init_from", "model.name", recipe) or not argument.startswith("--"):
+            continue
+        value = value if equals else "".join(arguments[place + 1 : place + 2])
+        try:
+            if name == recipe:
+                yield from _flat(yaml.safe_load(find_recipe(value, "").read_text(encoding="utf-8")))
+            elif name == "model":
+                yield from _flat({"model": yaml.safe_load(value)})
+            else:
+                yield name, value
+        except (UserError, OSError, UnicodeDecodeError, yaml.YAMLError):
+            continue
 
 
 def _flat(values: Any) -> Iterator[tuple[str, Any]]:

@@ -11,11 +11,11 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 import jsonargparse
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
-from cromic_ds.cli.command import Command
+from cromic_ds.cli.command import Command, imported
 from cromic_ds.cli.messages import expected, explain, fail
 from cromic_ds.cli.model_options import hide_constants, with_model_settings, with_options_of_chosen_model
-from cromic_ds.cli.recipes import find_recipe
 from cromic_ds.errors import nearest
+from cromic_ds.shipped import find_recipe
 
 GPUS = """Start this many processes, one for each GPU, with DeepSpeed's launcher on this machine. all: every GPU, or two
 processes on the CPU if there is none. Without this option, training runs in this process."""
@@ -47,11 +47,7 @@ class Parser(ArgumentParser):
         usage = " ".join(filter(None, (prog, places, "[--setting VALUE …]")))
         # Without abbreviations: `--loop.step` would pass for `--loop.steps`.
         super().__init__(
-            prog=prog,
-            usage=usage,
-            description=command.description,
-            allow_abbrev=False,
-            formatter_class=HelpFormatter,
+            prog=prog, usage=usage, description=command.description, allow_abbrev=False, formatter_class=HelpFormatter
         )
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -70,15 +66,12 @@ class Parser(ArgumentParser):
         return self.format_help()
 
 
-def parse(prog: str, command: Command, kind: type, argv: list[str], launches: bool = False) -> tuple[Any, list[str]]:
-    """Return the settings in `argv`, a dataclass of type `kind`, and the recipes that they come from.
+def parse(prog: str, command: Command, argv: list[str], launches: bool = False) -> tuple[Any, list[str]]:
+    """Return the settings in `argv`, a dataclass of the command's type, and the recipes that they come from.
 
-    Args:
-        launches: see `make_parser`.
-
-    Raises:
-        SystemExit: wrong input, or the help is printed.
+    Raises SystemExit for wrong input, or after the help has been printed. For `launches` see `make_parser`.
     """
+    kind = imported(command.settings)
     options = with_options_of_chosen_model(kind, argv, command.recipe)
     parser = make_parser(prog, command, options, launches)
     for option, section in pairwise(argv):
@@ -96,11 +89,7 @@ def parse(prog: str, command: Command, kind: type, argv: list[str], launches: bo
 
 
 def make_parser(prog: str, command: Command, kind: type, launches: bool = False) -> Parser:
-    """Return a parser for a settings dataclass, nested dataclasses as `--section.key`.
-
-    Args:
-        launches: whether the command has the option --gpus.
-    """
+    """Return a parser for a settings dataclass, nested dataclasses as `--section.key`; with --gpus if it `launches`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(prog, command, kind)
     if command.recipe:
@@ -110,14 +99,13 @@ def make_parser(prog: str, command: Command, kind: type, launches: bool = False)
         parser.add_argument("--gpus", metavar="N|all", default=argparse.SUPPRESS, help=" ".join(GPUS.split()))
     parser.add_class_arguments(kind, as_positional=False, skip={*command.positional, *command.several, *command.flags})
     help_of = attribute_docs(kind)
-    for field in dataclasses.fields(kind):
-        if field.name in command.positional:
-            several: dict[str, Any] = {"nargs": "+"} if field.name in command.several else {}
-            parser.add_argument(field.name, help=help_of.get(field.name), **several)
-        elif field.name in command.several:
-            parser.add_argument(f"--{field.name}", nargs="+", default=[], help=help_of.get(field.name))
-        elif field.name in command.flags:
-            parser.add_argument(f"--{field.name}", action="store_true", help=help_of.get(field.name))
+    for name in (field.name for field in dataclasses.fields(kind)):
+        if name in command.positional:
+            parser.add_argument(name, help=help_of.get(name), nargs="+" if name in command.several else None)
+        elif name in command.several:
+            parser.add_argument(f"--{name}", nargs="+", default=[], help=help_of.get(name))
+        elif name in command.flags:
+            parser.add_argument(f"--{name}", action="store_true", help=help_of.get(name))
     hide_constants(parser, kind)
     _polish_help(parser)
     return parser
@@ -140,12 +128,10 @@ def _polish_help(parser: Parser) -> None:
 
 def _choices(hint: Any) -> list[str]:
     """Return the values of `Literal[…] | None`, none for other types (jsonargparse does a plain Literal itself)."""
-    options = get_args(hint)
-    if type(None) not in options or not any(get_origin(option) is Literal for option in options):
+    literals = [option for option in get_args(hint) if option is not type(None)]
+    if len(literals) == len(get_args(hint)) or not all(get_origin(literal) is Literal for literal in literals):
         return []
-    if any(option is not type(None) and get_origin(option) is not Literal for option in options):
-        return []
-    return [*(str(value) for option in options for value in get_args(option)), "null"]
+    return [*(str(value) for literal in literals for value in get_args(literal)), "null"]
 
 
 def attribute_docs(kind: type) -> dict[str, str]:

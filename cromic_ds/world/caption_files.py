@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from pathlib import Path
 from typing import Any
 
 from cromic_ds.data.order import order_key, permute
 from cromic_ds.world import language
 from cromic_ds.world.scenes import scene_to_json
-from cromic_ds.world.task_files import TaskFiles, WorldImage, write_line
-
-AIC_CAPTIONS = FLICKR_CAPTIONS = 5
-MUGE_CAPTIONS = 10
+from cromic_ds.world.task_files import TaskFiles, WorldImage
 
 AIC_FOLDERS = {
     "train": "caption_train_images_20170902",
@@ -57,18 +53,14 @@ class AicIccFiles(TaskFiles):
 
     number = 3
 
-    def __init__(self, folder: Path, seed: int):
-        super().__init__(folder, seed)
-        self._annotations = {split: self.json_lists(name) for split, name in AIC_ANNOTATIONS.items()}
-
     def add(self, image: WorldImage) -> None:
         id = hash_id(self.seed, self.number, image, 20)
         self.write_image(f"{AIC_FOLDERS[image.split]}/{id}.jpg", image)
-        captions = language.write_captions(image.scene, self.random(image), AIC_CAPTIONS)
-        if image.split in self._annotations:
+        captions = language.write_captions(image.scene, self.random(image), 5)
+        if image.split in AIC_ANNOTATIONS:
             url = f"sample://{self.seed}/{image.index:06d}.jpg"
-            captions = [language.without_spaces(caption) for caption in captions]
-            self._annotations[image.split].add({"url": url, "image_id": f"{id}.jpg", "caption": captions})
+            item = {"url": url, "image_id": f"{id}.jpg", "caption": list(map(language.without_spaces, captions))}
+            self.json.setdefault(AIC_ANNOTATIONS[image.split], []).append(item)
         self.ground(id, caption_extras(image))
 
 
@@ -81,20 +73,14 @@ class Flickr30kCnFiles(TaskFiles):
 
     number = 4
 
-    def __init__(self, folder: Path, seed: int):
-        super().__init__(folder, seed)
-        self._ids = {split: self.text_file(f"{name}/ImageSets/{name}.txt") for split, name in FLICKR_FOLDERS.items()}
-        self._captions = {
-            split: self.text_file(f"{name}/TextData/seg.{name}.caption.txt") for split, name in FLICKR_FOLDERS.items()
-        }
-
     def add(self, image: WorldImage) -> None:
         id = str(permute(image.index, FLICKR_IDS, order_key(self.seed, FLICKR_KEY)))
         self.write_image(f"flickr30k-images/{id}.jpg", image)
-        self._ids[image.split].write(f"{id}\n")
-        write, language_tag = (tagged, "zhm") if image.split == "test" else (without_marks, "zhb")
-        for k, caption in enumerate(language.write_captions(image.scene, self.random(image), FLICKR_CAPTIONS)):
-            self._captions[image.split].write(f"{id}#{language_tag}#{k} {write(caption)}\n")
+        name = FLICKR_FOLDERS[image.split]
+        self.write(f"{name}/ImageSets/{name}.txt", id)
+        segmented, language_tag = (tagged, "zhm") if image.split == "test" else (without_marks, "zhb")
+        for k, caption in enumerate(language.write_captions(image.scene, self.random(image), 5)):
+            self.write(f"{name}/TextData/seg.{name}.caption.txt", f"{id}#{language_tag}#{k} {segmented(caption)}")
         self.ground(id, caption_extras(image))
 
 
@@ -103,19 +89,15 @@ class MugeFiles(TaskFiles):
 
     number = 5
 
-    def __init__(self, folder: Path, seed: int):
-        super().__init__(folder, seed)
-        self._images = {split: self.text_file(f"{name}.tsv") for split, name in MUGE_FILES.items()}
-        self._captions = {split: self.text_file(f"{name}.jsonl") for split, name in MUGE_FILES.items()}
-
     def add(self, image: WorldImage) -> None:
         id = hash_id(self.seed, self.number, image, 16)
-        self._images[image.split].write(f"{id}\t{base64.urlsafe_b64encode(image.jpeg).decode()}\n")
+        name = MUGE_FILES[image.split]
+        self.write(f"{name}.tsv", f"{id}\t{base64.urlsafe_b64encode(image.jpeg).decode()}")
         item: dict[str, Any] = {"image_id": id}
         if image.split != "test":
-            captions = language.write_captions(image.scene, self.random(image), MUGE_CAPTIONS)
-            item["text"] = [language.without_spaces(caption) for caption in captions]
-        write_line(self._captions[image.split], item)
+            captions = language.write_captions(image.scene, self.random(image), 10)
+            item["text"] = list(map(language.without_spaces, captions))
+        self.write_item(f"{name}.jsonl", item)
         self.ground(id, caption_extras(image))
 
 

@@ -18,15 +18,14 @@ def ceilings(dataset: Dataset) -> dict[str, float]:
     the question is unknown. Since a comment is judged by the asked attribute only, it may name one color, one shape and one
     place at once, and is credited with the most probable value of each.
 
-    Keys: `text`, `image`, and each with `_what` and `_where` for the questions of one kind.
-
-    Raises UserError for data that is not from the sample world.
+    Keys: `text`, `image`, and each with `_what` and `_where` for the questions of one kind. Raises UserError for data that is
+    not from the sample world.
     """
     scenes = [_scene(dataset, i) for i in range(len(dataset))]
     values = {}
-    for name, ceiling in (("text", _text_alone), ("image", _image_alone)):
-        values[name] = ceiling(scenes, tuple(QUESTION_KINDS))
-        values |= {f"{name}_{kind}": ceiling(scenes, (kind,)) for kind in QUESTION_KINDS}
+    for name in ("text", "image"):
+        values[name] = _best_accuracy(scenes, tuple(QUESTION_KINDS), name)
+        values |= {f"{name}_{kind}": _best_accuracy(scenes, (kind,), name) for kind in QUESTION_KINDS}
     return values
 
 
@@ -42,26 +41,13 @@ def _scene(dataset: Dataset, index: int) -> Scene:
     return scene_from_json(texts.extras["scene"])
 
 
-def _text_alone(scenes: list[Scene], kinds: tuple[str, ...]) -> float:
-    """Return the accuracy of the most frequent answer to each question."""
+def _best_accuracy(scenes: list[Scene], kinds: tuple[str, ...], given: str) -> float:
+    """Return the accuracy of the most probable answer given the question's words (`text`) or the scene alone (`image`)."""
     answers: dict[tuple, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for scene in scenes:
         for question, probability in scene_questions(scene):
             if question.kind in kinds:
-                answers[question.asked, question.named_by, question.name][question.answer] += probability
-    return _share_of_most_probable(answers)
-
-
-def _image_alone(scenes: list[Scene], kinds: tuple[str, ...]) -> float:
-    """Return the accuracy of each scene's most probable color, shape and place."""
-    answers: dict[tuple, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for scene in scenes:
-        for question, probability in scene_questions(scene):
-            if question.kind in kinds:
-                answers[scene, question.asked][question.answer] += probability
-    return _share_of_most_probable(answers)
-
-
-def _share_of_most_probable(answers: dict[tuple, dict[str, float]]) -> float:
+                known = (question.named_by, question.name) if given == "text" else scene
+                answers[question.asked, known][question.answer] += probability
     best = sum(max(weights.values()) for weights in answers.values())
     return best / sum(sum(weights.values()) for weights in answers.values())

@@ -14,8 +14,6 @@ import numpy as np
 
 from cromic_ds.world.scenes import ATTRIBUTE_VALUES, COLOR_WORDS, SHAPE_WORDS, Scene, SceneQuestion
 
-MIN_COMMENTS, MAX_COMMENTS = 3, 6
-
 # {name} is replaced by the value that names the thing
 NAME_PHRASES = {"shape": "{name}", "color": "{name}那个", "place": "{name}那个"}
 
@@ -88,13 +86,12 @@ def write_post(question: SceneQuestion, rng: np.random.Generator) -> str:
     """Return a post of at most 16 characters that asks the question or hints at it."""
     if rng.random() < 0.6:
         return _pick(rng, QUESTION_OPENINGS) + write_question(question, rng)
-    before, body = _pick(rng, HINT_OPENINGS), _pick(rng, HINT_PHRASES[question.asked])
-    return before + body.format(x=_name(question))
+    return _pick(rng, HINT_OPENINGS) + _pick(rng, HINT_PHRASES[question.asked]).format(x=_name(question))
 
 
 def write_comments(question: SceneQuestion, rng: np.random.Generator) -> list[str]:
     """Return three to six comments of at most 10 characters; each states the answer and no other value of its attribute."""
-    count = rng.integers(MIN_COMMENTS, MAX_COMMENTS + 1)
+    count = rng.integers(3, 6 + 1)
     phrasings = rng.choice(COMMENT_PHRASES[question.asked] + DESCRIPTION_PHRASES, size=count, replace=False)
     words = asdict(question.thing)
     return [str(phrasing).format(a=question.answer, x=_name(question), **words) for phrasing in phrasings]
@@ -118,10 +115,9 @@ def vocabulary_texts() -> Iterator[str]:
     Latin letters, digits and common punctuation are added, so that they are not unknown when a person types them.
     """
     by_attribute = (QUESTION_PHRASES, HINT_PHRASES, COMMENT_PHRASES, ANSWER_PHRASES)
-    groups = (*chain(*(phrases.values() for phrases in by_attribute)), CAPTION_PHRASES)
+    groups = chain(*(phrases.values() for phrases in by_attribute), (CAPTION_PHRASES, DESCRIPTION_PHRASES))
     empty = dict.fromkeys(("a", "x", "name", "place", "color", "shape", "l", "m", "r"), "")
-    for phrasing in (*NAME_PHRASES.values(), *chain(*groups), *DESCRIPTION_PHRASES):
-        yield phrasing.format(**empty)
+    yield from (phrasing.format(**empty) for phrasing in chain(NAME_PHRASES.values(), *groups))
     yield from chain(*ATTRIBUTE_VALUES.values(), QUESTION_OPENINGS, HINT_OPENINGS)
     yield "。、：；！…～“”《》,.!?"
     yield from (character + character for character in string.ascii_lowercase + string.digits)

@@ -14,7 +14,6 @@ import numpy as np
 
 from cromic_ds.data.order import example_seed
 from cromic_ds.world.caption_files import AicIccFiles, Flickr30kCnFiles, MugeFiles
-from cromic_ds.world.new_folder import new_folder
 from cromic_ds.world.pictures import draw_jpeg
 from cromic_ds.world.question_files import FmIqaFiles, Vqa2Files
 from cromic_ds.world.scenes import N_SCENES, official_scene
@@ -30,10 +29,10 @@ TASK_FILES: dict[str, type[TaskFiles]] = {
 }
 
 
-def write_official(out: Path, images: Iterable[WorldImage], seed: int) -> None:
-    """Write OUT/<task>/ for each task. Every image is drawn once, given to all five tasks, and not kept in memory."""
-    with new_folder(out) as work, ExitStack() as files:
-        tasks = [files.enter_context(kind(work / name, seed)) for name, kind in TASK_FILES.items()]
+def write_official(folder: Path, images: Iterable[WorldImage], seed: int) -> None:
+    """Write FOLDER/<task>/ for each task. Every image is drawn once, given to all five tasks, and not kept in memory."""
+    with ExitStack() as files:
+        tasks = [files.enter_context(kind(folder / name, seed)) for name, kind in TASK_FILES.items()]
         for image in images:
             for task in tasks:
                 task.add(image)

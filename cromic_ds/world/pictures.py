@@ -34,15 +34,11 @@ def _polygon(corners: int, first: float = -pi / 2) -> list[tuple[float, float]]:
     return [(cos(first + 2 * pi * k / corners), sin(first + 2 * pi * k / corners)) for k in range(corners)]
 
 
-def _star() -> list[tuple[float, float]]:
-    return [(x * r, y * r) for k, (x, y) in enumerate(_polygon(10)) for r in [1.1 if k % 2 == 0 else 0.46]]
-
-
 OUTLINES = {  # around (0, 0), y downwards, with a radius of about 1
     "圆形": _polygon(64),
     "方形": [(x * 2**0.5 * 0.88, y * 2**0.5 * 0.88) for x, y in _polygon(4, pi / 4)],
     "三角形": [(x * 1.15, y * 1.15 + 0.2) for x, y in _polygon(3)],
-    "星形": _star(),
+    "星形": [(x * r, y * r) for (x, y), r in zip(_polygon(10), (1.1, 0.46) * 5)],
 }
 
 

@@ -10,11 +10,8 @@ import numpy as np
 
 from cromic_ds.data.order import order_key, permute
 from cromic_ds.world import language
-from cromic_ds.world.json_list import JsonLists
 from cromic_ds.world.scenes import ATTRIBUTE_VALUES, Scene, SceneQuestion, question_extras, scene_questions
 from cromic_ds.world.task_files import TaskFiles, WorldImage
-
-MIN_QUESTIONS, MAX_QUESTIONS = 2, 3
 
 COCO_IMAGES = 581_929  # the largest image id of COCO
 COCO_KEY = 1  # different from those of other orders of the same seed
@@ -38,31 +35,18 @@ class FmIqaFiles(TaskFiles):
     """`FM-IQA.json`, `{"train": [...], "val": [...]}`, and the images as `train2014/` and `val2014/` of COCO."""
 
     number = 1
-
-    def __init__(self, folder: Path, seed: int):
-        super().__init__(folder, seed)
-        self._json = self.json_lists("FM-IQA.json", '{"train": ', "}", ascii=False)
-        self._split = "train"
-        self._questions = 0
+    ascii = False
 
     def add(self, image: WorldImage) -> None:
         split = "train" if image.split == "train" else "val"
-        if split != self._split:
-            self._json.next_list(', "val": ')
-            self._split = split
+        lists = self.json.setdefault("FM-IQA.json", {"train": [], "val": []})
         id, rng = coco_id(image, self.seed), self.random(image)
         self.write_image(coco_file(f"{split}2014", id), image)
         for question in choose_questions(image.scene, rng):
-            self._questions += 1
-            self._json.add(
-                {
-                    "question_id": self._questions,
-                    "image_id": id,
-                    "Question": language.write_question(question, rng),
-                    "Answer": language.write_answer(question, rng),
-                }
-            )
-            self.ground(str(self._questions), question_extras(question, image.scene))
+            question_id = len(lists["train"]) + len(lists["val"]) + 1
+            asked, answer = language.write_question(question, rng), language.write_answer(question, rng)
+            lists[split].append({"question_id": question_id, "image_id": id, "Question": asked, "Answer": answer})
+            self.ground(str(question_id), question_extras(question, image.scene))
 
 
 class Vqa2Files(TaskFiles):
@@ -81,38 +65,36 @@ class Vqa2Files(TaskFiles):
         answers = [value for attribute in language.QUESTION_PHRASES for value in ATTRIBUTE_VALUES[attribute]]
         labels = {answer: label for label, answer in enumerate(answers)}
         (folder / "ans2label.json").write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
-        self._questions = {s: self._questions_file(s) for s in ("train2014", "val2014", "test2015", "test-dev2015")}
-        self._annotations = {s: self._annotations_file(s) for s in ("train2014", "val2014")}
+        self._questions: dict[str, list[Any]] = {s: [] for s in ("train2014", "val2014", "test2015", "test-dev2015")}
+        self._annotations: dict[str, list[Any]] = {s: [] for s in ("train2014", "val2014")}
         self._test_images = 0
+        about = {"info": VQA_INFO, "task_type": "Open-Ended", "data_type": "mscoco", "license": VQA_LICENSE}
+        for subset, questions in self._questions.items():
+            content = about | {"data_subtype": subset, "questions": questions}
+            self.json[f"v2_OpenEnded_mscoco_{subset}_questions.json"] = content
+        about = {"info": VQA_INFO, "license": VQA_LICENSE}
+        for subset, answered in self._annotations.items():
+            content = about | {"data_subtype": subset, "annotations": answered, "data_type": "mscoco"}
+            self.json[f"v2_mscoco_{subset}_annotations.json"] = content
 
     def add(self, image: WorldImage) -> None:
         subset = {"train": "train2014", "val": "val2014", "test": "test2015"}[image.split]
         id, rng = coco_id(image, self.seed), self.random(image)
         self.write_image(coco_file(subset, id), image)
-        files = [self._questions[subset]]
+        lists = [self._questions[subset]]
         if image.split == "test":
             self._test_images += 1
             if self._test_images % 2:
-                files.append(self._questions["test-dev2015"])
+                lists.append(self._questions["test-dev2015"])
         for k, question in enumerate(choose_questions(image.scene, rng)):
             question_id = id * 1000 + k
             asked = {"image_id": id, "question": language.write_question(question, rng), "question_id": question_id}
-            for file in files:
-                file.add(asked)
+            for questions in lists:
+                questions.append(asked)
             if subset in self._annotations:
                 about = {"image_id": id, "answer_type": "other", "question_id": question_id}
-                self._annotations[subset].add(vqa_annotation(question, rng) | about)
+                self._annotations[subset].append(vqa_annotation(question, rng) | about)
             self.ground(str(question_id), question_extras(question, image.scene))
-
-    def _questions_file(self, subset: str) -> JsonLists:
-        head = {"info": VQA_INFO, "task_type": "Open-Ended", "data_type": "mscoco", "license": VQA_LICENSE}
-        before = json.dumps(head | {"data_subtype": subset}).removesuffix("}") + ', "questions": '
-        return self.json_lists(f"v2_OpenEnded_mscoco_{subset}_questions.json", before, "}")
-
-    def _annotations_file(self, subset: str) -> JsonLists:
-        head = {"info": VQA_INFO, "license": VQA_LICENSE, "data_subtype": subset}
-        before = json.dumps(head).removesuffix("}") + ', "annotations": '
-        return self.json_lists(f"v2_mscoco_{subset}_annotations.json", before, ', "data_type": "mscoco"}')
 
 
 def coco_id(image: WorldImage, seed: int) -> int:
@@ -128,7 +110,7 @@ def coco_file(subset: str, id: int) -> str:
 def choose_questions(scene: Scene, rng: np.random.Generator) -> list[SceneQuestion]:
     """Return two or three different questions about a scene, with the probabilities that they have in posts."""
     all_questions, probabilities = zip(*scene_questions(scene))
-    count = rng.integers(MIN_QUESTIONS, MAX_QUESTIONS + 1)
+    count = rng.integers(2, 3 + 1)
     return [all_questions[i] for i in rng.choice(len(all_questions), size=count, replace=False, p=probabilities)]
 
 

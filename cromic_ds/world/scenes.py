@@ -95,8 +95,7 @@ def official_scene(position: int, seed: int) -> Scene:
 def scene_questions(scene: Scene) -> tuple[tuple[SceneQuestion, float], ...]:
     """Return every question that can be asked about a scene, with its probability.
 
-    Half of the questions are "what" and half "where". Within a kind its types, and within a type the things, are equally
-    likely.
+    Half of them are "what" and half "where"; within a kind its types, and within a type the things, are equally likely.
     """
     questions = []
     for kind, types in QUESTION_KINDS.items():

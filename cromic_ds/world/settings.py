@@ -46,15 +46,13 @@ class SampleSettings:
             raise UserError(f"sample: val_fraction {self.val_fraction} is not a share; choose between 0 and 1")
         if not 32 <= self.image_size <= 1024:
             raise UserError(f"sample: image_size {self.image_size}; choose between 32 and 1024 pixels")
-        if self.official:
-            self._check_official()
-        elif not 1 <= self.posts <= POST_SCENES:
-            raise UserError(
-                f"sample: {self.posts} posts; the world has {POST_SCENES} scenes for posts, choose between 1 and that"
-            )
-
-    def _check_official(self) -> None:
         n, val = self.posts, self.val_posts
+        if not self.official:
+            if not 1 <= n <= POST_SCENES:
+                raise UserError(
+                    f"sample: {n} posts; the world has {POST_SCENES} scenes for posts, choose between 1 and that"
+                )
+            return
         if self.layout != "store":
             raise UserError(f"sample: layout {self.layout} is of posts; --official has the tasks' own layouts")
         if n > OFFICIAL_SCENES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,7 +12,6 @@ from typing import Any, TextIO
 import numpy as np
 
 from cromic_ds.data.order import example_seed
-from cromic_ds.world.json_list import JsonLists
 from cromic_ds.world.scenes import Scene
 
 
@@ -34,26 +33,29 @@ class TaskFiles(AbstractContextManager, ABC):
     """
 
     number: int  # different for each task, so that their random numbers differ
+    ascii = True  # whether the JSON files escape all other characters as `\uXXXX`
 
     def __init__(self, folder: Path, seed: int):
-        self.folder, self.seed = folder, seed
-        self._files = ExitStack()
         folder.mkdir()
-        self._grounding = self.text_file("grounding.jsonl")
+        self.folder, self.seed = folder, seed
+        self.json: dict[str, Any] = {}  # content of the JSON files by name, written at the end; texts only, no images
+        self._open: dict[str, TextIO] = {}
 
     @abstractmethod
     def add(self, image: WorldImage) -> None:
         """Write the image with its questions or captions."""
 
-    def text_file(self, name: str) -> TextIO:
-        """Open a new file in the folder; it is closed with the context manager."""
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return self._files.enter_context(path.open("w", encoding="utf-8", newline="\n"))
+    def write(self, name: str, line: str) -> None:
+        """Append a line to a text file of the folder."""
+        if name not in self._open:
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._open[name] = path.open("w", encoding="utf-8", newline="\n")
+        self._open[name].write(f"{line}\n")
 
-    def json_lists(self, name: str, before: str = "", after: str = "", ascii: bool = True) -> JsonLists:
-        """Open a new file of JSON lists in the folder; it is closed with the context manager."""
-        return self._files.enter_context(JsonLists(self.folder / name, before, after, ascii))
+    def write_item(self, name: str, item: dict[str, Any]) -> None:
+        """Append one line to a JSON lines file of the folder."""
+        self.write(name, json.dumps(item, ensure_ascii=False))
 
     def write_image(self, name: str, image: WorldImage) -> None:
         path = self.folder / name
@@ -62,16 +64,14 @@ class TaskFiles(AbstractContextManager, ABC):
 
     def ground(self, id: str, extras: dict[str, Any]) -> None:
         """Write what the picture shows for a record."""
-        write_line(self._grounding, {"id": id, **extras})
+        self.write_item("grounding.jsonl", {"id": id, **extras})
 
     def random(self, image: WorldImage) -> np.random.Generator:
         """Return the random generator for this task's texts about the image."""
         return np.random.default_rng(example_seed(self.seed, self.number, image.index))
 
     def __exit__(self, *exception: object) -> None:
-        self._files.close()
-
-
-def write_line(file: TextIO, item: dict[str, Any]) -> None:
-    """Write one line of a JSON lines file."""
-    file.write(json.dumps(item, ensure_ascii=False) + "\n")
+        for file in self._open.values():
+            file.close()
+        for name, content in self.json.items():
+            (self.folder / name).write_text(json.dumps(content, ensure_ascii=self.ascii), encoding="utf-8")

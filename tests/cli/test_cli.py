@@ -56,7 +56,7 @@ def parsed(command, monkeypatch):
     received: list[RunSettings] = []
     for command_ in SCRIPTS.values():
         module, _, function = command_.function.partition(":")
-        monkeypatch.setattr(importlib.import_module(module), function, received.append)
+        monkeypatch.setattr(importlib.import_module(module, "cromic_ds"), function, received.append)
 
     def run(*arguments: str, script: str = SCRIPT) -> RunSettings:
         received.clear()

@@ -12,8 +12,8 @@ from helpers.paths import REPOSITORY
 
 from cromic_ds.cli.commands import COMMANDS, main, run_folder_for, take_option
 from cromic_ds.cli.completion import completion_script
-from cromic_ds.cli.recipes import find_recipe
 from cromic_ds.errors import UserError
+from cromic_ds.shipped import find_recipe
 
 
 def printed(capsys, *arguments: str) -> str:

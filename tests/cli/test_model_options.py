@@ -23,7 +23,7 @@ from cromic_ds.training.startup import open_folder, settings_dict
 def parse(*arguments: str, kind: type = PretrainSettings):
     """The settings of a training's command line."""
     command = COMMANDS["pretrain" if kind is PretrainSettings else "finetune"]
-    return parse_settings("test", command, kind, list(arguments))[0]
+    return parse_settings("test", command, list(arguments))[0]
 
 
 def help_of(capsys, *arguments: str) -> str:
