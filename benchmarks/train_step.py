@@ -136,10 +136,10 @@ def repeated(batch: Batch, copies: int) -> Batch:
 
 def variants(device: torch.device) -> dict[str, dict[str, str]]:
     """Return settings by name: the default choice, plain torch, and plain torch with one fused kernel each."""
-    from cromic_ds.engine.adam import KERNELS
+    from cromic_ds.engine.adam import KERNELS, available
 
     usable = {what: [name for name, choice in table.items() if choice.works(device)] for what, table in TABLES.items()}
-    usable["optimizer"] = [name for name, k in KERNELS.items() if name != "deepspeed_cpu" and k.available(device)]
+    usable["optimizer"] = [name for name in KERNELS if name != "deepspeed_cpu" and available(name, device)]
     single = {
         f"{what} {name}": {**PLAIN, what: name}
         for what, names in usable.items()

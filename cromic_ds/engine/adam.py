@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 
 from cromic_ds.engine.operations import CPU_ADAM, announce_compilation, works
 from cromic_ds.errors import UserError
 
+# "auto" is the first one that works. DeepSpeed's is as fast as torch's, but compiled at first use with the CUDA toolkit: it is
+# for those who ask for it. Its CPU Adam is for offloaded optimizers.
+KERNELS = ("apex", "torch_fused", "deepspeed", "torch", "deepspeed_cpu")
+
 
 def choose_kernel(kernel: str, device: torch.device, offload: bool = False) -> str:
-    """Return the name in `KERNELS` to use; "auto" is the first one of that table that works here."""
+    """Return the name in `KERNELS` to use; "auto" is the first one that works here."""
     if offload:
         if kernel not in ("auto", "deepspeed_cpu"):
             raise UserError(
                 f"optim.implementation is {kernel}: with the optimizer offloaded only DeepSpeed's CPU Adam works; choose auto"
             )
-        if not KERNELS["deepspeed_cpu"].available(torch.device("cpu")):
+        if not available("deepspeed_cpu", device):
             raise UserError(
                 "offloading the optimizer needs DeepSpeed's CPU Adam: install g++ and ninja, or do not offload"
             )
         return "deepspeed_cpu"
-    usable = [name for name, k in KERNELS.items() if name != "deepspeed_cpu" and k.available(device)]
+    usable = [name for name in KERNELS if name != "deepspeed_cpu" and available(name, device)]
     if kernel == "auto":
         return usable[0]
     if kernel not in usable:
@@ -33,9 +34,16 @@ def choose_kernel(kernel: str, device: torch.device, offload: bool = False) -> s
     return kernel
 
 
-def _apex_available(device: torch.device) -> bool:
-    if device.type != "cuda":
-        return False
+def available(kernel: str, device: torch.device) -> bool:
+    """Return whether an implementation is installed, or can be compiled, for parameters on a device."""
+    if kernel == "deepspeed_cpu":
+        return works("CPUAdamBuilder")
+    if kernel == "torch_fused":
+        return device.type in ("cpu", "cuda")
+    if kernel == "torch" or device.type != "cuda":
+        return kernel == "torch"
+    if kernel == "deepspeed":
+        return works("FusedAdamBuilder")
     try:
         from apex.optimizers import FusedAdam  # pyright: ignore[reportMissingImports]  # noqa: F401
     except (ImportError, AttributeError, RuntimeError):  # not NVIDIA's apex, or built without its CUDA extensions
@@ -43,51 +51,20 @@ def _apex_available(device: torch.device) -> bool:
     return True
 
 
-def _apex(groups: list[dict], options: dict) -> torch.optim.Optimizer:
-    from apex.optimizers import FusedAdam  # pyright: ignore[reportMissingImports]
+def build_adam(kernel: str, groups: list[dict], options: dict) -> torch.optim.Optimizer:
+    """Return AdamW over parameter groups; `options` are lr, betas and eps."""
+    if kernel == "apex":
+        from apex.optimizers import FusedAdam  # pyright: ignore[reportMissingImports]
 
-    return FusedAdam(groups, adam_w_mode=True, **options)
+        return FusedAdam(groups, adam_w_mode=True, **options)
+    if kernel == "deepspeed":
+        from deepspeed.ops.adam import FusedAdam
 
+        return FusedAdam(groups, adam_w_mode=True, **options)
+    if kernel == "deepspeed_cpu":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-def _deepspeed_available(device: torch.device) -> bool:
-    return device.type == "cuda" and works("FusedAdamBuilder")
-
-
-def _deepspeed(groups: list[dict], options: dict) -> torch.optim.Optimizer:
-    from deepspeed.ops.adam import FusedAdam
-
-    return FusedAdam(groups, adam_w_mode=True, **options)
-
-
-def _deepspeed_cpu_available(device: torch.device) -> bool:
-    return works("CPUAdamBuilder")
-
-
-def _deepspeed_cpu(groups: list[dict], options: dict) -> torch.optim.Optimizer:
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-    announce_compilation(CPU_ADAM)
-    return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
-
-
-def _torch_fused(groups: list[dict], options: dict) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, fused=True, **options)
-
-
-def _torch(groups: list[dict], options: dict) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, **options)
-
-
-class Implementation(NamedTuple):
-    available: Callable[[torch.device], bool]
-    build: Callable[[list[dict], dict], torch.optim.Optimizer]
-
-
-KERNELS: dict[str, Implementation] = {
-    "apex": Implementation(_apex_available, _apex),
-    "torch_fused": Implementation(lambda device: device.type in ("cpu", "cuda"), _torch_fused),
-    # As fast as torch's, but compiled at first use with the CUDA toolkit: for those who ask for it.
-    "deepspeed": Implementation(_deepspeed_available, _deepspeed),
-    "torch": Implementation(lambda device: True, _torch),
-    "deepspeed_cpu": Implementation(_deepspeed_cpu_available, _deepspeed_cpu),
-}
+        announce_compilation(CPU_ADAM)
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    # Not False: that would also turn off torch's choice of its multi-tensor implementation.
+    return torch.optim.AdamW(groups, fused=True if kernel == "torch_fused" else None, **options)

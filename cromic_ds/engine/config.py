@@ -16,12 +16,11 @@ from typing import Any
 
 from cromic_ds.batch import BatchSplit
 from cromic_ds.engine.operations import works
-from cromic_ds.engine.schema import AUTO, check_schema, dotted, strings_of
+from cromic_ds.engine.schema import AUTO, check_schema, strings_of
 from cromic_ds.errors import UserError
 from cromic_ds.models.common.precision import AUTOCAST
 from cromic_ds.shipped import shipped
 
-NEVER = 2**31 - 1
 DEFAULT_MICRO_BATCH = {"cuda": 64, "cpu": 8}
 DEFAULT_NVME_PATH = Path(tempfile.gettempdir()) / "cromic_ds_offload"  # $TMPDIR, if that is set
 
@@ -31,18 +30,12 @@ class ResolveFacts:
     """The values that the recipe and the launch decide, which replace "auto"."""
 
     batch: BatchSplit
-    """Global batch, micro-batch, accumulation and world size."""
     ranks_per_node: int = 1
-    device: str = "cpu"
-    """"cuda" or "cpu"."""
-    precision: str = "fp32"
-    """"bf16", "fp16" or "fp32", as `choose_precision` returns it."""
-    clip: float = 1.0
-    """Largest global gradient norm; 0 = no clipping."""
-    hidden_size: int = 768
-    """Width of the model, which the sizes of ZeRO-3's buckets follow."""
-    source: str = "DeepSpeed config"
-    """The path of the JSON, for messages."""
+    device: str = "cpu"  # or "cuda"
+    precision: str = "fp32"  # or "bf16", "fp16", as `choose_precision` returns it
+    clip: float = 1.0  # largest global gradient norm; 0 = no clipping
+    hidden_size: int = 768  # width of the model, which the sizes of ZeRO-3's buckets follow
+    source: str = "DeepSpeed config"  # the path of the JSON, for messages
 
     @property
     def nodes(self) -> int:
@@ -50,11 +43,7 @@ class ResolveFacts:
 
 
 def load_ds_config(path: str | Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Raises:
-        UserError: it cannot be read, is not JSON (with line and column), or repeats a key.
-    """
+    """Return the JSON object in a file. Raise UserError if it cannot be read, is not JSON, or repeats a key."""
     path = Path(path)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -80,14 +69,13 @@ def load_ds_config(path: str | Path) -> dict[str, Any]:
 def resolve(config: dict[str, Any], facts: ResolveFacts, this_machine: bool = True) -> dict[str, Any]:
     """Return a copy of `config` for DeepSpeed: checked, with every "auto" filled and every silent default written out.
 
-    Args:
-        this_machine: check that what the run needs is installed and writable here; False for a run on other machines.
+    `this_machine` also checks that what the run needs is installed and writable here.
     """
     check_schema(config, facts.source)
     filled = fill(config, facts)
     validate(filled, facts, this_machine)
     for path in strings_of(filled, AUTO):
-        raise UserError(f'{facts.source}: {dotted(path)}: "auto" has no meaning here; give a value or remove the key')
+        raise UserError(f'{facts.source}: {".".join(path)}: "auto" has no meaning here; give a value or remove the key')
     return filled
 
 
@@ -107,7 +95,7 @@ def fill(config: dict[str, Any], facts: ResolveFacts) -> dict[str, Any]:
     """Return a copy with "auto" replaced, and with our values where we do not want DeepSpeed's defaults."""
     config = copy.deepcopy(config)
     zero = config.setdefault("zero_optimization", {"stage": 0})
-    autocast = facts.precision in AUTOCAST
+    autocast = {"enabled": facts.precision in AUTOCAST, "dtype": AUTOCAST.get(facts.precision, "bfloat16")}
     quantized = facts.precision == "fp32" and facts.device == "cuda" and facts.nodes > 1
     bucket = max(facts.hidden_size**2, 2**20)  # hidden² as transformers does; below 4 MB a message costs mostly latency
     values = {
@@ -116,8 +104,8 @@ def fill(config: dict[str, Any], facts: ResolveFacts) -> dict[str, Any]:
         ("gradient_accumulation_steps",): facts.batch.accumulation,
         ("gradient_clipping",): float(facts.clip),
         ("communication_data_type",): "fp16" if quantized else "fp32",
-        ("torch_autocast", "enabled"): autocast,
-        ("torch_autocast", "dtype"): AUTOCAST.get(facts.precision, "bfloat16"),
+        ("torch_autocast", "enabled"): autocast["enabled"],
+        ("torch_autocast", "dtype"): autocast["dtype"],
         ("zero_optimization", "reduce_bucket_size"): bucket,
         ("zero_optimization", "allgather_bucket_size"): bucket,
         ("zero_optimization", "stage3_prefetch_bucket_size"): bucket * 9 // 10,
@@ -132,14 +120,17 @@ def fill(config: dict[str, Any], facts: ResolveFacts) -> dict[str, Any]:
         values["zero_optimization", block, "nvme_path"] = str(DEFAULT_NVME_PATH)
     for path in list(strings_of(config, AUTO)):
         if path in values:
-            _put(config, path, values[path])
+            block = config
+            for key in path[:-1]:
+                block = block[key]
+            block[path[-1]] = values[path]
     for path, value in values.items():
         if len(path) == 1 and path != ("communication_data_type",):
             config.setdefault(path[0], value)
-    config.setdefault("torch_autocast", {"enabled": autocast, "dtype": AUTOCAST.get(facts.precision, "bfloat16")})
+    config.setdefault("torch_autocast", autocast)
     config.setdefault("zero_allow_untested_optimizer", True)
     # DeepSpeed's own printing and its timer (which waits for the device at every step) duplicate our log.
-    config.setdefault("steps_per_print", NEVER)
+    config.setdefault("steps_per_print", 2**31 - 1)
     config.setdefault("timers", {"throughput": {"enabled": False, "synchronized": False}})
     if zero.get("stage") == 3:
         zero.setdefault("stage3_gather_16bit_weights_on_model_save", True)
@@ -149,16 +140,10 @@ def fill(config: dict[str, Any], facts: ResolveFacts) -> dict[str, Any]:
 def split_batch(
     config: dict, global_batch: int, world_size: int, micro_batch: int | None = None, device: str = "cpu"
 ) -> BatchSplit:
-    """Return how a step's posts are split. The micro-batch is the recipe's, else the JSON's, else the largest that divides.
+    """Return how a step's posts are split. Raise UserError if the sizes do not divide.
 
+    The micro-batch is `micro_batch` (the recipe's), else the JSON's, else the largest that divides, up to the device's default.
     A run that resumes on another number of ranks keeps its micro-batch and changes the accumulation.
-
-    Args:
-        micro_batch: the recipe's posts per rank in one forward pass.
-        device: "cuda" or "cpu"; it limits the micro-batch that is chosen here (`DEFAULT_MICRO_BATCH`).
-
-    Raises:
-        UserError: the sizes do not divide.
     """
     in_json = config.get("train_micro_batch_size_per_gpu")
     if micro_batch is None and isinstance(in_json, int):
@@ -193,12 +178,11 @@ def check_precision(config: dict, facts: ResolveFacts) -> None:
 
 
 def check_batch(config: dict, facts: ResolveFacts) -> None:
-    expected = {
-        "train_batch_size": facts.batch.global_batch,
-        "train_micro_batch_size_per_gpu": facts.batch.micro_batch,
-        "gradient_accumulation_steps": facts.batch.accumulation,
-    }
-    for key, value in expected.items():
+    for key, value in (
+        ("train_batch_size", facts.batch.global_batch),
+        ("train_micro_batch_size_per_gpu", facts.batch.micro_batch),
+        ("gradient_accumulation_steps", facts.batch.accumulation),
+    ):
         if _given(config, key) not in (None, value):
             raise UserError(
                 f"{facts.source}: {key} is {config[key]} but the run has {value} "
@@ -242,7 +226,7 @@ def check_offload(config: dict, facts: ResolveFacts) -> None:
                 raise UserError(f"{where}: device nvme needs nvme_path, a folder on a local disk")
             if path == str(DEFAULT_NVME_PATH):
                 DEFAULT_NVME_PATH.mkdir(exist_ok=True)
-            if path != AUTO and not _writable(path):
+            if path != AUTO and not (Path(path).is_dir() and os.access(path, os.W_OK | os.X_OK)):
                 raise UserError(f"{where}: nvme_path {path} is not a writable folder; create it or name another")
             if not works("AsyncIOBuilder"):
                 raise UserError(
@@ -256,11 +240,11 @@ def check_offload(config: dict, facts: ResolveFacts) -> None:
 
 def check_zero_plus_plus(config: dict, facts: ResolveFacts) -> None:
     zero = config.get("zero_optimization", {})
-    where = f"{facts.source}: zero_optimization"
+    where, world_size = f"{facts.source}: zero_optimization", facts.batch.world_size
     hpz = _given(zero, "zero_hpz_partition_size") or 1
-    if facts.batch.world_size % hpz:
+    if world_size % hpz:
         raise UserError(
-            f"{where}.zero_hpz_partition_size {hpz} does not divide {facts.batch.world_size} ranks; use the ranks per node or 1"
+            f"{where}.zero_hpz_partition_size {hpz} does not divide {world_size} ranks; use the ranks per node or 1"
         )
     for key in ("zero_quantized_weights", "zero_quantized_gradients"):
         if zero.get(key) is not True:
@@ -289,27 +273,13 @@ def _given(block: dict[str, Any], key: str) -> Any:
     return None if value == AUTO else value
 
 
-def _put(config: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    for key in path[:-1]:
-        config = config[key]
-    config[path[-1]] = value
-
-
-def _writable(path: str) -> bool:
-    return Path(path).is_dir() and os.access(path, os.W_OK | os.X_OK)
-
-
 def offloads_optimizer(config: dict) -> bool:
     """Return whether the optimizer's state is kept in CPU memory or on NVMe."""
     return (config["zero_optimization"].get("offload_optimizer") or {}).get("device", "none") != "none"
 
 
 def find_ds_config(name: str) -> Path:
-    """Return a DeepSpeed JSON by its path, or a shipped one by its name (`zero2`, `zero2.json`, `ds_configs/zero2.json`).
-
-    Raises:
-        UserError: it is neither.
-    """
+    """Return a DeepSpeed JSON by its path, or a shipped one by its name (`zero2`, `zero2.json`, `ds_configs/zero2.json`)."""
     folder = shipped("ds_configs")
     for path in (Path(name), folder / Path(name).name, folder / f"{name}.json"):
         if path.is_file():

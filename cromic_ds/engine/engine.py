@@ -135,12 +135,7 @@ class Engine:
     def full_weights(self) -> Iterator[CommentModel]:
         """Yield the plain model with all weights on this rank, in evaluation mode and under the run's autocast."""
         self.deepspeed.eval()
-        gathered = (
-            deepspeed.zero.unwrap_model_for_generation(self.deepspeed) if self.stage == 3 else contextlib.nullcontext()
-        )
-        with torch.no_grad(), gathered, self.autocast():
+        gather = deepspeed.zero.unwrap_model_for_generation if self.stage == 3 else contextlib.nullcontext
+        dtype, enabled = self.autocast_dtype or torch.bfloat16, self.autocast_dtype is not None
+        with torch.no_grad(), gather(self.deepspeed), torch.autocast(self.device.type, dtype=dtype, enabled=enabled):
             yield self.model
-
-    def autocast(self) -> torch.autocast:
-        enabled = self.autocast_dtype is not None
-        return torch.autocast(self.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled)

@@ -22,13 +22,8 @@ def launch(gpus: str, command: list[str]) -> int:
     """Run `python -m COMMAND…` in one process for each GPU, and return the exit code of the first one that fails, or 0.
 
     DeepSpeed's launcher runs in this process with its own lines kept back; they are printed only if a process fails without
-    having explained why. The processes write to this process's output themselves, so they see the terminal.
-
-    Args:
-        gpus: how many, or `all`, which means two processes on the CPU on a machine without a GPU.
-
-    Raises:
-        UserError: there are not so many GPUs, or this process was itself started by a launcher.
+    having explained why. The processes write to this process's output themselves, so they see the terminal. `gpus` is their
+    number, or `all`: on a machine without a GPU, that is two processes on the CPU.
     """
     if "RANK" in os.environ:
         raise UserError(
@@ -60,11 +55,9 @@ def launch(gpus: str, command: list[str]) -> int:
 
 
 def choose_devices(gpus: str, available: int, visible: str | None) -> list[int] | list[str]:
-    """Return the devices that DeepSpeed's launcher shows to the processes.
+    """Return the devices that DeepSpeed's launcher shows to the processes, of those that are `available` to torch.
 
-    Args:
-        available: GPUs that torch can use.
-        visible: CUDA_VISIBLE_DEVICES, whose entries the launcher would otherwise replace by 0, 1, ….
+    They are entries of CUDA_VISIBLE_DEVICES (`visible`) if that is set; the launcher would otherwise replace them by 0, 1, ….
     """
     if gpus != "all" and not (gpus.isdecimal() and int(gpus)):
         raise UserError(f"--gpus {gpus}: give a number of GPUs, or all")

@@ -28,20 +28,15 @@ ALL_REDUCE_BUCKET = 500_000_000  # elements; deepspeed.runtime.engine.MEMORY_OPT
 class ModelFacts:
     """Sizes of a model that the plan needs."""
 
-    tensors: tuple[int, ...]
-    """Elements of each parameter."""
-    n_frozen: int = 0
-    """Elements of the parameters that are not trained."""
-    n_low_precision: int = 0
-    """Elements in linear and convolution layers: under autocast DeepSpeed sends only these in two bytes."""
-    largest_layer: int = 0
-    """Elements of the largest single module: ZeRO-3 has to gather it at once."""
-    activation_bytes: int = 0
-    """Saved for the backward pass for any number of posts (autocast's copies of the weights)."""
-    activation_bytes_per_post: int = 0
-    """Saved for the backward pass for each post of the micro-batch, including its image and comments."""
-    flops_per_post: float = 0
-    """FLOPs of the forward pass of a post with its image and comments."""
+    tensors: tuple[int, ...]  # elements of each parameter
+    n_frozen: int = 0  # elements of the parameters that are not trained
+    n_low_precision: int = (
+        0  # elements in linear and convolution layers: under autocast only these are sent in two bytes
+    )
+    largest_layer: int = 0  # elements of the largest single module: ZeRO-3 has to gather it at once
+    activation_bytes: int = 0  # saved for the backward pass for any number of posts (autocast's copies of the weights)
+    activation_bytes_per_post: int = 0  # saved for the backward pass for each post, including its image and comments
+    flops_per_post: float = 0  # of the forward pass of a post with its image and comments
 
     @property
     def n_parameters(self) -> int:
@@ -60,8 +55,7 @@ class MemoryPlan:
     activations: int
     host: int
     disk: int
-    messages: dict[str, int]
-    """For each collective, the bytes of the full tensors that pass through it in one optimizer step."""
+    messages: dict[str, int]  # for each collective, the bytes of the full tensors that pass through it in one step
     world_size: int
 
     @property
@@ -76,19 +70,14 @@ class MemoryPlan:
         return round(share * sum(size * (2 if name == "all_reduce" else 1) for name, size in self.messages.items()))
 
 
-def model_facts(
-    model: nn.Module, activation_bytes: int = 0, activation_bytes_per_post: int = 0, flops_per_post: float = 0
-) -> ModelFacts:
-    """Return the sizes of a model on any device, including the meta device; the other arguments cannot be read from it."""
+def model_facts(model: nn.Module) -> ModelFacts:
+    """Return the sizes of a model on any device, including the meta device; activations and FLOPs cannot be read from it."""
     low = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # deepspeed.runtime.torch_autocast compares classes exactly
     return ModelFacts(
         tensors=tuple(p.numel() for p in model.parameters()),
         n_frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad),
         n_low_precision=sum(p.numel() for m in model.modules() if type(m) in low for p in m.parameters(recurse=False)),
         largest_layer=max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules()),
-        activation_bytes=activation_bytes,
-        activation_bytes_per_post=activation_bytes_per_post,
-        flops_per_post=flops_per_post,
     )
 
 
@@ -125,10 +114,8 @@ def memory_plan(facts: ModelFacts, config: dict, world_size: int) -> MemoryPlan:
         small = sum(t for t in facts.tensors if t <= zero.get("stage3_param_persistence_threshold", 1e5))
         partition = -(-n // world_size) * FP32
         kept = 2 * n <= zero.get("stage3_max_reuse_distance", 1e9)
-        window = max(
-            zero.get("stage3_max_live_parameters", 1e9),
-            facts.largest_layer + zero.get("stage3_prefetch_bucket_size", 5e7),
-        )
+        prefetched = facts.largest_layer + zero.get("stage3_prefetch_bucket_size", 5e7)
+        window = max(zero.get("stage3_max_live_parameters", 1e9), prefetched)
         gathered = int(n - small if kept else min(n - small, window)) * FP32
         parameters, gradients, optimizer = partition + small * FP32, share, 3 * share
         buffers = 2 * bucket + max(facts.tensors) * FP32
@@ -137,18 +124,13 @@ def memory_plan(facts: ModelFacts, config: dict, world_size: int) -> MemoryPlan:
         gathers = 1 if kept else 2
         weight_bytes = n - small if zero.get("zero_quantized_weights") else _sent_bytes(facts, n - small, config)
         gradient_bytes = trained // 2 if zero.get("zero_quantized_gradients") else _sent_bytes(facts, trained, config)
-        messages = {
-            "all_gather": accumulation * gathers * weight_bytes + small * FP32,
-            "reduce_scatter": accumulation * gradient_bytes,
-        }
+        gathered_bytes = accumulation * gathers * weight_bytes + small * FP32
+        messages = {"all_gather": gathered_bytes, "reduce_scatter": accumulation * gradient_bytes}
         if optimizer_on != "none":
             gradients = optimizer = 0
-            host += 5 * share
         if parameters_on != "none":
             parameters -= partition
-            host += partition
-        if "nvme" in (optimizer_on, parameters_on):
-            host, disk = _on_nvme(zero, share, partition, optimizer_on, parameters_on)
+        host, disk = _offloaded(zero, share, partition, optimizer_on, parameters_on)
 
     activations = facts.activation_bytes + micro_batch * facts.activation_bytes_per_post
     return MemoryPlan(
@@ -165,8 +147,8 @@ def _sent_bytes(facts: ModelFacts, n: int, config: dict) -> int:
     return n * FP32
 
 
-def _on_nvme(zero: dict, share: int, partition: int, optimizer_on: str, parameters_on: str) -> tuple[int, int]:
-    """Return the (host, disk) bytes of a rank: swapped tensors on disk, their staging buffers on the host. Not measured."""
+def _offloaded(zero: dict, share: int, partition: int, optimizer_on: str, parameters_on: str) -> tuple[int, int]:
+    """Return the (host, disk) bytes of a rank at stage 3. On NVMe (not measured) the staging buffers are on the host."""
     host = disk = 0
     if optimizer_on == "nvme":
         tile = min(share, int(zero.get("sub_group_size", 1e9)) * FP32)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Mapping
 from datetime import timedelta
 
 import torch
@@ -17,15 +16,12 @@ from cromic_ds.ranks.launcher import Ranks, free_port, local_device, ranks_from
 from cromic_ds.ranks.rendezvous import JOIN, check_devices, free_with_process, meet
 
 
-def start(environ: Mapping[str, str] = os.environ) -> Ranks:
+def start() -> Ranks:
     """Join the process group through DeepSpeed (nccl on GPUs, gloo elsewhere), and choose this process's device.
 
     Variables that the launcher left out are set before DeepSpeed reads them.
-
-    Raises:
-        UserError: this host has more processes than GPUs, the rendezvous port is in use, or not all ranks came.
     """
-    ranks = ranks_from(environ)
+    ranks = ranks_from(os.environ)
     os.environ.update(
         RANK=str(ranks.rank),
         WORLD_SIZE=str(ranks.world_size),

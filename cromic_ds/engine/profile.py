@@ -46,11 +46,9 @@ class ProfileSettings:
 
     def check_steps(self, total_steps: int) -> None:
         """Raise UserError for steps that the run does not have."""
-        for name, value, step in (
-            ("flops_step", self.flops_step, self.flops_step),
-            ("trace", self.trace, self.traced and self.traced[1]),
-        ):
-            if step and step > total_steps:
+        for name, last in (("flops_step", self.flops_step), ("trace", self.traced and self.traced[1])):
+            if last and last > total_steps:
+                value = getattr(self, name)
                 raise UserError(
                     f"profile.{name} is {value}, and the run ends with step {total_steps}: give earlier steps"
                 )
@@ -73,11 +71,8 @@ class Profiler:
     """Measures what the settings ask for; the loop calls it around each step. Every rank has one."""
 
     def __init__(self, settings: ProfileSettings, folder: RunFolder, engine: Engine, rank: int, world_size: int):
-        self.settings = settings
-        self.folder = folder
-        self.engine = engine
-        self.rank = rank
-        self.world_size = world_size
+        self.settings, self.folder, self.engine = settings, folder, engine
+        self.rank, self.world_size = rank, world_size
         self._trace: torch.profiler.profile | None = None
         self._marks = contextlib.ExitStack()
         self._began = False
@@ -147,10 +142,7 @@ class Profiler:
 
 
 def count_parameters(module: Any) -> None:
-    """Note a module's number of parameters for DeepSpeed's profiler.
-
-    Outside of their module ZeRO-3's parameters are empty; `ds_numel` is their unsharded size.
-    """
+    """Note a module's number of parameters for DeepSpeed's profiler. ZeRO-3's are empty outside of their module."""
     module.__params__ = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
 
 
@@ -173,11 +165,7 @@ def linear_counted_once() -> Iterator[None]:
 
 
 class CallTimers(SynchronizedWallClockTimer):
-    """DeepSpeed's timers of collectives, corrected to give the time of each call.
-
-    Its own report, as each call's latency, the sum of all calls so far (`elapsed(reset=False)` in deepspeed.comm), and with it
-    wrong bandwidths.
-    """
+    """DeepSpeed's timers of collectives, corrected: its report gives the sum of all calls so far as each call's latency."""
 
     class Timer(SynchronizedWallClockTimer.Timer):
         def elapsed(self, reset: bool = True) -> float:

@@ -1,8 +1,7 @@
 """What DeepSpeed accepts in its JSON: the keys at every level with their types.
 
-DeepSpeed itself refuses unknown keys only inside the blocks that are pydantic models; a typo at the top level, or in
-`torch_autocast`, `aio`, `flops_profiler`, `activation_checkpointing`, `checkpoint` and `data_types`, passes silently. If a
-block has a pydantic model, its keys come from that and so follow the installed version; the other keys are listed here.
+DeepSpeed itself refuses unknown keys only inside the blocks that are pydantic models; a typo elsewhere passes silently. The
+keys of those blocks come from the models and so follow the installed version; the other keys are listed here.
 """
 
 from __future__ import annotations
@@ -145,21 +144,17 @@ def strings_of(config: Any, wanted: str, path: tuple[str, ...] = ()) -> Iterator
         yield path
 
 
-def dotted(path: tuple[str, ...]) -> str:
-    return ".".join(path)
-
-
 def _check_block(block: Any, spec: dict[str, Any], path: tuple[str, ...], source: str, removed: dict[str, str]) -> None:
     if not isinstance(block, dict):
-        raise UserError(f"{source}: {dotted(path) or 'the file'} must be an object {{...}}, not {json.dumps(block)}")
+        raise UserError(f"{source}: {'.'.join(path) or 'the file'} must be an object {{...}}, not {json.dumps(block)}")
     for key, value in block.items():
         here = (*path, key)
         if not path and key in NOT_HERE:
             raise UserError(f"{source}: {key}: {NOT_HERE[key]}")
         if key in removed and key not in spec:
-            raise UserError(f"{source}: {dotted(here)}: {removed[key].split('. ')[0]}; remove it")
+            raise UserError(f"{source}: {'.'.join(here)}: {removed[key].split('. ')[0]}; remove it")
         if key not in spec:
-            raise UserError(f"{source}: {dotted(here)}: unknown key{nearest(key, spec)}")
+            raise UserError(f"{source}: {'.'.join(here)}: unknown key{nearest(key, spec)}")
         expected = spec[key]
         if value == AUTO and expected is not str:
             continue
@@ -192,7 +187,7 @@ def _check_model(
     try:
         model(**_without_auto(block))
     except (ValueError, AssertionError, TypeError) as error:  # pydantic's ValidationError is a ValueError
-        raise UserError(f"{source}: {dotted(path)}: {_first_reason(error)}") from None
+        raise UserError(f"{source}: {'.'.join(path)}: {_first_reason(error)}") from None
 
 
 def _without_auto(block: dict[str, Any]) -> dict[str, Any]:
@@ -217,13 +212,12 @@ def _check_value(value: Any, expected: Any, path: tuple[str, ...], source: str) 
     try:
         TypeAdapter(expected).validate_json(json.dumps(number), strict=True)
     except ValidationError as error:
-        raise UserError(f"{source}: {dotted(path)} is {json.dumps(value)}: {_first_reason(error)}") from None
+        raise UserError(f"{source}: {'.'.join(path)} is {json.dumps(value)}: {_first_reason(error)}") from None
 
 
 def _first_reason(error: Exception) -> str:
+    """Return the first line of an error, or the first reason of a pydantic ValidationError."""
     from pydantic import ValidationError
 
-    if isinstance(error, ValidationError):
-        reason = error.errors()[0]["msg"]
-        return reason.removeprefix("Value error, ").removeprefix("Assertion failed, ").removeprefix("Input ")
-    return str(error).splitlines()[0]
+    reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
+    return reason.removeprefix("Value error, ").removeprefix("Assertion failed, ").removeprefix("Input ")

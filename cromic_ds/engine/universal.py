@@ -75,9 +75,8 @@ def shard_cutter(checkpoint: Path, written: Layout, pieces: Path) -> Callable[[i
     if written.stage == 3:
         optimizers = [str(checkpoint / optimizer_file(rank)) for rank in range(written.world_size)]
         shapes = load_lazily(checkpoint / model_file(3))[PARAM_SHAPES]
-        return lambda rank: extract_zero_shards_stage3(
-            [optimizers], [shapes], written.world_size, str(pieces), (0, rank)
-        )
+        n, to = written.world_size, str(pieces)
+        return lambda rank: extract_zero_shards_stage3([optimizers], [shapes], n, to, (0, rank))
     source = DeepSpeedCheckpoint(str(checkpoint))
     source.global_state[UNIVERSAL_CHECKPOINT_INFO] = {}  # only models with tensor parallelism have an entry here
     return lambda rank: extract_zero_shards(str(pieces), source, (0, 0, rank))
@@ -96,13 +95,12 @@ def write_common(engine: Engine, checkpoint: Path, written: Layout, folder: Path
 
     The groups contain no settings, so they keep this run's; some optimizers count their steps there.
     """
-    saved = load_lazily(checkpoint / (model_file(3) if written.stage == 3 else model_file(0)))
-    counts = {name: saved[name] for name in COUNTS}
-    torch.save(counts, folder / (model_file(3) if engine.stage == 3 else model_file(0)))
+    saved = load_lazily(checkpoint / model_file(written.stage))
+    torch.save({name: saved[name] for name in COUNTS}, folder / model_file(engine.stage))
     step = adam_step(checkpoint, written)
     groups = [{"step": step} for _ in engine.deepspeed.basic_optimizer.param_groups]
-    common = {"ds_version": deepspeed.__version__, "param_groups": groups}
-    common["optimizer_state_dict"] = {"state": {0: {"step": step}}, "param_groups": groups}
+    adam = {"state": {0: {"step": step}}, "param_groups": groups}
+    common = {"ds_version": deepspeed.__version__, "param_groups": groups, "optimizer_state_dict": adam}
     torch.save(common, folder / "zero" / "optimizer_state.pt")
 
 
@@ -128,11 +126,7 @@ def optimizer_file(rank: int) -> str:
 
 
 def share_out(what: str, items: Sequence[T], work: Callable[[T], None], progress: Callable[[], None]) -> None:
-    """Call `work` for each item, on one of the ranks. Collective; the log shows the progress of all ranks.
-
-    Raises:
-        ConversionFailed: on every rank, once one has failed.
-    """
+    """Call `work` for each item, on one of the ranks. Collective; raises ConversionFailed on every rank once one has failed."""
     rank, world_size, reported = dist.get_rank(), dist.get_world_size(), time.monotonic()
     for first in range(0, len(items), world_size):
         problem = None

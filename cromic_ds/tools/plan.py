@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -106,8 +106,8 @@ def measure(settings: PlanSettings) -> ModelFacts:
         with unset_fake_temporarily():  # draws need values
             batches = [model.draw(full_batch(posts, settings, config.image_size), seed=0) for posts in (1, 2)]
         one, two = (saved_bytes(model, batch.map(sizes_only.from_tensor), settings.precision) for batch in batches)
-    return model_facts(
-        model,
+    return replace(
+        model_facts(model),
         activation_bytes=max(0, 2 * one - two),
         activation_bytes_per_post=two - one,
         flops_per_post=model.flops_formula()(batches[0]),

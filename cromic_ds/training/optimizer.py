@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
-from cromic_ds.engine.adam import KERNELS, choose_kernel
+from cromic_ds.engine.adam import build_adam, choose_kernel
 from cromic_ds.errors import UserError
 
 if TYPE_CHECKING:
@@ -120,4 +120,4 @@ def build_optimizer(
     groups = parameter_groups(model, settings.weight_decay, scales) if isinstance(model, nn.Module) else list(model)
     device = next((p.device for group in groups for p in group["params"]), torch.device("cpu"))
     name = choose_kernel(settings.implementation, device, offload)
-    return KERNELS[name].build(groups, {"lr": settings.lr, "betas": tuple(settings.betas), "eps": settings.eps}), name
+    return build_adam(name, groups, {"lr": settings.lr, "betas": tuple(settings.betas), "eps": settings.eps}), name

@@ -6,8 +6,8 @@ import pytest
 from helpers.paths import CONFIGS
 
 from cromic_ds.batch import BatchSplit
-from cromic_ds.engine.adam import KERNELS
 from cromic_ds.engine.config import ResolveFacts, load_ds_config, resolve
+from cromic_ds.engine.operations import works
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ def shipped(name: str, world_size: int = 2, ranks_per_node: int = 2, precision: 
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not KERNELS["deepspeed_cpu"].available(None), reason="DeepSpeed's CPU Adam does not compile here")
+@pytest.mark.skipif(not works("CPUAdamBuilder"), reason="DeepSpeed's CPU Adam does not compile here")
 def test_every_shipped_config_takes_the_same_steps_and_drops_a_step_that_is_not_finite(run_ranks):
     factors = [1.0, 1.0, None, 1.0]  # in the third step one of the ranks has a loss of NaN
     answers = run_ranks([{"config": shipped(name), "loss_factors": factors} for name in RUNNABLE])
