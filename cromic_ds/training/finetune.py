@@ -44,12 +44,7 @@ class FinetuneSettings(RunSettings):
 
 
 def finetune(settings: FinetuneSettings) -> None:
-    """Start or resume a fine-tuning run, and export the checkpoint with the best score of the task.
-
-    Raises:
-        UserError: settings, data, backbone or run folder that cannot work, before any training step.
-    """
+    """Start or resume a fine-tuning run, and export the checkpoint with the best score. Raises what `run_training` raises."""
     task = TASKS[settings.task]
     make_objective = partial(SelfCritical, settings.scst, task) if settings.objective == "scst" else None
-    fixed = ("task", "objective", "scst")
-    run_training(settings, task, fixed=fixed, export="best", make_objective=make_objective)
+    run_training(settings, task, ("task", "objective", "scst"), "best", make_objective)

@@ -31,11 +31,7 @@ FIXED = ("seed", "model", "loop.global_batch", "data.comments_per_post")
 
 
 def open_folder(folder: Path, settings: dict, more_fixed: tuple[str, ...] = ()) -> None:
-    """Make the run folder, or check that it holds this run. Called on rank 0.
-
-    Raises:
-        UserError: a setting that a resume may not change differs.
-    """
+    """Make the run folder, or check that it holds this run. Raise UserError for another value of a setting that is fixed."""
     saved = RunFolder(folder).config
     if saved.exists():
         try:
@@ -95,14 +91,19 @@ def make_model(
         fine_tuning: leave out the losses that a model has only in pretraining, unless the settings ask for them.
 
     Raises:
-        UserError: tokenizer or answers are not those of the weights.
+        UserError: the weights do not fit the settings, or come with another tokenizer or other answers.
     """
+
+    def build(config: CommentConfig) -> CommentModel:
+        before = config.fine_tuned if fine_tuning else {}
+        from_data = {**vocabulary_of(tokenizer, config), "n_answers": len(answers or [])}
+        return build_model(config.changed({**before, **settings.overrides, **from_data}))
+
     torch.manual_seed(seed)
     if settings.init_from and (other := settings.image_encoder or settings.pretrained):
         which = "model.image_encoder" if settings.image_encoder else "model.pretrained"
         raise UserError(f"{which}: {other} and model.init_from both bring weights; leave one of the two out")
-    taken: set[str] = set()
-    origin = "random"
+    taken, origin = set[str](), "random"
     if settings.init_from:
         source, other, facts = load_export(find_export(settings.init_from))
         if tokenizer_fingerprint(other) != tokenizer_fingerprint(tokenizer):
@@ -115,16 +116,18 @@ def make_model(
                 f"model.init_from: {settings.init_from} was trained with another answer vocabulary than the data's: "
                 f"prepare the data again with --answers {Path(settings.init_from) / ANSWERS}"
             )
-        model = build_model(config_for(source.config, settings, tokenizer, answers, fine_tuning))
+        model = build(source.config)
         report = load_matching(model, source.state_dict())
         if not report.taken:
             raise UserError(f"model.init_from: nothing of {settings.init_from} fits a model with these settings")
         taken, origin = set(report.taken), f"from {settings.init_from}: {report}"
     else:
-        preset = build_config(settings.name, settings.preset)
-        model = build_model(config_for(preset, settings, tokenizer, answers, fine_tuning))
+        model = build(build_config(settings.name, settings.preset))
         if settings.pretrained:
-            report = load_pretrained(model, settings.name, settings.pretrained)
+            load = model_kind(settings.name).load_pretrained
+            if load is None:
+                raise UserError(f"model.pretrained: {settings.name} has no weights that others trained; leave it out")
+            report = load(model, settings.pretrained)
             taken, origin = set(report.taken), f"from {settings.pretrained}: {report}"
         if settings.image_encoder:
             report = load_image_encoder(model, settings.image_encoder)
@@ -139,31 +142,6 @@ def make_model(
     for module in model.unused():  # AdamW's weight decay would still change them
         module.requires_grad_(False)
     return StartingModel(model, taken, origin)
-
-
-def config_for(
-    config: CommentConfig,
-    settings: ModelSettings,
-    tokenizer: PreTrainedTokenizerFast,
-    answers: list[str] | None,
-    fine_tuning: bool,
-) -> CommentConfig:
-    """Return `config` with the changes that the settings ask for and those that follow from the data."""
-    before = config.fine_tuned if fine_tuning else {}
-    derived = {**vocabulary_of(tokenizer, config), "n_answers": len(answers or [])}
-    return config.changed({**before, **settings.overrides, **derived})
-
-
-def load_pretrained(model: CommentModel, name: str, source: str) -> LoadReport:
-    """Load weights that others trained into a model by the registry's name.
-
-    Raises:
-        UserError: nobody else trained weights for this model, or `source` does not fit it.
-    """
-    load = model_kind(name).load_pretrained
-    if load is None:
-        raise UserError(f"model.pretrained: {name} has no weights that others trained; leave it out")
-    return load(model, source)
 
 
 def load_image_encoder(model: CommentModel, source: str) -> LoadReport:
