@@ -25,10 +25,6 @@ class Learner:
     seed: int
     epoch_size: int  # examples of the training split
 
-    @property
-    def epochs_done(self) -> float:
-        return self.state.step * self.split.global_batch / self.epoch_size
-
     def draw(self, batches: list[Batch]) -> list[Batch]:
         """Return the batches of the next step with what the model draws for them, which does not depend on the split."""
         seed = example_seed(self.seed, self.state.step, -1)

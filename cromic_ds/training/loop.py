@@ -159,17 +159,17 @@ def step_values(
     learner: Learner, result: StepResult, batches: list[Batch], lr: float, of_objective: dict[str, float]
 ) -> dict[str, float]:
     """Return what the step gave, for the log."""
-    values = {"loss": result.loss, **of_objective}
+    state, values = learner.state, {"loss": result.loss, **of_objective}
     if batches[0].answer_targets is None and not of_objective:  # the loss is nats per token of given texts
         values["perplexity"] = perplexity(result.loss, 1)
     return {
         **values,
         "lr": lr,
         "grad_norm": result.grad_norm,
-        "epoch": learner.epochs_done,
+        "epoch": state.step * learner.split.global_batch / learner.epoch_size,
         "n_targets": result.n_targets,
-        "skipped_steps": learner.state.skipped_steps,
-        "skipped_records": learner.state.skipped_records,
+        "skipped_steps": state.skipped_steps,
+        "skipped_records": state.skipped_records,
     }
 
 

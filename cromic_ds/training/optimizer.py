@@ -45,7 +45,6 @@ class OptimizerSettings:
     """Implementation of Adam; auto = the first that works here, or DeepSpeed's CPU Adam if the optimizer is offloaded."""
 
     def check(self) -> None:
-        """Raise UserError for values that cannot work."""
         checks = {
             "lr": self.lr > 0,
             "betas": all(0 <= b < 1 for b in self.betas),
@@ -117,14 +116,10 @@ def parameter_groups(model: nn.Module, weight_decay: float, scales: Mapping[str,
 def build_optimizer(
     model: nn.Module, settings: OptimizerSettings, offload: bool = False, scales: Mapping[str, float] | None = None
 ) -> tuple[torch.optim.Optimizer, str]:
-    """Return the optimizer and the name of its implementation.
+    """Return the optimizer and the name of its implementation. Raise UserError if it is not installed or not for this device.
 
-    Args:
-        offload: the optimizer state is in CPU memory (ZeRO-Offload), so DeepSpeed's CPU Adam is used on every device.
-        scales: factors of the learning rate by parameter name (`lr_scales`).
-
-    Raises:
-        UserError: the implementation is not installed or not for this device.
+    With `offload`, the optimizer state is in CPU memory (ZeRO-Offload), so DeepSpeed's CPU Adam is used on every device.
+    `scales` are factors of the learning rate by parameter name (`lr_scales`).
     """
     groups = parameter_groups(model, settings.weight_decay, scales)
     device = next((p.device for group in groups for p in group["params"]), torch.device("cpu"))

@@ -83,14 +83,10 @@ def run_training(
     export: Literal["latest", "best"] = "latest",
     make_objective: MakeObjective | None = None,
 ) -> None:
-    """Start or resume a training run, and export the result at the end.
+    """Start or resume a training run, and export its latest or best checkpoint at the end.
 
-    Args:
-        fixed: settings that a resume may not change, in addition to those of every run (`startup.FIXED`).
-        export: the checkpoint that is exported at the end.
-
-    Raises:
-        UserError: settings, data or run folder that cannot work, before any training step.
+    `fixed` names settings that a resume may not change, in addition to those of every run (`startup.FIXED`). Raises UserError
+    for settings, data or a run folder that cannot work, before any training step.
     """
     ranks = ranks_from(os.environ)
     derived = problem = None
@@ -170,8 +166,7 @@ def derive(settings: RunSettings, task: Task, ranks: Ranks) -> Derived:
     total_steps = loop.steps or max(1, math.floor(loop.epochs * len(dataset) / split.global_batch))
     settings.profile.check_steps(total_steps)
     scored = settings_for(task, settings.eval)
-    image_size = starting.model.image_size
-    evaluation = Evaluation(scored, task, eval_dataset, settings.data, tokenizer, answers, image_size)
+    evaluation = Evaluation(scored, task, eval_dataset, settings.data, tokenizer, answers)
     return Derived(
         dataset=dataset,
         evaluation=evaluation,
@@ -197,11 +192,11 @@ def start(
 ) -> Run:
     """Start all ranks together: check the hosts, load the newest checkpoint, and set up all that surrounds the loop."""
     dataset, evaluation, model = derived.dataset, derived.evaluation, derived.start.model
-    values, image_size, total_steps = startup.settings_dict(settings), evaluation.image_size, derived.total_steps
+    values, total_steps, kept = startup.settings_dict(settings), derived.total_steps, settings.checkpoint
 
     guard.at("preflight")
     n_stored = model_facts(model).n_parameters * (2 if settings.loop.ema_decay else 1)
-    n_checkpoints = settings.checkpoint.keep_last + 2  # the best one, and the one that is being written
+    n_checkpoints = kept.keep_last + 2  # the best one, and the one that is being written
     preflight(folder, guard.attempt, values, dataset.fingerprint, n_stored, n_checkpoints, ranks)
     log.info("weights: %s", derived.start.origin)
     if ranks.is_main:
@@ -212,7 +207,7 @@ def start(
     guard.at("loading")
     checkpoint = reader.newest_good(folder)
     if checkpoint is None:
-        startup.calibrate_batch_norm(model, derived.start.taken, dataset, settings.data, image_size)
+        startup.calibrate_batch_norm(model, derived.start.taken, dataset, settings.data)
     learner = make_learner(settings, derived, ranks)
     if checkpoint is not None:
         learner.state = reader.load_checkpoint(learner.engine, checkpoint, learner.ema, lambda: guard.at("loading"))
@@ -221,12 +216,11 @@ def start(
                 "the data has changed since this run started (other fingerprint): start a new run folder (--out), "
                 "or put the data back"
             )
-    first_step, engine, keep_last = learner.state.step, learner.engine, settings.checkpoint.keep_last
+    first_step, engine = learner.state.step, learner.engine
     kernels = {**derived.kernels.names, "optimizer": derived.adam}
     announce(settings, learner, dataset, derived.memory, kernels, total_steps)
 
     tracker = open_trackers(settings.tracking, folder.path, values, first_step or None, total_steps, ranks.rank)
-    background = settings.checkpoint.in_background
     run = Run(
         learner=learner,
         batches=training_batches(
@@ -234,7 +228,7 @@ def start(
             settings.data,
             derived.split,
             ranks.rank,
-            image_size=image_size,
+            image_size=model.image_size,
             seed=settings.seed,
             first_step=first_step,
             last_step=total_steps,
@@ -244,7 +238,7 @@ def start(
         settings=settings,
         total_steps=total_steps,
         evaluation=evaluation,
-        checkpoints=CheckpointWriter(engine, folder, keep_last, learner.ema, background, tracker),
+        checkpoints=CheckpointWriter(engine, folder, kept.keep_last, learner.ema, kept.in_background, tracker),
         tracker=tracker,
         usage=Usage(engine.forward_flops, engine.device),
         profiler=Profiler(settings.profile, folder, engine, ranks.rank, ranks.world_size),
@@ -267,14 +261,7 @@ def make_learner(settings: RunSettings, derived: Derived, ranks: Ranks) -> Learn
     offloaded = config.offloads_optimizer(derived.ds_config)
     optimizer, _ = build_optimizer(model, settings.optim, offloaded, derived.lr_scales)
     engine = Engine(model, optimizer, derived.ds_config, settings.loop.compile)
+    ema = Ema(engine, settings.loop.ema_decay) if settings.loop.ema_decay else None
     of_tokenizer = tokenizer_fingerprint(derived.evaluation.tokenizer)
     state = TrainState(data_fingerprint=dataset.fingerprint, tokenizer_fingerprint=of_tokenizer)
-    return Learner(
-        engine=engine,
-        ema=Ema(engine, settings.loop.ema_decay) if settings.loop.ema_decay else None,
-        state=state,
-        split=derived.split,
-        ranks=ranks,
-        seed=settings.seed,
-        epoch_size=len(dataset),
-    )
+    return Learner(engine, ema, state, derived.split, ranks, settings.seed, len(dataset))

@@ -57,7 +57,6 @@ class SelfCriticalSettings:
     """Training images, evenly spread, whose references CIDEr's document frequencies are counted from; null = all."""
 
     def check(self) -> None:
-        """Raise UserError for values that cannot work."""
         if self.samples < 1 or (self.baseline == "mean" and self.samples < 2):
             raise UserError(
                 f"scst.samples is {self.samples}: give at least 1, and at least 2 with baseline mean, where each is compared "
@@ -103,8 +102,7 @@ class SelfCritical:
             path = self.folder.document_frequencies
             on_main(count_document_frequencies, path, self.dataset, self.task.tokenization, self.settings.df_images)
             self.cider = CiderD(DocumentFrequencies.load(path)[0])
-        start = time.perf_counter()
-        device = learner.engine.device
+        start, device = time.perf_counter(), learner.engine.device
         # The seeds differ from those of the dropout.
         seeds = [example_seed(seed, 0, 0) for seed in learner.micro_batch_seeds()]
         with learner.engine.full_weights() as model:

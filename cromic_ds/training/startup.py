@@ -84,14 +84,10 @@ def make_model(
     answers: list[str] | None = None,
     fine_tuning: bool = False,
 ) -> StartingModel:
-    """Return the model with its starting weights: random from `seed`, or from an export or run as far as they fit.
+    """Return the model with its starting weights: random from `seed`, or from given weights as far as they fit.
 
-    Args:
-        answers: the vocabulary of the answer head, if answers are classified.
-        fine_tuning: leave out the losses that a model has only in pretraining, unless the settings ask for them.
-
-    Raises:
-        UserError: the weights do not fit the settings, or come with another tokenizer or other answers.
+    `answers` is the vocabulary of the answer head, if answers are classified. `fine_tuning` leaves out the losses that a model
+    has only in pretraining, unless the settings ask for them. Raises UserError for weights that do not fit settings and data.
     """
 
     def build(config: CommentConfig) -> CommentModel:
@@ -161,17 +157,12 @@ def load_image_encoder(model: CommentModel, source: str) -> LoadReport:
     return report
 
 
-def calibrate_batch_norm(
-    model: CommentModel, taken: set[str], dataset: Dataset, data: DataSettings, image_size: int
-) -> None:
-    """Set frozen batch-norm statistics to those of the first 64 training images, the same on every rank.
-
-    Only if the ResNet starts from random weights. Pretrained weights bring their statistics.
-    """
+def calibrate_batch_norm(model: CommentModel, taken: set[str], dataset: Dataset, data: DataSettings) -> None:
+    """Set frozen batch-norm statistics to those of the first 64 training images, unless pretrained weights bring theirs."""
     pretrained = any(name.startswith("image_encoder.") for name in taken)
-    if pretrained or getattr(model.config, "batch_norm", None) != "frozen" or not image_size:
+    if pretrained or getattr(model.config, "batch_norm", None) != "frozen" or not model.image_size:
         return
-    first = eval_batches(dataset, data, image_size=image_size, micro_batch=64, rank=0, world_size=1, limit=64)
+    first = eval_batches(dataset, data, image_size=model.image_size, micro_batch=64, rank=0, world_size=1, limit=64)
     images = next(first).images
     assert isinstance(model.image_encoder, ImageEncoder) and images is not None  # a ResNet, as it has batch norm
     model.image_encoder.calibrate(images)
@@ -189,12 +180,8 @@ def write_model_folder(
     target = RunFolder(folder).model
     model.config.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    facts = {
-        "max_post_tokens": data.max_post_tokens,
-        "max_comment_tokens": data.max_comment_tokens,
-        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-        "task": task,
-    }
+    facts: dict[str, Any] = {name: getattr(data, name) for name in ("max_post_tokens", "max_comment_tokens")}
+    facts |= {"tokenizer_fingerprint": tokenizer_fingerprint(tokenizer), "task": task}
     if answers is not None:
         write_json(target / ANSWERS, answers)
         facts["answers_fingerprint"] = answers_fingerprint(answers)

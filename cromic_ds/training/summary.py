@@ -36,13 +36,8 @@ def print_summary(run: Path, console: Console | None = None) -> None:
             if evaluations[-1].get(name) is not None:
                 scores.add_row(name, f"{evaluations[-1][name]:.4f}")
         console.print(scores)
-    places = {
-        "checkpoints": folder.checkpoints,
-        "export": folder.export,
-        "log": folder.log,
-        "numbers": folder.metrics,
-        "samples": folder.samples,
-    }
+    places = {"checkpoints": folder.checkpoints, "export": folder.export, "log": folder.log}
+    places |= {"numbers": folder.metrics, "samples": folder.samples}
     for what, path in places.items():
         if path.exists():
             console.print(f"{what:12} {path}", soft_wrap=True, markup=False)
