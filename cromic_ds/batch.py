@@ -65,16 +65,12 @@ class Batch:
 class BatchSplit:
     """How the posts of an optimizer step are split: global batch = micro-batch × accumulation × world size.
 
-    Raises:
-        UserError: the sizes do not divide; the message names the nearest world sizes, micro-batches and global batches.
+    Raises UserError if the sizes do not divide; the message names the nearest world sizes, micro-batches and global batches.
     """
 
-    global_batch: int
-    """Posts per optimizer step, over all ranks and accumulation steps."""
-    micro_batch: int
-    """Posts per rank in one forward pass."""
+    global_batch: int  # posts per optimizer step, over all ranks and accumulation steps
+    micro_batch: int  # posts per rank in one forward pass
     world_size: int = 1
-    """Ranks."""
 
     @classmethod
     def derive(
@@ -92,9 +88,9 @@ class BatchSplit:
         ranks = _either(_nearest_divisors(batch // micro if whole else batch, world)) if batch > 0 else ""
         if batch < 1 or batch % world:
             other = f"start {ranks}, or in a new run " if ranks else ""
-            batches = _either([n for n in (batch // world * world, (batch // world + 1) * world) if n > 0])
+            near = _either([n for n in (batch // world * world, (batch // world + 1) * world) if n > 0])
             raise UserError(
-                f"global batch {batch} does not divide over {world} ranks: {other}use a global batch of {batches}"
+                f"global batch {batch} does not divide over {world} ranks: {other}use a global batch of {near}"
             )
         per_rank = batch // world
         if micro < 1 or per_rank % micro:

@@ -56,12 +56,7 @@ def generate_texts(
     images: Tensor | None,
     settings: DecodingSettings,
 ) -> list[list[str]]:
-    """Return `settings.num` texts for each post.
-
-    Args:
-        post_ids: (P, L) token ids, right-padded.
-        images: (P, 3, H, W) uint8, None if the posts have no pictures.
-    """
+    """Return `settings.num` texts for each post: `post_ids` (P, L), right-padded; `images` (P, 3, H, W) uint8, None without."""
     sequences = model.generate(
         input_ids=post_ids.to(model.device),
         pixel_values=None if images is None else images.to(model.device),

@@ -36,7 +36,7 @@ def write_export(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    aside = out.with_name(f".{out.name}.writing")
+    aside, old = out.with_name(f".{out.name}.writing"), out.with_name(f".{out.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     model.generation_config = generation_config(DecodingSettings(), tokenizer)
     model.save_pretrained(aside)
@@ -44,7 +44,6 @@ def write_export(
     write_json(aside / FACTS, facts, indent=1)
     if answers is not None:
         write_json(aside / ANSWERS, answers)
-    old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
@@ -61,11 +60,7 @@ def find_export(path: str | Path) -> Path:
 
 
 def load_export(path: str | Path) -> tuple[CommentModel, PreTrainedTokenizerFast, dict[str, Any]]:
-    """Return model (in evaluation mode, on the best device), tokenizer and facts of an export.
-
-    Raises:
-        UserError: it is no export, or a damaged one.
-    """
+    """Return model (in evaluation mode, on the best device), tokenizer and facts. Raise UserError if they cannot be read."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModel

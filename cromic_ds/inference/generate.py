@@ -25,8 +25,7 @@ IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 def generate(settings: GenerateSettings) -> None:
     """Run `cromic-ds generate`. Of many records, one that cannot be used gets an `error` instead of `comments`.
 
-    Raises:
-        UserError: the one picture or post cannot be used, or the input cannot be read.
+    Raises UserError if the one picture or post cannot be used, or the input cannot be read.
     """
     records = read_input(Path(settings.input), settings.post) if settings.input else None
     out = output_file(settings.out) if settings.out else None
@@ -40,7 +39,11 @@ def generate(settings: GenerateSettings) -> None:
     if records is None:
         print("\n".join(export.generate(settings.post, settings.image, settings)))
         return
-    failed = write_jsonl(comment_on(export, records, settings, settings.batch), out)
+    failed = 0
+    with replacing(out) if out else nullcontext(sys.stdout) as file:
+        for record in comment_on(export, records, settings, settings.batch):
+            failed += "error" in record
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
     if failed:
         print(f"{failed} records could not be used; they have an 'error' in the output", file=sys.stderr)
 
@@ -91,13 +94,3 @@ def comment_on(
         for record, comments in zip(usable, export.generate_many(encoded, decoding)):
             record["comments"] = comments
         yield from group
-
-
-def write_jsonl(records: Iterable[dict[str, Any]], out: Path | None) -> int:
-    """Write records as they are made, to a file or to standard output, and return how many of them have an error."""
-    failed = 0
-    with replacing(out) if out else nullcontext(sys.stdout) as file:
-        for record in records:
-            failed += "error" in record
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    return failed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from cromic_ds.data.limits import COMMENT_TOKENS, POST_TOKENS
@@ -15,8 +14,7 @@ from cromic_ds.inference.settings import ImportSettings
 def import_published(settings: ImportSettings) -> None:
     """Run `cromic-ds import-published`: write the export, and list every name that did not fit.
 
-    Raises:
-        UserError: the file holds no state dict of that code, weights are missing, or the vocabulary has another size.
+    Raises UserError if the file holds no state dict of that code, weights are missing, or the vocabulary has another size.
     """
     from cromic_ds.models.cmt.config import CMTConfig
     from cromic_ds.models.cmt.weights import load_cmt_state_dict
@@ -27,7 +25,7 @@ def import_published(settings: ImportSettings) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder: name another one with --out")
     weights = read_state_dict(Path(settings.state_dict))
-    names = {re.sub(r"^module\.", "", name): tensor for name, tensor in weights.items()}
+    names = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
     if "token_embed.embedding.weight" not in names:
         raise UserError(
             f"{settings.state_dict}: no published CroMIC-CMT checkpoint (no token_embed.embedding.weight among "
@@ -41,18 +39,13 @@ def import_published(settings: ImportSettings) -> None:
             f"{settings.tokenizer} has {len(tokenizer)} tokens and the checkpoint {vocab_size}: name the tokenizer it was "
             "trained with (bert-base-chinese has 21128)"
         )
-    config = build_config(
-        "cmt", "paper", mode=settings.mode, n_answers=n_answers, **vocabulary_of(tokenizer, CMTConfig)
-    )
-    model = build_model(config)
+    vocabulary = vocabulary_of(tokenizer, CMTConfig)
+    model = build_model(build_config("cmt", "paper", mode=settings.mode, n_answers=n_answers, **vocabulary))
     report = load_cmt_state_dict(model, weights)
     print(report)
     if report.missing or report.mismatched:
         raise UserError(f"{settings.state_dict}: incomplete (listed above); nothing was written")
-    facts = {
-        "max_post_tokens": POST_TOKENS,
-        "max_comment_tokens": COMMENT_TOKENS,
-        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-    }
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    facts = {"max_post_tokens": POST_TOKENS, "max_comment_tokens": COMMENT_TOKENS, "tokenizer_fingerprint": fingerprint}
     write_export(model, tokenizer, facts, out)
     print(f"written to {out}")

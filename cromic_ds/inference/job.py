@@ -16,7 +16,7 @@ from cromic_ds.inference.decoding import decoding_for
 from cromic_ds.inference.loaded import LoadedExport
 from cromic_ds.inference.partial_predictions import AnsweredRecord
 from cromic_ds.inference.scoring import generate_predictions
-from cromic_ds.inference.settings import DecodingSettings, JobSettings, find_task
+from cromic_ds.inference.settings import JobSettings, find_task
 from cromic_ds.progress import ProgressBar
 from cromic_ds.run_folder import ANSWERS
 from cromic_ds.tasks.base import check_task
@@ -30,48 +30,33 @@ class InferenceJob:
         self.export = export
         self.dataset = dataset
         self.settings = settings
-        self.task = find_task(settings.task, "--task") if settings.task else export.task
-        self._check()
-        limits = {k: export.facts[k] for k in ("max_post_tokens", "max_comment_tokens") if k in export.facts}
-        self.data = DataSettings(path=settings.data, eval_comments_per_post=None, **limits)
-
-    def _check(self) -> None:
-        export, path = self.export, self.settings.data
-        check_task(self.task, self.dataset, path)
-        trained_with = tokenizer_fingerprint(export.tokenizer)
-        if tokenizer_fingerprint(load_tokenizer(self.dataset.tokenizer_path)) != trained_with:
+        self.task = task = find_task(settings.task, "--task") if settings.task else export.task
+        path = settings.data
+        check_task(task, dataset, path)
+        tokenizer = load_tokenizer(dataset.tokenizer_path)
+        if tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(export.tokenizer):
             raise UserError(
-                f"{path} was prepared with another tokenizer than the model's: prepare it with "
-                f"--tokenizer {export.path}"
+                f"{path} was prepared with another tokenizer than the model's: prepare it with --tokenizer {export.path}"
             )
-        if self.task.kind == "classify":
-            if export.answers is None:
-                raise UserError(f"{export.path} has no answer head (no {ANSWERS}): fine-tune it on {self.task.name}")
-            if export.answers != self.dataset.answers:
-                raise UserError(
-                    f"{path} was prepared with another answer vocabulary than the model's: prepare it with "
-                    f"--answers {export.path / ANSWERS}"
-                )
-
-    @property
-    def answers(self) -> list[str] | None:
-        """The answers to choose from, None if the task generates texts."""
-        return self.export.answers if self.task.kind == "classify" else None
-
-    @property
-    def decoding(self) -> DecodingSettings:
-        """How texts are generated, with the task's maximum length if the settings give none."""
-        return decoding_for(self.task, self.settings)
+        if task.kind == "classify" and export.answers is None:
+            raise UserError(f"{export.path} has no answer head (no {ANSWERS}): fine-tune it on {task.name}")
+        if task.kind == "classify" and export.answers != dataset.answers:
+            raise UserError(
+                f"{path} was prepared with another answer vocabulary than the model's: prepare it with "
+                f"--answers {export.path / ANSWERS}"
+            )
+        # The answers to choose from; None if texts are generated.
+        self.answers = export.answers if task.kind == "classify" else None
+        self.decoding = decoding_for(task, settings)
+        limits = {k: export.facts[k] for k in ("max_post_tokens", "max_comment_tokens") if k in export.facts}
+        self.data = DataSettings(path=path, eval_comments_per_post=None, **limits)
 
     def batches(self, limit: int | None = None, done: int = 0) -> Iterator[Batch]:
-        """Return the batches of the first `limit` records (None: all), in their order, without the first `done` records.
-
-        `done` is a number of whole batches.
-        """
+        """Return the batches of the first `limit` records (None: all), in order, without the first `done` (whole batches)."""
         return eval_batches(
             self.dataset,
             self.data,
-            image_size=self.export.image_size,
+            image_size=self.export.model.image_size,
             micro_batch=self.settings.batch,
             rank=0,
             world_size=1,
@@ -91,17 +76,14 @@ class InferenceJob:
         """Yield the model's texts for the first `limit` records (None: all) batch by batch, with a progress bar.
 
         A batch's texts depend on nothing but its records and the settings. So a resumed job can leave out the first `done`
-        records, a number of whole batches.
-
-        Raises:
-            UserError: more records than `DataSettings.max_skip_rate` cannot be read.
+        records, a number of whole batches. Raises UserError if more than `DataSettings.max_skip_rate` cannot be read.
         """
         total = len(self.dataset) if limit is None else min(limit, len(self.dataset))
         unreadable = 0
         with ProgressBar(f"{self.task.name} {self.dataset.split}", total, "records", done) as bar:
             for batch in self.batches(limit, done):
-                size = min(self.settings.batch, total - done)
-                answered = self._answer_batch(batch, range(done, done + size))
+                indices = range(done, min(done + self.settings.batch, total))
+                answered = self._answer_batch(batch, indices)
                 unreadable += len(batch.skipped)
                 if unreadable > self.data.max_skip_rate * total:
                     name, reason = batch.skipped[-1]
@@ -110,7 +92,7 @@ class InferenceJob:
                         f"{self.data.max_skip_rate:.0%}), the last: {name!r} {reason}; prepare it again"
                     )
                 yield answered
-                done += size
+                done = indices.stop
                 bar.update(done)
 
     def _answer_batch(self, batch: Batch, indices: range) -> list[AnsweredRecord]:

@@ -55,11 +55,6 @@ class LoadedExport:
         """The task that the model was trained for. Raises UserError if this version does not know it."""
         return find_task(self.facts.get("task", "comments"), str(self.path))
 
-    @property
-    def image_size(self) -> int:
-        """Side of the image crops in pixels; 0 if the model reads no images."""
-        return self.model.image_size
-
     def identity(self) -> dict[str, Any]:
         """Return what distinguishes the model from others, wherever it is stored: a hash of its weights, and its facts."""
         return {"weights": weights_fingerprint(self.path), "precision": self.precision, **self.facts}
@@ -67,21 +62,14 @@ class LoadedExport:
     @contextlib.contextmanager
     def running(self) -> Iterator[CommentModel]:
         """Yield the model without gradients and under autocast."""
-        dtype = self.autocast or torch.bfloat16
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.model.device.type, dtype=dtype, enabled=self.autocast is not None),
-        ):
+        device, dtype, enabled = self.model.device.type, self.autocast or torch.bfloat16, self.autocast is not None
+        with torch.inference_mode(), torch.autocast(device, dtype=dtype, enabled=enabled):
             yield self.model
 
     def generate(
         self, post: str = "", image: str | Path | None = None, decoding: DecodingSettings | None = None
     ) -> list[str]:
-        """Return `decoding.num` texts for a post and its picture; either can be left out.
-
-        Raises:
-            UserError: the picture cannot be used, or there is nothing that the model reads.
-        """
+        """Return `decoding.num` texts for a post and its picture; either can be left out. Raises UserError as `encode_post`."""
         return self.generate_many([self.encode_post(post, image)], decoding or DecodingSettings())[0]
 
     def generate_many(self, posts: Sequence[EncodedPost], decoding: DecodingSettings) -> list[list[str]]:
@@ -91,22 +79,28 @@ class LoadedExport:
         # Posts with and without a picture make batches of different shape.
         for pictured in (True, False):
             rows = [i for i, post in enumerate(posts) if (post.image is not None) == pictured]
-            if rows:
-                generated = self._generate_batch([posts[i] for i in rows], decoding)
-                for row, of_post in zip(rows, generated):
-                    texts[row] = of_post
+            if not rows:
+                continue
+            longest = max(len(posts[i].ids) for i in rows)
+            padded = [posts[i].ids + [self.tokenizer.pad_token_id] * (longest - len(posts[i].ids)) for i in rows]
+            post_ids = torch.tensor(padded, dtype=torch.long).view(len(rows), longest)
+            crops = [image for i in rows if (image := posts[i].image) is not None]
+            images = torch.stack(crops) if pictured else None
+            with self.running() as model:
+                generated = generate_texts(model, self.tokenizer, post_ids, images, decoding)
+            for i, of_post in zip(rows, generated):
+                texts[i] = of_post
         return texts
 
     def encode_post(self, post: str = "", image: str | Path | None = None) -> EncodedPost:
         """Return token ids and image crop of a post, as far as the model reads them.
 
-        Raises:
-            UserError: the picture cannot be used, or there is nothing that the model reads.
+        Raises UserError if the picture cannot be used, or there is nothing that the model reads.
         """
         mode, crop, ids = self.model.config.mode, None, []
         if image and "v" in mode:
             try:
-                pixels = training_image(Path(image).read_bytes(), self.image_size)
+                pixels = training_image(Path(image).read_bytes(), self.model.image_size)
             except OSError as error:
                 raise UserError(f"{image}: cannot be read ({error.strerror})") from None
             except BadImage as error:
@@ -118,24 +112,11 @@ class LoadedExport:
             raise UserError("neither a picture nor a post that the model reads")
         return EncodedPost(ids, crop)
 
-    def _generate_batch(self, posts: list[EncodedPost], decoding: DecodingSettings) -> list[list[str]]:
-        """Return texts for posts that all have a picture, or all have none."""
-        longest = max(len(post.ids) for post in posts)
-        padded = [post.ids + [self.tokenizer.pad_token_id] * (longest - len(post.ids)) for post in posts]
-        post_ids = torch.tensor(padded, dtype=torch.long).view(len(posts), longest)
-        crops = [post.image for post in posts if post.image is not None]
-        with self.running() as model:
-            return generate_texts(model, self.tokenizer, post_ids, torch.stack(crops) if crops else None, decoding)
-
 
 def load(path: str | Path, precision: str = "auto") -> LoadedExport:
-    """Load an export.
+    """Load an export to compute in bf16, fp16, fp32, or auto: the fastest that the device computes natively.
 
-    Args:
-        precision: bf16, fp16, fp32, or auto: the fastest that the device computes natively.
-
-    Raises:
-        UserError: `path` is no export, or the precision does not work on this machine.
+    Raises UserError if `path` is no export, or the precision does not work on this machine.
     """
     from cromic_ds.models.common.kernels import install, select
     from cromic_ds.models.common.precision import AUTOCAST, choose_precision

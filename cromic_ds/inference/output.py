@@ -11,8 +11,7 @@ from cromic_ds.errors import UserError
 def output_file(path: str) -> Path:
     """Make the folder of a file that will be written, before any work is done for it, and return the file.
 
-    Raises:
-        UserError: the folder cannot be made or written to, or the path is a folder.
+    Raises UserError if the folder cannot be made or written to, or the path is a folder.
     """
     out = Path(path)
     try:

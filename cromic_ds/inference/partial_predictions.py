@@ -6,7 +6,7 @@ Its first line says what the texts follow from, each further line is the text of
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,22 +27,16 @@ class AnsweredRecord:
 
 @contextmanager
 def open_partial(path: Path, origin: dict[str, Any], batch: int, total: int) -> Iterator[PartialPredictions]:
-    """Open the predictions so far, locked for this process.
+    """Open the predictions so far of a split with `total` records, locked for this process; an incomplete batch is dropped.
 
-    Args:
-        origin: all that the texts follow from.
-        batch: records per batch; an incomplete batch at the end of the file is dropped.
-        total: records of the split.
-
-    Raises:
-        UserError: another process has the file open, it was started with another origin, or it is damaged.
+    Raises UserError if another process has the file open, it was started with another `origin` (all that the texts follow
+    from), or it is damaged.
     """
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(exclusive(path))
+            partial = PartialPredictions(path, stack.enter_context(exclusive(path)))
         except BlockingIOError:
             raise UserError(f"{path}: another process is writing these predictions") from None
-        partial = PartialPredictions(path, file)
         partial.resume(json.loads(json.dumps(origin)), batch, total)
         yield partial
 
@@ -63,7 +57,7 @@ class PartialPredictions:
             self._file.truncate(0)
             self._write_lines([origin])
             return
-        if difference := next(changed_entries(self._header(first), origin), None):
+        if difference := next(changed_entries(self._parse(dict, first, 1), origin), None):
             raise UserError(
                 f"{self.path} was started with {difference}: use that setting, or remove the file to start again"
             )
@@ -71,11 +65,10 @@ class PartialPredictions:
         for done, line in enumerate(self._file, 1):
             if not line.endswith(b"\n"):
                 break
-            if self._record(line, done + 1).index != done - 1:
+            if self._parse(AnsweredRecord, line, done + 1).index != done - 1:
                 raise self._damaged(done + 1)
             if done % batch == 0 or done == total:
-                self.done = done
-                end = self._file.tell()
+                self.done, end = done, self._file.tell()
         self._file.truncate(end)
 
     def append(self, answered: list[AnsweredRecord]) -> None:
@@ -87,21 +80,15 @@ class PartialPredictions:
         self._file.seek(0)
         self._file.readline()
         for number, line in enumerate(self._file, 2):
-            yield self._record(line, number)
+            yield self._parse(AnsweredRecord, line, number)
 
     def _write_lines(self, lines: list[dict[str, Any]]) -> None:
         self._file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
         self._file.flush()
 
-    def _header(self, line: bytes) -> dict[str, Any]:
+    def _parse(self, kind: Callable[..., Any], line: bytes, number: int) -> Any:
         try:
-            return dict(json.loads(line))
-        except (ValueError, TypeError):
-            raise self._damaged(1) from None
-
-    def _record(self, line: bytes, number: int) -> AnsweredRecord:
-        try:
-            return AnsweredRecord(**json.loads(line))
+            return kind(**json.loads(line))
         except (ValueError, TypeError):
             raise self._damaged(number) from None
 

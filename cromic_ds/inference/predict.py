@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cromic_ds.data.dataset import Dataset, Texts, UnreadableRecord
 from cromic_ds.data.open_dataset import open_dataset
@@ -27,11 +27,7 @@ if TYPE_CHECKING:
 
 
 def predict(settings: PredictSettings) -> None:
-    """Run `cromic-ds predict`.
-
-    Raises:
-        UserError: model and data do not fit together, or the partial file was started with other ones.
-    """
+    """Run `cromic-ds predict`. Raise UserError if model and data do not fit together, or not with the partial file."""
     from cromic_ds.inference.job import InferenceJob
     from cromic_ds.inference.loaded import load
 
@@ -40,7 +36,15 @@ def predict(settings: PredictSettings) -> None:
     ids = record_ids(dataset, settings.data)
     job = InferenceJob(load(settings.export, settings.precision), dataset, settings)
     partial_file = out.with_name(f"{out.name}.partial.jsonl")
-    with open_partial(partial_file, origin_of(job), settings.batch, len(ids)) as partial:
+    origin = {  # all that the texts follow from
+        "task": job.task.name,
+        "data": {"split": settings.split, "fingerprint": dataset.fingerprint},
+        "model": job.export.identity(),
+        "decoding": None if job.answers else asdict(job.decoding),
+        "batch": settings.batch,
+        "seed": settings.seed,
+    }
+    with open_partial(partial_file, origin, settings.batch, len(ids)) as partial:
         if partial.done:
             print(f"{partial.path}: resuming after {partial.done:,} of {len(ids):,} records")
         for answered in job.answer_records(done=partial.done):
@@ -55,8 +59,7 @@ def predict(settings: PredictSettings) -> None:
 def record_ids(dataset: Dataset, path: str) -> list[str]:
     """Return the id of every record.
 
-    Raises:
-        UserError: an id cannot be read, or two records have the same. This is found here, before hours of decoding.
+    Raises UserError if an id cannot be read, or two records have the same: here, before hours of decoding.
     """
     try:
         ids = [dataset.tokens(index).id for index in range(len(dataset))]
@@ -68,24 +71,10 @@ def record_ids(dataset: Dataset, path: str) -> list[str]:
     return ids
 
 
-def origin_of(job: InferenceJob) -> dict[str, Any]:
-    """Return all that the texts follow from."""
-    settings = job.settings
-    return {
-        "task": job.task.name,
-        "data": {"split": settings.split, "fingerprint": job.dataset.fingerprint},
-        "model": job.export.identity(),
-        "decoding": None if job.answers else asdict(job.decoding),
-        "batch": settings.batch,
-        "seed": settings.seed,
-    }
-
-
 def write_predictions(job: InferenceJob, partial: PartialPredictions, ids: list[str], out: Path) -> list[str]:
     """Write the server's file, and return why records could not be read, one text for each.
 
-    Raises:
-        UserError: the file does not name each of the `ids` exactly once; it is then not written.
+    Raises UserError if the file does not name each of the `ids` exactly once; it is then not written.
     """
     unreadable = []
 

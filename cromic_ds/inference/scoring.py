@@ -25,15 +25,11 @@ if TYPE_CHECKING:
 
 
 def teacher_forced(loss_sum: Callable[[Batch], float | Tensor], batches: Iterable[Batch]) -> dict[str, float]:
-    """Return `loss`, `perplexity`, `targets` and `posts` over the batches of all ranks.
+    """Return `loss`, `perplexity`, `targets` and `posts` over the batches of all ranks; `loss_sum`: a batch's Σ NLL in nats.
 
     The loss is in nats per target token. If answers are classified, each post is one target and there is no perplexity.
-
-    Args:
-        loss_sum: returns Σ NLL of a batch's targets, in nats.
     """
-    classified = False
-    total, targets, posts = 0.0, 0, 0
+    classified, total, targets, posts = False, 0.0, 0, 0
     for batch in batches:
         classified = batch.answer_targets is not None
         total += float(loss_sum(batch))
@@ -51,15 +47,11 @@ def generate_predictions(
     decoding: DecodingSettings,
     answers: list[str] | None = None,
 ) -> dict[int, list[str]]:
-    """Return generated texts, or the best of `answers` if these are given, by the example's index in the data set.
-
-    Every rank gets the texts of all ranks.
-    """
+    """Return the generated texts of all ranks, or the best of `answers` if given, by the example's index in the data set."""
     mine: dict[int, list[str]] = {}
     for batch in batches:
         if answers is not None:
-            best = model.answer_logits(batch.to(model.device)).argmax(-1).tolist()
-            texts = [[answers[i]] for i in best]
+            texts = [[answers[i]] for i in model.answer_logits(batch.to(model.device)).argmax(-1).tolist()]
         else:
             texts = generate_texts(model, tokenizer, batch.post_ids, batch.images, decoding)
         mine.update((index, generated) for index, generated in zip(batch.indices, texts) if index >= 0)

@@ -36,14 +36,12 @@ class DecodingSettings:
         return self.top_k is not None or self.top_p < 1 or self.temperature != 1
 
     def check(self) -> None:
-        """Raise UserError for values that cannot work."""
         if self.beams < 1 or self.num < 1 or (self.max_new_tokens is not None and self.max_new_tokens < 1):
             raise UserError("decoding: beams, num and max_new_tokens must be at least 1")
         if not 0 < self.top_p <= 1 or self.temperature <= 0:
             raise UserError("decoding: top_p must be in (0, 1], temperature above 0")
         for name in ("top_k", "no_repeat_ngram_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"decoding: {name} is {value}: give at least 1, or null for no limit")
         if not self.samples and self.num > self.beams:
             raise UserError(
@@ -73,8 +71,7 @@ class EvalSettings:
     def check(self) -> None:
         """Raise UserError for values that cannot work: the first evaluation may be hours away."""
         for name in ("every", "examples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"eval.{name} is {value}: give at least 1, or null")
         if min(self.micro_batch, self.beams) < 1 or min(self.generate, self.pictures) < 0:
             raise UserError("eval: micro_batch and beams must be at least 1; generate and pictures at least 0")
@@ -101,7 +98,6 @@ class InferenceSettings(DecodingSettings):
     """Number format of matrix products; auto is the fastest that the device computes natively."""
 
     def check(self) -> None:
-        """Raise UserError for values that cannot work."""
         super().check()
         if self.batch < 1:
             raise UserError(f"--batch {self.batch} must be at least 1")
@@ -122,7 +118,6 @@ class GenerateSettings(InferenceSettings):
     """JSONL file to write for `input`; null writes to standard output."""
 
     def check(self) -> None:
-        """Raise UserError for values that cannot work or do not go together."""
         super().check()
         if self.input and self.image:
             raise UserError("give --image for one picture or --input for many, not both")
@@ -138,11 +133,8 @@ class JobSettings(InferenceSettings):
     """comments, fmiqa, vqa2, aic_icc, flickr30k_cn or muge; null takes the task that the export was trained for."""
     data: str = ""
     """Store, or folder in the published layout."""
-    split: str = ""
-    """Split of the data."""
 
     def check(self) -> None:
-        """Raise UserError for values that cannot work."""
         super().check()
         if not self.data:
             raise UserError("--data is missing: name the store of the records")
@@ -168,7 +160,6 @@ class EvaluateSettings(JobSettings):
     """Bootstrap resamples of the images for the confidence intervals; with 0 there are no intervals."""
 
     def check(self) -> None:
-        """Raise UserError for values that cannot work."""
         super().check()
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit {self.limit} must be at least 1, or null for all")
@@ -186,7 +177,6 @@ class PredictSettings(JobSettings):
     """File to write. If interrupted, run the same command again to resume."""
 
     def check(self) -> None:
-        """Raise UserError for values that cannot work."""
         super().check()
         if not self.out:
             raise UserError("--out is missing: name the file to write")

@@ -28,17 +28,16 @@ def announce(
     name = config.model_type.removeprefix("cromic_")
     preset = "" if settings.model.init_from else f" {settings.model.preset}"
     batch_norm = f", batch norm {config.batch_norm}" if hasattr(config, "batch_norm") else ""
-    n_millions = engine.n_parameters / 1e6
-    log.info("devices: %d × %s; %s", split.world_size, device_name(engine.device), split)
-    log.info("model: %s%s, %.1f M parameters, vocabulary %d%s", name, preset, n_millions, config.vocab_size, batch_norm)
+    on_gpu = engine.device.type == "cuda"
+    device = torch.cuda.get_device_name(engine.device) if on_gpu else f"CPU ({torch.get_num_threads()} threads)"
+    log.info("devices: %d × %s; %s", split.world_size, device, split)
+    size = engine.n_parameters / 1e6
+    log.info("model: %s%s, %.1f M parameters, vocabulary %d%s", name, preset, size, config.vocab_size, batch_norm)
     log.info("ZeRO stage %d (%s); autocast %s", engine.stage, settings.ds_config, engine.autocast_dtype or "off (fp32)")
+    sizes = memory.parameters + memory.gathered, memory.gradients, memory.optimizer, memory.buffers, memory.sent
     log.info(
         "memory per rank: parameters %s, gradients %s, optimizer %s, buckets %s; %s sent per step (without activations)",
-        megabytes(memory.parameters + memory.gathered),
-        megabytes(memory.gradients),
-        megabytes(memory.optimizer),
-        megabytes(memory.buffers),
-        megabytes(memory.sent),
+        *map(megabytes, sizes),
     )
     log.info("kernels: %s", ", ".join(f"{what} {name}" for what, name in kernels.items()))
     log.info("data: %s, %d posts in %r", settings.data.path, len(dataset), dataset.split)
@@ -47,7 +46,3 @@ def announce(
     epochs = total_steps * split.global_batch / len(dataset)
     resumed = "; resuming from the newest checkpoint" if step else ""
     log.info("steps: %d of %d done (%.2f epochs in all)%s", step, total_steps, epochs, resumed)
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads)"

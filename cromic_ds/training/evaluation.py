@@ -32,7 +32,6 @@ class Evaluation:
     data: DataSettings
     tokenizer: PreTrainedTokenizerFast
     answers: list[str] | None  # where answers are classified
-    image_size: int  # side of the crops in pixels; 0 = the model reads no images
 
 
 def settings_for(task: Task, settings: EvalSettings) -> EvalSettings:
@@ -49,32 +48,31 @@ def run_evaluation(
     """
     # A checkpoint is completed in the all-reduce of a step, and for a while there will be none.
     checkpoints.finish(lambda: guard.at("saving"))
-    settings, engine, state = evaluation.settings, learner.engine, learner.state
-    start = time.perf_counter()
-    decoding = decoding_for(evaluation.task, DecodingSettings(beams=settings.beams))
+    settings, task, dataset, state = evaluation.settings, evaluation.task, evaluation.dataset, learner.state
+    engine, answers = learner.engine, evaluation.answers
+    start, decoding = time.perf_counter(), decoding_for(task, DecodingSettings(beams=settings.beams))
     shard = {
-        "image_size": evaluation.image_size,
+        "image_size": engine.model.image_size,
         "micro_batch": settings.micro_batch,
-        "rank": learner.ranks.rank,
-        "world_size": learner.ranks.world_size,
-        "n_answers": len(evaluation.answers or []),
+        "n_answers": len(answers or []),
     }
+    shard |= {"rank": learner.ranks.rank, "world_size": learner.ranks.world_size}
     average_buffers(engine.model)
     with learner.ema.applied() if learner.ema else nullcontext():
-        batches = eval_batches(evaluation.dataset, evaluation.data, limit=settings.examples, **shard)
+        batches = eval_batches(dataset, evaluation.data, limit=settings.examples, **shard)
         values = teacher_forced(engine.loss_sum, guard.each(batches, "evaluating"))
         predictions = {}
         if settings.generate:
             with engine.full_weights() as model:
-                batches = eval_batches(evaluation.dataset, evaluation.data, limit=settings.generate, **shard)
+                batches = eval_batches(dataset, evaluation.data, limit=settings.generate, **shard)
                 batches = guard.each(batches, "generating")
-                predictions = generate_predictions(model, evaluation.tokenizer, batches, decoding, evaluation.answers)
+                predictions = generate_predictions(model, evaluation.tokenizer, batches, decoding, answers)
     guard.at("scoring")
     if predictions and learner.ranks.is_main:
-        values |= score_predictions(evaluation.task, evaluation.dataset, predictions, settings.tokenization)
-        tracker.samples(state.step, sample_rows(evaluation.dataset, predictions, settings.pictures))
+        values |= score_predictions(task, dataset, predictions, settings.tokenization)
+        tracker.samples(state.step, sample_rows(dataset, predictions, settings.pictures))
     values["seconds"] = time.perf_counter() - start
-    remember_best(state, evaluation.task, values)
+    remember_best(state, task, values)
     tracker.log(state.step, values, "eval")
 
 

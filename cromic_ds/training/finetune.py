@@ -33,7 +33,6 @@ class FinetuneSettings(RunSettings):
             self.model = replace(self.model, init_from=self.backbone)
 
     def check(self) -> None:
-        """Raise UserError for values that cannot work together."""
         names = [name for name in TASKS if name != "comments"]
         if self.task not in names:
             raise UserError(f"task is {self.task!r}{nearest(self.task, names)}: one of {', '.join(names)}")
@@ -44,12 +43,7 @@ class FinetuneSettings(RunSettings):
 
 
 def finetune(settings: FinetuneSettings) -> None:
-    """Start or resume a fine-tuning run, and export the checkpoint with the best score of the task.
-
-    Raises:
-        UserError: settings, data, backbone or run folder that cannot work, before any training step.
-    """
+    """Start or resume a fine-tuning run, and export the checkpoint with the best score. Raises what `run_training` raises."""
     task = TASKS[settings.task]
     make_objective = partial(SelfCritical, settings.scst, task) if settings.objective == "scst" else None
-    fixed = ("task", "objective", "scst")
-    run_training(settings, task, fixed=fixed, export="best", make_objective=make_objective)
+    run_training(settings, task, fixed=("task", "objective", "scst"), export="best", make_objective=make_objective)

@@ -25,9 +25,10 @@ class Learner:
     seed: int
     epoch_size: int  # examples of the training split
 
-    @property
-    def epochs_done(self) -> float:
-        return self.state.step * self.split.global_batch / self.epoch_size
+    def draw(self, batches: list[Batch]) -> list[Batch]:
+        """Return the batches of the next step with what the model draws for them, which does not depend on the split."""
+        seed = example_seed(self.seed, self.state.step, -1)
+        return [self.engine.model.draw(batch, seed) for batch in batches]
 
     def micro_batch_seeds(self) -> list[int]:
         """Return a seed for each of this rank's micro-batches of the next step: a function of (seed, step, global micro-batch).

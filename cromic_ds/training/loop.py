@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from cromic_ds.batch import Batch
 from cromic_ds.checkpoints.state import TrainState
 from cromic_ds.checkpoints.writer import CheckpointWriter
-from cromic_ds.data.order import example_seed
 from cromic_ds.engine.engine import StepResult
 from cromic_ds.engine.profile import Profiler
 from cromic_ds.errors import UserError
@@ -23,7 +22,7 @@ from cromic_ds.tracking import Tracker
 from cromic_ds.tracking.log import at_step
 from cromic_ds.training.evaluation import Evaluation, run_evaluation
 from cromic_ds.training.learner import Learner, Objective
-from cromic_ds.training.schedule import learning_rate
+from cromic_ds.training.optimizer import learning_rate
 from cromic_ds.training.settings import GuardSettings, RunSettings
 from cromic_ds.training.usage import Usage
 
@@ -56,40 +55,34 @@ class Run:
 
 def train(run: Run) -> None:
     """Train until the last step, a stop request, or the end of `loop.patience`."""
-    learner, state, engine = run.learner, run.learner.state, run.learner.engine
-    while not run.finished:
-        step = state.step
-        run.guard.at("reading data", step)
-        run.profiler.begin(step + 1)
+    learner, state, settings = run.learner, run.learner.state, run.settings
+    stopping = ""
+    while not (run.finished or stopping):
+        run.guard.at("reading data", state.step)
+        run.profiler.begin(state.step + 1)
         batches, waited = next_batches(run.batches)
         batches, values = run.objective(learner, batches) if run.objective else (batches, {})
-        # What is drawn for an example follows from the step and the example, however the global batch is split.
-        drawn_in_step = example_seed(learner.seed, step, -1)
-        batches = [engine.model.draw(batch, drawn_in_step) for batch in batches]
+        batches = learner.draw(batches)
         run.guard.at("in a step")
-        n_targets, stopping = agree(learner, batches, run.checkpoints, run.stop, run.settings.data.max_skip_rate)
-        lr = learning_rate(run.settings.optim, step, run.total_steps)
-        max_loss = highest_loss(state, run.settings.guard)
-        result = engine.train_step(batches, lr, n_targets, learner.micro_batch_seeds(), max_loss)
-        advance(learner, result, batches, run.settings.guard)
+        n_targets, stopping = agree(learner, batches, run.checkpoints, run.stop, settings.data.max_skip_rate)
+        lr = learning_rate(settings.optim, state.step, run.total_steps)
+        max_loss = highest_loss(state, settings.guard)
+        result = learner.engine.train_step(batches, lr, n_targets, learner.micro_batch_seeds(), max_loss)
+        advance(learner, result, batches, settings.guard)
         values = step_values(learner, result, batches, lr, values) | run.usage.step(result, batches, waited)
         run.tracker.log(state.step, values, "train")
-        run.profiler.end(step + 1)
+        run.profiler.end(state.step)
 
-        last = state.step == run.total_steps
-        if last or due(run.settings.eval.every, state.step):
+        if state.step == run.total_steps or due(settings.eval.every, state.step):
             run_evaluation(run.evaluation, learner, run.checkpoints, run.tracker, run.guard)
             run.usage.restart()
-        best = state.best_step == state.step
-        if run.finished or best or stopping or due(run.settings.checkpoint.every, state.step):
-            save(run.checkpoints, state, run.guard, wait=bool(run.finished or stopping))
+        if run.finished or stopping or state.best_step == state.step or due(settings.checkpoint.every, state.step):
+            save(run.checkpoints, state, run.guard, wait=run.finished or bool(stopping))
             run.usage.restart()
-        if run.finished and not last:
-            metric, patience = run.evaluation.task.best_metric, run.settings.loop.patience
-            log.info("stopped: no better %s in %d evaluations", metric, patience)
-        elif stopping and not last:
+        if run.finished and state.step < run.total_steps:
+            log.info("stopped: no better %s in %d evaluations", run.evaluation.task.best_metric, settings.loop.patience)
+        elif stopping and not run.finished:
             log.info("stopped by %s after step %d; the same command resumes here", stopping, state.step)
-            return
 
 
 def due(every: int | None, step: int) -> bool:
@@ -106,13 +99,10 @@ def next_batches(batches: Iterator[list[Batch]]) -> tuple[list[Batch], float]:
 def agree(
     learner: Learner, batches: list[Batch], checkpoints: CheckpointWriter, stop: StopRequest, max_skip_rate: float
 ) -> tuple[int, str]:
-    """Return the target tokens of the global batch, and what asked the run to stop after this step ("" for nothing).
+    """Return the target tokens of the global batch, and what asked all ranks to stop after this step ("" for nothing).
 
-    One small all-reduce. It also counts the unreadable records, and completes a checkpoint that every rank has written. The
-    stop request is agreed on here so that every rank stops after the same step.
-
-    Raises:
-        UserError: more than `max_skip_rate` of an epoch's records are unreadable.
+    One small all-reduce. It also counts the unreadable records, and completes a checkpoint that every rank has written.
+    Raises UserError if more than `max_skip_rate` of an epoch's records are unreadable.
     """
     state = learner.state
     skipped = [record for batch in batches for record in batch.skipped]
@@ -126,8 +116,7 @@ def agree(
         for id, reason in named:
             log.warning("step %d: example %r left out: %s", state.step + 1, id, reason)
         state.skipped_records += int(n_skipped)
-        size = learner.epoch_size
-        epoch = state.step * learner.split.global_batch // size
+        epoch, size = state.step * learner.split.global_batch // learner.epoch_size, learner.epoch_size
         state.records.add(epoch, int(n_skipped), named, epoch_size=size, max_rate=max_skip_rate)
     return int(targets), (stop.signal or "another rank's signal") if stops else ""
 
@@ -138,22 +127,18 @@ def highest_loss(state: TrainState, guard: GuardSettings) -> float:
 
 
 def advance(learner: Learner, result: StepResult, batches: list[Batch], guard: GuardSettings) -> None:
-    """Count the step.
-
-    Raises:
-        UserError: `guard.max_nonfinite` steps in a row were skipped.
-    """
+    """Count the step. Raise UserError if it is the last of `guard.max_nonfinite` steps in a row that were skipped."""
     state, scaler = learner.state, learner.engine.scaler
     state.step += 1
     at_step(state.step)
-    if learner.ema and not result.skipped:
-        learner.ema.update()
+    if not result.skipped:
+        if learner.ema:
+            learner.ema.update()
+        mean = state.mean_loss
+        state.mean_loss = result.loss if mean is None else mean + (result.loss - mean) / MEAN_LOSS_STEPS
     state.posts_seen += result.n_posts
     state.targets_seen += result.n_targets
     state.skipped_steps += result.skipped
-    if not result.skipped:
-        mean = state.mean_loss
-        state.mean_loss = result.loss if mean is None else mean + (result.loss - mean) / MEAN_LOSS_STEPS
     state.loss_scale = scaler.state_dict() if scaler else None
     # With fp16, steps with a finite loss are skipped while the loss scale is adjusted.
     bad = result.skipped and not (scaler and math.isfinite(result.loss))
@@ -174,18 +159,17 @@ def step_values(
     learner: Learner, result: StepResult, batches: list[Batch], lr: float, of_objective: dict[str, float]
 ) -> dict[str, float]:
     """Return what the step gave, for the log."""
-    values = {"loss": result.loss}
+    state, values = learner.state, {"loss": result.loss, **of_objective}
     if batches[0].answer_targets is None and not of_objective:  # the loss is nats per token of given texts
         values["perplexity"] = perplexity(result.loss, 1)
     return {
         **values,
-        **of_objective,
         "lr": lr,
         "grad_norm": result.grad_norm,
-        "epoch": learner.epochs_done,
+        "epoch": state.step * learner.split.global_batch / learner.epoch_size,
         "n_targets": result.n_targets,
-        "skipped_steps": learner.state.skipped_steps,
-        "skipped_records": learner.state.skipped_records,
+        "skipped_steps": state.skipped_steps,
+        "skipped_records": state.skipped_records,
     }
 
 

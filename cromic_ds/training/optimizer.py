@@ -1,8 +1,9 @@
-"""AdamW in the fastest implementation that is installed, and each parameter's share of the learning rate."""
+"""AdamW in the fastest implementation that is installed, and the learning rate of each step and parameter."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -44,7 +45,6 @@ class OptimizerSettings:
     """Implementation of Adam; auto = the first that works here, or DeepSpeed's CPU Adam if the optimizer is offloaded."""
 
     def check(self) -> None:
-        """Raise UserError for values that cannot work."""
         checks = {
             "lr": self.lr > 0,
             "betas": all(0 <= b < 1 for b in self.betas),
@@ -61,14 +61,26 @@ class OptimizerSettings:
                 raise UserError(f"optim.{name} is {getattr(self, name)}: out of range; see --help for its meaning")
 
 
+def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> float:
+    """Return the learning rate of step 0 ≤ `step` < `total_steps`: linear warm-up from lr / warm-up to lr, then the schedule.
+
+    Linear and cosine schedules reach `min_lr_fraction` at step `total_steps`, one after the last, so that the last step still
+    learns something.
+    """
+    warmup = math.ceil(settings.warmup_fraction * total_steps)
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    if settings.schedule == "constant":
+        return settings.lr
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    left = 1 - progress if settings.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return settings.lr * (settings.min_lr_fraction + (1 - settings.min_lr_fraction) * left)
+
+
 def lr_scales(model: CommentModel, settings: OptimizerSettings, taken: set[str]) -> dict[str, float]:
-    """Return each trained parameter's factor of the learning rate.
+    """Return each trained parameter's factor of the learning rate; `taken`: the parameters that come from a backbone.
 
-    Args:
-        taken: names of the parameters that come from a backbone.
-
-    Raises:
-        UserError: `backbone_lr` is given without a backbone.
+    Raises UserError if `backbone_lr` is given without a backbone.
     """
     if settings.backbone_lr and not taken:
         raise UserError("optim.backbone_lr needs a backbone: name one with --backbone, or leave it out")
@@ -102,22 +114,14 @@ def parameter_groups(model: nn.Module, weight_decay: float, scales: Mapping[str,
 
 
 def build_optimizer(
-    model: nn.Module | Iterable[dict],
-    settings: OptimizerSettings,
-    offload: bool = False,
-    scales: Mapping[str, float] | None = None,
+    model: nn.Module, settings: OptimizerSettings, offload: bool = False, scales: Mapping[str, float] | None = None
 ) -> tuple[torch.optim.Optimizer, str]:
-    """Return the optimizer and the name of its implementation.
+    """Return the optimizer and the name of its implementation. Raise UserError if it is not installed or not for this device.
 
-    Args:
-        model: a module, whose parameters `parameter_groups` groups, or parameter groups.
-        offload: the optimizer state is in CPU memory (ZeRO-Offload), so DeepSpeed's CPU Adam is used on every device.
-        scales: factors of the learning rate by parameter name (`lr_scales`).
-
-    Raises:
-        UserError: the implementation is not installed or not for this device.
+    With `offload`, the optimizer state is in CPU memory (ZeRO-Offload), so DeepSpeed's CPU Adam is used on every device.
+    `scales` are factors of the learning rate by parameter name (`lr_scales`).
     """
-    groups = parameter_groups(model, settings.weight_decay, scales) if isinstance(model, nn.Module) else list(model)
+    groups = parameter_groups(model, settings.weight_decay, scales)
     device = next((p.device for group in groups for p in group["params"]), torch.device("cpu"))
     name = choose_kernel(settings.implementation, device, offload)
     return build_adam(name, groups, {"lr": settings.lr, "betas": tuple(settings.betas), "eps": settings.eps}), name

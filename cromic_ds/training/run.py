@@ -25,16 +25,8 @@ from cromic_ds.data.dataset import Dataset
 from cromic_ds.data.loader import training_batches
 from cromic_ds.data.open_dataset import open_dataset
 from cromic_ds.data.tokenizer import load_tokenizer, tokenizer_fingerprint
-from cromic_ds.engine import process_group
+from cromic_ds.engine import config, process_group
 from cromic_ds.engine.adam import choose_kernel
-from cromic_ds.engine.config import (
-    ResolveFacts,
-    find_ds_config,
-    load_ds_config,
-    offloads_optimizer,
-    resolve,
-    split_batch,
-)
 from cromic_ds.engine.ema import Ema
 from cromic_ds.engine.engine import Engine
 from cromic_ds.engine.memory import MemoryPlan, memory_plan, model_facts
@@ -65,7 +57,6 @@ from cromic_ds.training.summary import print_summary
 from cromic_ds.training.usage import Usage
 
 log = logging.getLogger(__name__)
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 MakeObjective = Callable[[RunFolder, Dataset, PreTrainedTokenizerFast], Objective]
 
 
@@ -88,21 +79,14 @@ class Derived:
 def run_training(
     settings: RunSettings,
     task: Task,
-    *,
     fixed: tuple[str, ...] = (),
     export: Literal["latest", "best"] = "latest",
     make_objective: MakeObjective | None = None,
 ) -> None:
-    """Start or resume a training run, and export the result at the end.
+    """Start or resume a training run, and export its latest or best checkpoint at the end.
 
-    Args:
-        task: what the model is trained and scored on.
-        fixed: settings that a resume may not change, in addition to those of every run (`startup.FIXED`).
-        export: the checkpoint that is exported at the end.
-        make_objective: makes what changes each step's batches before they are trained on.
-
-    Raises:
-        UserError: settings, data or run folder that cannot work, before any training step.
+    `fixed` names settings that a resume may not change, in addition to those of every run (`startup.FIXED`). Raises UserError
+    for settings, data or a run folder that cannot work, before any training step.
     """
     ranks = ranks_from(os.environ)
     derived = problem = None
@@ -131,7 +115,7 @@ def run_training(
             train(run)
             run.profiler.finish()
         except OSError as error:
-            if error.errno not in DISK_ERRORS:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
             raise UserError(
                 f"{error.filename or folder.path}: {error.strerror}; the checkpoints in {folder.path} are complete: "
@@ -160,15 +144,14 @@ def derive(settings: RunSettings, task: Task, ranks: Ranks) -> Derived:
     eval_dataset = open_dataset(settings.data.path, settings.data.eval_split)
     check_task(task, dataset, settings.data.path)
     device = local_device()
-    source = find_ds_config(settings.ds_config)
-    ds_config = load_ds_config(source)
-    split = split_batch(ds_config, settings.loop.global_batch, ranks.world_size, settings.loop.micro_batch, device.type)
+    source, loop = config.find_ds_config(settings.ds_config), settings.loop
+    ds_config = config.load_ds_config(source)
+    split = config.split_batch(ds_config, loop.global_batch, ranks.world_size, loop.micro_batch, device.type)
     tokenizer = load_tokenizer(dataset.tokenizer_path)
     answers = dataset.answers if task.kind == "classify" else None
-    starting = startup.make_model(
-        settings.model, tokenizer, settings.seed, answers, fine_tuning=task.kind != "comments"
-    )
-    facts = ResolveFacts(
+    fine_tuning = task.kind != "comments"
+    starting = startup.make_model(settings.model, tokenizer, settings.seed, answers, fine_tuning)
+    facts = config.ResolveFacts(
         batch=split,
         ranks_per_node=ranks.local_world_size,
         device=device.type,
@@ -177,29 +160,22 @@ def derive(settings: RunSettings, task: Task, ranks: Ranks) -> Derived:
         hidden_size=starting.model.config.d_model,
         source=str(source),
     )
-    ds_config = settings.profile.applied_to(resolve(ds_config, facts))
-    if settings.loop.compile and ds_config["zero_optimization"]["stage"] == 3:
+    ds_config = settings.profile.applied_to(config.resolve(ds_config, facts))
+    if loop.compile and ds_config["zero_optimization"]["stage"] == 3:
         raise UserError("loop.compile does not work under ZeRO-3 (hooks break the graph): use zero0, zero1 or zero2")
-    epochs, per_epoch = settings.loop.epochs, len(dataset)
-    total_steps = settings.loop.steps or max(1, math.floor(epochs * per_epoch / split.global_batch))
+    total_steps = loop.steps or max(1, math.floor(loop.epochs * len(dataset) / split.global_batch))
     settings.profile.check_steps(total_steps)
+    scored = settings_for(task, settings.eval)
+    evaluation = Evaluation(scored, task, eval_dataset, settings.data, tokenizer, answers)
     return Derived(
         dataset=dataset,
-        evaluation=Evaluation(
-            settings=settings_for(task, settings.eval),
-            task=task,
-            dataset=eval_dataset,
-            data=settings.data,
-            tokenizer=tokenizer,
-            answers=answers,
-            image_size=starting.model.image_size,
-        ),
+        evaluation=evaluation,
         start=starting,
         split=split,
         ds_config=ds_config,
         memory=memory_plan(model_facts(starting.model), ds_config, ranks.world_size),
         kernels=select(device, settings.kernels, settings.kernels_debug),
-        adam=choose_kernel(settings.optim.implementation, device, offloads_optimizer(ds_config)),
+        adam=choose_kernel(settings.optim.implementation, device, config.offloads_optimizer(ds_config)),
         lr_scales=lr_scales(starting.model, settings.optim, starting.taken),
         total_steps=total_steps,
     )
@@ -216,33 +192,35 @@ def start(
 ) -> Run:
     """Start all ranks together: check the hosts, load the newest checkpoint, and set up all that surrounds the loop."""
     dataset, evaluation, model = derived.dataset, derived.evaluation, derived.start.model
-    config, image_size = startup.settings_dict(settings), evaluation.image_size
+    values, total_steps, kept = startup.settings_dict(settings), derived.total_steps, settings.checkpoint
 
     guard.at("preflight")
     n_stored = model_facts(model).n_parameters * (2 if settings.loop.ema_decay else 1)
-    n_checkpoints = settings.checkpoint.keep_last + 2  # the best one, and the one that is being written
-    preflight(folder, guard.attempt, config, dataset.fingerprint, n_stored, n_checkpoints, ranks)
+    n_checkpoints = kept.keep_last + 2  # the best one, and the one that is being written
+    preflight(folder, guard.attempt, values, dataset.fingerprint, n_stored, n_checkpoints, ranks)
     log.info("weights: %s", derived.start.origin)
     if ranks.is_main:
-        startup.write_model_folder(
-            folder.path, model, evaluation.tokenizer, settings.data, evaluation.task.name, evaluation.answers
-        )
+        task, answers = evaluation.task.name, evaluation.answers
+        startup.write_model_folder(folder.path, model, evaluation.tokenizer, settings.data, task, answers)
         write_json(folder.ds_config, derived.ds_config, indent=1)
 
     guard.at("loading")
     checkpoint = reader.newest_good(folder)
     if checkpoint is None:
-        startup.calibrate_batch_norm(model, derived.start.taken, dataset, settings.data, image_size)
+        startup.calibrate_batch_norm(model, derived.start.taken, dataset, settings.data)
     learner = make_learner(settings, derived, ranks)
     if checkpoint is not None:
         learner.state = reader.load_checkpoint(learner.engine, checkpoint, learner.ema, lambda: guard.at("loading"))
-        check_data(learner.state, dataset)
-    first_step, total_steps = learner.state.step, derived.total_steps
+        if learner.state.data_fingerprint != dataset.fingerprint:
+            raise UserError(
+                "the data has changed since this run started (other fingerprint): start a new run folder (--out), "
+                "or put the data back"
+            )
+    first_step, engine = learner.state.step, learner.engine
     kernels = {**derived.kernels.names, "optimizer": derived.adam}
     announce(settings, learner, dataset, derived.memory, kernels, total_steps)
 
-    tracker = open_trackers(settings.tracking, folder.path, config, first_step or None, total_steps, ranks.rank)
-    engine = learner.engine
+    tracker = open_trackers(settings.tracking, folder.path, values, first_step or None, total_steps, ranks.rank)
     run = Run(
         learner=learner,
         batches=training_batches(
@@ -250,7 +228,7 @@ def start(
             settings.data,
             derived.split,
             ranks.rank,
-            image_size=image_size,
+            image_size=model.image_size,
             seed=settings.seed,
             first_step=first_step,
             last_step=total_steps,
@@ -260,14 +238,7 @@ def start(
         settings=settings,
         total_steps=total_steps,
         evaluation=evaluation,
-        checkpoints=CheckpointWriter(
-            engine,
-            folder,
-            settings.checkpoint.keep_last,
-            learner.ema,
-            background=settings.checkpoint.in_background,
-            tracker=tracker,
-        ),
+        checkpoints=CheckpointWriter(engine, folder, kept.keep_last, learner.ema, kept.in_background, tracker),
         tracker=tracker,
         usage=Usage(engine.forward_flops, engine.device),
         profiler=Profiler(settings.profile, folder, engine, ranks.rank, ranks.world_size),
@@ -282,32 +253,15 @@ def start(
 
 def make_learner(settings: RunSettings, derived: Derived, ranks: Ranks) -> Learner:
     """Return the starting model under DeepSpeed, with its optimizer and averages, before the first step."""
-    model, dataset, optim = derived.start.model, derived.dataset, settings.optim
+    model, dataset = derived.start.model, derived.dataset
     install(model, derived.kernels)
     if settings.loop.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.to(local_device())  # pyright: ignore[reportArgumentType]
-    offloaded = offloads_optimizer(derived.ds_config)
-    optimizer, _ = build_optimizer(model, optim, offloaded, derived.lr_scales)
+    offloaded = config.offloads_optimizer(derived.ds_config)
+    optimizer, _ = build_optimizer(model, settings.optim, offloaded, derived.lr_scales)
     engine = Engine(model, optimizer, derived.ds_config, settings.loop.compile)
-    return Learner(
-        engine=engine,
-        ema=Ema(engine, settings.loop.ema_decay) if settings.loop.ema_decay else None,
-        state=TrainState(
-            data_fingerprint=dataset.fingerprint,
-            tokenizer_fingerprint=tokenizer_fingerprint(derived.evaluation.tokenizer),
-        ),
-        split=derived.split,
-        ranks=ranks,
-        seed=settings.seed,
-        epoch_size=len(dataset),
-    )
-
-
-def check_data(state: TrainState, dataset: Dataset) -> None:
-    """Raise UserError if a checkpoint's state was trained on other data."""
-    if state.data_fingerprint != dataset.fingerprint:
-        raise UserError(
-            "the data has changed since this run started (other fingerprint): start a new run folder (--out), "
-            "or put the data back"
-        )
+    ema = Ema(engine, settings.loop.ema_decay) if settings.loop.ema_decay else None
+    of_tokenizer = tokenizer_fingerprint(derived.evaluation.tokenizer)
+    state = TrainState(data_fingerprint=dataset.fingerprint, tokenizer_fingerprint=of_tokenizer)
+    return Learner(engine, ema, state, derived.split, ranks, settings.seed, len(dataset))

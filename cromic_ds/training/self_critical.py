@@ -57,7 +57,6 @@ class SelfCriticalSettings:
     """Training images, evenly spread, whose references CIDEr's document frequencies are counted from; null = all."""
 
     def check(self) -> None:
-        """Raise UserError for values that cannot work."""
         if self.samples < 1 or (self.baseline == "mean" and self.samples < 2):
             raise UserError(
                 f"scst.samples is {self.samples}: give at least 1, and at least 2 with baseline mean, where each is compared "
@@ -75,14 +74,6 @@ class SelfCriticalSettings:
 
 
 @dataclass
-class Captions:
-    """What the model generates for the P images of a micro-batch. Each caption is [CLS] …, up to and including its [SEP], or
-    without one if it was cut at the longest length."""
-
-    samples: list[list[np.ndarray]]  # (P, samples)
-    greedy: list[np.ndarray] | None  # (P,), if it is the baseline
-
-
 class SelfCritical:
     """The `Objective` of captions: replaces the captions of a step's batches with sampled ones and their advantages.
 
@@ -92,22 +83,15 @@ class SelfCritical:
     were ruined.
     """
 
-    def __init__(
-        self,
-        settings: SelfCriticalSettings,
-        task: Task,
-        folder: RunFolder,
-        dataset: Dataset,
-        tokenizer: PreTrainedTokenizerFast,
-    ):
-        self.settings = settings
-        self.tokenization = task.tokenization
-        self.max_new_tokens = settings.max_new_tokens or task.max_comment_tokens
-        self.folder = folder
-        self.dataset = dataset
-        self.tokenizer = tokenizer
-        self.not_text = [i for i in tokenizer.all_special_ids if i != tokenizer.sep_token_id]
-        self.cider: CiderD | None = None  # made in the first step
+    settings: SelfCriticalSettings
+    task: Task
+    folder: RunFolder
+    dataset: Dataset
+    tokenizer: PreTrainedTokenizerFast
+    cider: CiderD | None = None  # made in the first step
+
+    def __post_init__(self) -> None:
+        self.not_text = [i for i in self.tokenizer.all_special_ids if i != self.tokenizer.sep_token_id]
 
     def __call__(self, learner: Learner, batches: list[Batch]) -> tuple[list[Batch], dict[str, float]]:
         """Return this rank's micro-batches with sampled captions, and the mean reward and the like over all ranks, for the log.
@@ -115,76 +99,68 @@ class SelfCritical:
         What is sampled is a function of the weights and (seed, step, global micro-batch).
         """
         if self.cider is None:
-            self.cider = CiderD(self.document_frequencies())
-        start = time.perf_counter()
-        device = learner.engine.device
+            path = self.folder.document_frequencies
+            on_main(count_document_frequencies, path, self.dataset, self.task.tokenization, self.settings.df_images)
+            self.cider = CiderD(DocumentFrequencies.load(path)[0])
+        start, device = time.perf_counter(), learner.engine.device
         # The seeds differ from those of the dropout.
         seeds = [example_seed(seed, 0, 0) for seed in learner.micro_batch_seeds()]
         with learner.engine.full_weights() as model:
             captions = [self.caption(model, batch.to(device), seed) for batch, seed in zip(batches, seeds)]
-        sampled, sums = [], np.zeros(5)
-        for batch, of_batch in zip(batches, captions):
-            batch, sums_here = self.reward(batch, of_batch, self.cider)
-            sampled.append(batch)
-            sums += sums_here
+        rewarded = [self.reward(batch, *of_batch, self.cider) for batch, of_batch in zip(batches, captions)]
+        sums = sum((sums for _, sums in rewarded), np.zeros(5))
         reward, n_samples, greedy, n_images, positive = sum_over_ranks(sums.tolist())
         values = {"reward": reward / max(n_samples, 1), "positive_advantages": positive / max(n_samples, 1)}
         if self.settings.baseline == "greedy":
             values["reward_greedy"] = greedy / max(n_images, 1)
-        return sampled, {**values, "scst_seconds": time.perf_counter() - start}
+        return [batch for batch, _ in rewarded], {**values, "scst_seconds": time.perf_counter() - start}
 
-    def caption(self, model: CommentModel, batch: Batch, seed: int) -> Captions:
-        """Return captions for the images (and posts) of a batch on the model's device. Each image is encoded once."""
-        settings, end = self.settings, cast(int, self.tokenizer.sep_token_id)
+    def caption(
+        self, model: CommentModel, batch: Batch, seed: int
+    ) -> tuple[list[list[np.ndarray]], list[np.ndarray] | None]:
+        """Return (P, samples) sampled captions of a batch on the model's device, and (P,) greedy ones if they are the baseline.
+
+        Each image is encoded once. A caption is [CLS] … [SEP], without [SEP] if it was cut at the longest length.
+        """
+        settings, end, n = self.settings, cast(int, self.tokenizer.sep_token_id), self.settings.samples
         memory = model.encode(batch.post_ids, model.post_mask(batch), batch.images)
-        config = generation_config(DecodingSettings(beams=1, max_new_tokens=self.max_new_tokens), self.tokenizer)
+        longest = settings.max_new_tokens or self.task.max_comment_tokens
+        config = generation_config(DecodingSettings(beams=1, max_new_tokens=longest), self.tokenizer)
         greedy = None
         if settings.baseline == "greedy":
             greedy = closed(model.generate(encoder_outputs=memory, generation_config=config), end)
         config.update(
-            do_sample=True,
-            top_k=0,
-            temperature=settings.temperature,
-            suppress_tokens=None,
-            num_return_sequences=settings.samples,
+            do_sample=True, top_k=0, temperature=settings.temperature, suppress_tokens=None, num_return_sequences=n
         )
         torch.manual_seed(seed)
         samples = closed(model.generate(encoder_outputs=memory, generation_config=config), end)
-        n = settings.samples
-        return Captions([samples[i : i + n] for i in range(0, len(samples), n)], greedy)
+        return [samples[i : i + n] for i in range(0, len(samples), n)], greedy
 
-    def reward(self, batch: Batch, captions: Captions, cider: CiderD) -> tuple[Batch, np.ndarray]:
+    def reward(
+        self, batch: Batch, samples: list[list[np.ndarray]], greedy: list[np.ndarray] | None, cider: CiderD
+    ) -> tuple[Batch, np.ndarray]:
         """Return the batch to train on, and sums for the log: rewards, samples, greedy rewards, images, advantages above 0.
 
         Images without a reference, and the blank image of an empty batch, have no weight and are not counted.
         """
-        targets = [references_of(self.dataset, index, self.tokenization) for index in batch.indices]
+        targets = [references_of(self.dataset, index, self.task.tokenization) for index in batch.indices]
         counts = np.array([bool(texts) for texts in targets])
-        scored = captions.samples
-        if captions.greedy is not None:
-            scored = [[*samples, greedy] for samples, greedy in zip(scored, captions.greedy)]
+        scored = samples if greedy is None else [[*sampled, best] for sampled, best in zip(samples, greedy)]
         rewards = np.zeros((len(scored), len(scored[0])))
         for i in np.flatnonzero(counts):
             rewards[i] = cider.scores([self.text(ids) for ids in scored[i]], targets[i])
-        sampled = rewards[:, : self.settings.samples]
-        greedy = rewards[:, self.settings.samples :]  # (P, 1), or (P, 0) if it is not the baseline
-        advantages = sampled - greedy if greedy.size else against_the_others(sampled)
+        sampled, base = np.split(rewards, [self.settings.samples], axis=1)  # base is (P, 1), or (P, 0) without `greedy`
+        advantages = sampled - base if base.size else against_the_others(sampled)
         batch = replace(batch, weights=batch.weights * torch.from_numpy(counts))
-        batch = with_comments(batch, captions.samples, advantages.ravel(), cast(int, self.tokenizer.pad_token_id))
+        batch = with_comments(batch, samples, advantages.ravel(), cast(int, self.tokenizer.pad_token_id))
         n = counts.sum()
-        return batch, np.array([sampled.sum(), n * sampled.shape[1], greedy.sum(), n, (advantages > 0).sum()])
+        return batch, np.array([sampled.sum(), n * sampled.shape[1], base.sum(), n, (advantages > 0).sum()])
 
     def text(self, ids: np.ndarray) -> str:
         """Return the segmented text of a caption; empty, which scores 0, if it contains a token that is not text."""
         if np.isin(ids[1:], self.not_text).any():
             return ""
-        return segment(decode_text(self.tokenizer, ids), self.tokenization)
-
-    def document_frequencies(self) -> DocumentFrequencies:
-        """Return those of the training split, from the run folder. Rank 0 counts them if they are not there yet."""
-        path = self.folder.document_frequencies
-        on_main(count_document_frequencies, path, self.dataset, self.tokenization, self.settings.df_images)
-        return DocumentFrequencies.load(path)[0]
+        return segment(decode_text(self.tokenizer, ids), self.task.tokenization)
 
 
 def closed(sequences: Tensor, end: int) -> list[np.ndarray]:
@@ -212,8 +188,7 @@ def references_of(dataset: Dataset, index: int, tokenization: str) -> list[str]:
 def count_document_frequencies(path: Path, dataset: Dataset, tokenization: str, limit: int | None) -> None:
     """Write the document frequencies of up to `limit` images, evenly spread over the data set, unless the file has them.
 
-    Raises:
-        UserError: fewer than two images have references, so that every CIDEr is 0.
+    Raises UserError if fewer than two images have references, so that every CIDEr is 0.
     """
     source = f"{dataset.fingerprint} {dataset.split} {tokenization} {limit}"
     try:

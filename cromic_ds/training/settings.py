@@ -38,7 +38,6 @@ class LoopSettings:
     """Stop after this many evaluations in a row without a better score of the task; null = never."""
 
     def check(self) -> None:
-        """Raise UserError for values that cannot work."""
         if not 0 < self.epochs < math.inf:
             raise UserError(f"loop.epochs must be above 0, and it is {self.epochs}")
         if self.steps is not None and self.steps < 1:
@@ -62,7 +61,6 @@ class CheckpointSettings:
     false = wait until it is written."""
 
     def check(self) -> None:
-        """Raise UserError for values that cannot work."""
         if self.every is not None and self.every < 1:
             raise UserError(f"checkpoint.every is {self.every}: give a number of steps, or null for only at the end")
         if self.keep_last < 1:
@@ -84,7 +82,6 @@ class GuardSettings:
     loss over about the last 50 steps; null = never."""
 
     def check(self) -> None:
-        """Raise UserError for values that cannot work."""
         if self.hang_timeout <= 0:
             raise UserError(f"guard.hang_timeout is {self.hang_timeout}: give seconds above 0 (a day is 86400)")
         if self.max_nonfinite < 1:

@@ -31,11 +31,7 @@ FIXED = ("seed", "model", "loop.global_batch", "data.comments_per_post")
 
 
 def open_folder(folder: Path, settings: dict, more_fixed: tuple[str, ...] = ()) -> None:
-    """Make the run folder, or check that it holds this run. Called on rank 0.
-
-    Raises:
-        UserError: a setting that a resume may not change differs.
-    """
+    """Make the run folder, or check that it holds this run. Raise UserError for another value of a setting that is fixed."""
     saved = RunFolder(folder).config
     if saved.exists():
         try:
@@ -88,21 +84,22 @@ def make_model(
     answers: list[str] | None = None,
     fine_tuning: bool = False,
 ) -> StartingModel:
-    """Return the model with its starting weights: random from `seed`, or from an export or run as far as they fit.
+    """Return the model with its starting weights: random from `seed`, or from given weights as far as they fit.
 
-    Args:
-        answers: the vocabulary of the answer head, if answers are classified.
-        fine_tuning: leave out the losses that a model has only in pretraining, unless the settings ask for them.
-
-    Raises:
-        UserError: tokenizer or answers are not those of the weights.
+    `answers` is the vocabulary of the answer head, if answers are classified. `fine_tuning` leaves out the losses that a model
+    has only in pretraining, unless the settings ask for them. Raises UserError for weights that do not fit settings and data.
     """
+
+    def build(config: CommentConfig) -> CommentModel:
+        before = config.fine_tuned if fine_tuning else {}
+        from_data = {**vocabulary_of(tokenizer, config), "n_answers": len(answers or [])}
+        return build_model(config.changed({**before, **settings.overrides, **from_data}))
+
     torch.manual_seed(seed)
     if settings.init_from and (other := settings.image_encoder or settings.pretrained):
         which = "model.image_encoder" if settings.image_encoder else "model.pretrained"
         raise UserError(f"{which}: {other} and model.init_from both bring weights; leave one of the two out")
-    taken: set[str] = set()
-    origin = "random"
+    taken, origin = set[str](), "random"
     if settings.init_from:
         source, other, facts = load_export(find_export(settings.init_from))
         if tokenizer_fingerprint(other) != tokenizer_fingerprint(tokenizer):
@@ -115,16 +112,18 @@ def make_model(
                 f"model.init_from: {settings.init_from} was trained with another answer vocabulary than the data's: "
                 f"prepare the data again with --answers {Path(settings.init_from) / ANSWERS}"
             )
-        model = build_model(config_for(source.config, settings, tokenizer, answers, fine_tuning))
+        model = build(source.config)
         report = load_matching(model, source.state_dict())
         if not report.taken:
             raise UserError(f"model.init_from: nothing of {settings.init_from} fits a model with these settings")
         taken, origin = set(report.taken), f"from {settings.init_from}: {report}"
     else:
-        preset = build_config(settings.name, settings.preset)
-        model = build_model(config_for(preset, settings, tokenizer, answers, fine_tuning))
+        model = build(build_config(settings.name, settings.preset))
         if settings.pretrained:
-            report = load_pretrained(model, settings.name, settings.pretrained)
+            load = model_kind(settings.name).load_pretrained
+            if load is None:
+                raise UserError(f"model.pretrained: {settings.name} has no weights that others trained; leave it out")
+            report = load(model, settings.pretrained)
             taken, origin = set(report.taken), f"from {settings.pretrained}: {report}"
         if settings.image_encoder:
             report = load_image_encoder(model, settings.image_encoder)
@@ -139,31 +138,6 @@ def make_model(
     for module in model.unused():  # AdamW's weight decay would still change them
         module.requires_grad_(False)
     return StartingModel(model, taken, origin)
-
-
-def config_for(
-    config: CommentConfig,
-    settings: ModelSettings,
-    tokenizer: PreTrainedTokenizerFast,
-    answers: list[str] | None,
-    fine_tuning: bool,
-) -> CommentConfig:
-    """Return `config` with the changes that the settings ask for and those that follow from the data."""
-    before = config.fine_tuned if fine_tuning else {}
-    derived = {**vocabulary_of(tokenizer, config), "n_answers": len(answers or [])}
-    return config.changed({**before, **settings.overrides, **derived})
-
-
-def load_pretrained(model: CommentModel, name: str, source: str) -> LoadReport:
-    """Load weights that others trained into a model by the registry's name.
-
-    Raises:
-        UserError: nobody else trained weights for this model, or `source` does not fit it.
-    """
-    load = model_kind(name).load_pretrained
-    if load is None:
-        raise UserError(f"model.pretrained: {name} has no weights that others trained; leave it out")
-    return load(model, source)
 
 
 def load_image_encoder(model: CommentModel, source: str) -> LoadReport:
@@ -183,17 +157,12 @@ def load_image_encoder(model: CommentModel, source: str) -> LoadReport:
     return report
 
 
-def calibrate_batch_norm(
-    model: CommentModel, taken: set[str], dataset: Dataset, data: DataSettings, image_size: int
-) -> None:
-    """Set frozen batch-norm statistics to those of the first 64 training images, the same on every rank.
-
-    Only if the ResNet starts from random weights. Pretrained weights bring their statistics.
-    """
+def calibrate_batch_norm(model: CommentModel, taken: set[str], dataset: Dataset, data: DataSettings) -> None:
+    """Set frozen batch-norm statistics to those of the first 64 training images, unless pretrained weights bring theirs."""
     pretrained = any(name.startswith("image_encoder.") for name in taken)
-    if pretrained or getattr(model.config, "batch_norm", None) != "frozen" or not image_size:
+    if pretrained or getattr(model.config, "batch_norm", None) != "frozen" or not model.image_size:
         return
-    first = eval_batches(dataset, data, image_size=image_size, micro_batch=64, rank=0, world_size=1, limit=64)
+    first = eval_batches(dataset, data, image_size=model.image_size, micro_batch=64, rank=0, world_size=1, limit=64)
     images = next(first).images
     assert isinstance(model.image_encoder, ImageEncoder) and images is not None  # a ResNet, as it has batch norm
     model.image_encoder.calibrate(images)
@@ -211,12 +180,8 @@ def write_model_folder(
     target = RunFolder(folder).model
     model.config.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    facts = {
-        "max_post_tokens": data.max_post_tokens,
-        "max_comment_tokens": data.max_comment_tokens,
-        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-        "task": task,
-    }
+    facts: dict[str, Any] = {name: getattr(data, name) for name in ("max_post_tokens", "max_comment_tokens")}
+    facts |= {"tokenizer_fingerprint": tokenizer_fingerprint(tokenizer), "task": task}
     if answers is not None:
         write_json(target / ANSWERS, answers)
         facts["answers_fingerprint"] = answers_fingerprint(answers)

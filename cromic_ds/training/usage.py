@@ -37,15 +37,16 @@ class Usage:
         self.since = time.perf_counter()
 
     def step(self, result: StepResult, batches: Sequence[Batch], waited: float) -> dict[str, float]:
-        """Return values for the log.
+        """Return values for the log; `waited`: seconds that this rank waited for data.
 
         FLOPs are those of the forward and the backward pass of this rank's batches, without recomputation, on one device.
-
-        Args:
-            waited: seconds that this rank waited for data.
         """
         now = time.perf_counter()
         seconds, self.since = now - self.since, now
+        on_gpu = (
+            self.device.type == "cuda"
+        )  # there, the peak of the allocated memory; on a CPU, the process's resident memory
+        memory = torch.cuda.max_memory_allocated(self.device) if on_gpu else self.process.memory_info().rss
         tflops = 3 * sum(map(self.forward_flops, batches)) / seconds / 1e12
         values = {
             "seconds_per_step": seconds,
@@ -53,14 +54,8 @@ class Usage:
             "tokens_per_second": result.n_targets / seconds,
             "tflops": tflops,
             "data_wait": waited / seconds,
-            "memory_gb": self.memory_bytes() / 1e9,
+            "memory_gb": memory / 1e9,
         }
         if self.peak:
             values["mfu"] = tflops / self.peak
         return values
-
-    def memory_bytes(self) -> int:
-        """Return the peak of the memory allocated on the GPU; on a CPU, the process's resident memory."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return self.process.memory_info().rss

@@ -10,8 +10,7 @@ from torch import nn
 
 from cromic_ds.engine.adam import KERNELS, available, choose_kernel
 from cromic_ds.errors import UserError
-from cromic_ds.training.optimizer import OptimizerSettings, build_optimizer, parameter_groups
-from cromic_ds.training.schedule import learning_rate
+from cromic_ds.training.optimizer import OptimizerSettings, build_optimizer, learning_rate, parameter_groups
 
 DEVICES = [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -145,10 +144,10 @@ def test_samples_follow_the_models_distribution(objective, temperature):
         memory = model.encode(batch.post_ids, None, batch.images)
         begin = torch.full((4, 1), TOKENIZER.cls_token_id)
         logits = model(decoder_input_ids=begin, encoder_outputs=memory).logits[:, 0]
-        captions = scst.caption(model, batch, seed=1)
-    assert captions.greedy is None
+        captions, greedy = scst.caption(model, batch, seed=1)
+    assert greedy is None
     expected = (logits / temperature).softmax(-1).numpy()  # tokens that are no text included
-    for image, samples in zip(expected, captions.samples):
+    for image, samples in zip(expected, captions):
         drawn = np.bincount([int(ids[1]) for ids in samples], minlength=len(TOKENIZER)) / n
         assert np.abs(drawn - image).max() < 4.5 * np.sqrt(0.25 / n)
         assert np.abs(drawn - image).sum() < 0.1
@@ -157,9 +156,9 @@ def test_samples_follow_the_models_distribution(objective, temperature):
 def test_greedy_captions_are_those_of_an_evaluation(objective):
     (batch, _) = micro_batches(TOKENIZER)
     with make_learner().engine.full_weights() as model:
-        captions = objective().caption(model, batch, seed=1)
+        _, greedy = objective().caption(model, batch, seed=1)
         texts = generate_texts(model, TOKENIZER, batch.post_ids, batch.images, DecodingSettings(1, max_new_tokens=12))
-    assert [[decode_text(TOKENIZER, ids)] for ids in captions.greedy] == texts
+    assert [[decode_text(TOKENIZER, ids)] for ids in greedy] == texts
 
 
 def test_what_is_sampled_follows_from_weights_seed_step_and_global_micro_batch(objective):
@@ -251,8 +250,7 @@ def test_a_caption_with_a_token_that_is_no_text_scores_nothing(objective):
     (batch, _) = micro_batches(TOKENIZER)
     right = examples(TOKENIZER)[0].comments[0]
     ids = [right, np.insert(right, 3, TOKENIZER.unk_token_id), right[:-1]]
-    captions = SimpleNamespace(samples=[ids] * 4, greedy=None)
-    given, sums = scst.reward(batch, captions, scst.cider)
+    given, sums = scst.reward(batch, [ids] * 4, None, scst.cider)
     advantages = given.comment_weights[:3].tolist()
     assert advantages[0] == advantages[2] > 0  # the closing [SEP] is not text
     assert advantages[1] == pytest.approx(-2 * advantages[0])

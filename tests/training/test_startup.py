@@ -360,7 +360,7 @@ def test_frozen_statistics_are_those_of_the_first_pictures(store, tokenizer):
     dataset, data = open_dataset(store, "train"), DataSettings(path=str(store), workers=0)
     a, b = (make_model(smallest_settings({"batch_norm": "frozen"}), tokenizer, 0)[0] for _ in range(2))
     for model in (a, b):
-        calibrate_batch_norm(model, set(), dataset, data, 96)
+        calibrate_batch_norm(model, set(), dataset, data)
     norm = a.image_encoder.backbone.embedder.embedder.normalization
     assert not torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
     assert np.array_equal(norm.running_mean, b.image_encoder.backbone.embedder.embedder.normalization.running_mean)
@@ -373,6 +373,6 @@ def test_frozen_statistics_are_those_of_the_first_pictures(store, tokenizer):
 def test_other_statistics_stay_as_they_are(store, tokenizer, batch_norm, taken):
     dataset, data = open_dataset(store, "train"), DataSettings(path=str(store), workers=0)
     model, *_ = make_model(smallest_settings({"batch_norm": batch_norm}), tokenizer, 0)
-    calibrate_batch_norm(model, taken, dataset, data, 96)
+    calibrate_batch_norm(model, taken, dataset, data)
     norm = model.image_encoder.backbone.embedder.embedder.normalization
     assert torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
