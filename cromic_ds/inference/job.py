@@ -56,7 +56,7 @@ class InferenceJob:
         return eval_batches(
             self.dataset,
             self.data,
-            image_size=self.export.model.image_size,
+            image_size=self.export.image_size,
             micro_batch=self.settings.batch,
             rank=0,
             world_size=1,

@@ -55,6 +55,11 @@ class LoadedExport:
         """The task that the model was trained for. Raises UserError if this version does not know it."""
         return find_task(self.facts.get("task", "comments"), str(self.path))
 
+    @property
+    def image_size(self) -> int:
+        """Side of the image crops in pixels; 0 if the model reads no images."""
+        return self.model.image_size
+
     def identity(self) -> dict[str, Any]:
         """Return what distinguishes the model from others, wherever it is stored: a hash of its weights, and its facts."""
         return {"weights": weights_fingerprint(self.path), "precision": self.precision, **self.facts}
@@ -100,7 +105,7 @@ class LoadedExport:
         mode, crop, ids = self.model.config.mode, None, []
         if image and "v" in mode:
             try:
-                pixels = training_image(Path(image).read_bytes(), self.model.image_size)
+                pixels = training_image(Path(image).read_bytes(), self.image_size)
             except OSError as error:
                 raise UserError(f"{image}: cannot be read ({error.strerror})") from None
             except BadImage as error:

@@ -15,12 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def announce(
-    settings: RunSettings,
-    learner: Learner,
-    dataset: Dataset,
-    memory: MemoryPlan,
-    kernels: dict[str, str],
-    total_steps: int,
+    settings: RunSettings, learner: Learner, dataset: Dataset, memory: MemoryPlan, kernels: str, total_steps: int
 ) -> None:
     """Log devices, batch arithmetic, model, memory, kernels, data, and the step that the run starts from."""
     engine, split, step = learner.engine, learner.split, learner.state.step
@@ -39,7 +34,7 @@ def announce(
         "memory per rank: parameters %s, gradients %s, optimizer %s, buckets %s; %s sent per step (without activations)",
         *map(megabytes, sizes),
     )
-    log.info("kernels: %s", ", ".join(f"{what} {name}" for what, name in kernels.items()))
+    log.info("kernels: %s", kernels)
     log.info("data: %s, %d posts in %r", settings.data.path, len(dataset), dataset.split)
     if getattr(dataset, "single_file", False):
         log.warning("%s holds one file: the evaluation is on the training posts", settings.data.path)

@@ -217,7 +217,7 @@ def start(
                 "or put the data back"
             )
     first_step, engine = learner.state.step, learner.engine
-    kernels = {**derived.kernels.names, "optimizer": derived.adam}
+    kernels = ", ".join(f"{what} {name}" for what, name in {**derived.kernels.names, "optimizer": derived.adam}.items())
     announce(settings, learner, dataset, derived.memory, kernels, total_steps)
 
     tracker = open_trackers(settings.tracking, folder.path, values, first_step or None, total_steps, ranks.rank)
