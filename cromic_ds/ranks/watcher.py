@@ -317,7 +317,7 @@ class Watcher:
         end = time.monotonic() + GRACE
         while time.monotonic() < end and (size == before or size != os.fstat(self.stack).st_size):
             size = os.fstat(self.stack).st_size
-            time.sleep(0.1)
+            time.sleep(0.05)
         return os.pread(self.stack, 1 << 16, before).decode(errors="replace")
 
 
