@@ -28,6 +28,11 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def step_of(name: str) -> int:
+    """Return the step of `step_name`."""
+    return int(name.removeprefix("step-"))
+
+
 class _Name:
     """A name in the folder: `RunFolder(path).config` is `path / "config.yaml"`."""
 

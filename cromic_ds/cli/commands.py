@@ -6,7 +6,6 @@ A command's modules are imported when it is run, so that `cromic-ds --help` answ
 from __future__ import annotations
 
 import atexit
-import itertools
 import os
 import signal
 import sys
@@ -221,5 +220,8 @@ def run_folder_for(out: str, command: str, default: str, recipes: list[str]) -> 
     """Return the first of NAME, NAME-2, NAME-3, … that contains no finished run: an interrupted run is continued, and a
     finished one is never overwritten. NAME is the recipe's `out`, or runs/COMMAND_RECIPE if it has none."""
     base = Path(f"runs/{command}_{Path(recipes[-1]).stem}" if out == default and recipes else out)
-    folders = (base.with_name(f"{base.name}-{number}") if number > 1 else base for number in itertools.count(1))
-    return next(folder for folder in folders if not RunFolder(folder).finished.exists())
+    folder, number = base, 1
+    while RunFolder(folder).finished.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 POST_TOKENS = 40  # [CLS] and [SEP] included
-COMMENT_TOKENS = 25
+COMMENT_TOKENS = 25  # likewise
 
 
 def cut_tokens(ids: np.ndarray, max_tokens: int) -> np.ndarray:

@@ -91,8 +91,8 @@ class _MicroBatches(TorchDataset[Batch]):
     micro_batch: int
     rank: int
     world_size: int
-    limit: int  # examples of an evaluation, in their stored order
-    order: Order | None = None  # of training
+    limit: int = 0  # examples of an evaluation, in their stored order
+    order: Order | None = None  # of training, which has no limit
 
     def __post_init__(self) -> None:
         if len(self.dataset) == 0:
@@ -107,11 +107,8 @@ class _MicroBatches(TorchDataset[Batch]):
             epochs, indices = (array.tolist() for array in self.order.indices(first, self.micro_batch))
             examples = [self._read(i, most, example_seed(seed, epoch, i)) for epoch, i in zip(epochs, indices)]
         else:
-            indices, most = (
-                range(first, min(first + self.micro_batch, self.limit)),
-                self.settings.eval_comments_per_post,
-            )
-            examples = [self._read(i, most, None) for i in indices]
+            most = self.settings.eval_comments_per_post
+            examples = [self._read(i, most, None) for i in range(first, min(first + self.micro_batch, self.limit))]
         return collate(examples, special=self.special, image_size=self.image_size, n_answers=self.n_answers)
 
     def _read(self, index: int, most: int | None, seed: int | None) -> LoadedExample | UnreadableRecord:
@@ -120,7 +117,7 @@ class _MicroBatches(TorchDataset[Batch]):
             tokens = self.dataset.tokens(index)
             image = self._image(index, tokens) if self.image_size else None
         except UnreadableRecord as error:
-            return error
+            return UnreadableRecord(error.id, error.reason)  # without the traceback, which holds the other examples
         n = len(tokens.comments)
         chosen = range(n)[:most]
         if seed is not None and len(chosen) < n:
@@ -185,13 +182,22 @@ def training_batches(
     last_step: int,
     n_answers: int = 0,
 ) -> Iterator[list[Batch]]:
-    """Yield this rank's micro-batches of each step in [first_step, last_step). See `_MicroBatches` for the sizes and errors.
+    """Yield this rank's micro-batches of each step in [first_step, last_step).
 
     Micro-batch a of rank r in step t holds the global positions t·G + (a·world size + r)·micro-batch + j of the order.
+    `image_size` is the side of the crops in pixels, 0 for no images; `n_answers` is the size of the answer vocabulary. Raises
+    UserError, at once, if the split of the data is empty.
     """
-    n, order = len(dataset), Order(len(dataset), seed)
-    sizes = (image_size, n_answers, split.micro_batch, rank, split.world_size, n)
-    train = _MicroBatches(dataset, settings, *sizes, order)
+    train = _MicroBatches(
+        dataset,
+        settings,
+        image_size=image_size,
+        n_answers=n_answers,
+        micro_batch=split.micro_batch,
+        rank=rank,
+        world_size=split.world_size,
+        order=Order(len(dataset), seed),
+    )
     # Readers load one micro-batch at a time, so the memory that they hold does not grow with the accumulation.
     n = split.accumulation
     batches = train.load(range(first_step * n, last_step * n))
@@ -214,9 +220,19 @@ def eval_batches(
 
     Every example is on exactly one rank. All ranks must run the same forward passes, so every rank gets the same number
     of batches; where there are too few examples, the last one is a `blank_batch`. A resumed job starts at `first_batch`.
+    Sizes and errors are those of `training_batches`.
     """
     limit = min(limit or len(dataset), len(dataset))
-    shard = _MicroBatches(dataset, settings, image_size, n_answers, micro_batch, rank, world_size, limit)
+    shard = _MicroBatches(
+        dataset,
+        settings,
+        image_size=image_size,
+        n_answers=n_answers,
+        micro_batch=micro_batch,
+        rank=rank,
+        world_size=world_size,
+        limit=limit,
+    )
     rounds = -(-limit // (micro_batch * world_size))
     return shard.load(range(first_batch, rounds))
 

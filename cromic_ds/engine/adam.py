@@ -36,12 +36,14 @@ def choose_kernel(kernel: str, device: torch.device, offload: bool = False) -> s
 
 def available(kernel: str, device: torch.device) -> bool:
     """Return whether an implementation is installed, or can be compiled, for parameters on a device."""
-    if kernel == "deepspeed_cpu":
-        return works("CPUAdamBuilder")
+    if kernel == "torch":
+        return True
     if kernel == "torch_fused":
         return device.type in ("cpu", "cuda")
-    if kernel == "torch" or device.type != "cuda":
-        return kernel == "torch"
+    if kernel == "deepspeed_cpu":
+        return works("CPUAdamBuilder")
+    if device.type != "cuda":
+        return False
     if kernel == "deepspeed":
         return works("FusedAdamBuilder")
     try:

@@ -120,17 +120,17 @@ def fill(config: dict[str, Any], facts: ResolveFacts) -> dict[str, Any]:
         values["zero_optimization", block, "nvme_path"] = str(DEFAULT_NVME_PATH)
     for path in list(strings_of(config, AUTO)):
         if path in values:
-            block = config
+            inner = config
             for key in path[:-1]:
-                block = block[key]
-            block[path[-1]] = values[path]
+                inner = inner[key]
+            inner[path[-1]] = values[path]
     for path, value in values.items():
         if len(path) == 1 and path != ("communication_data_type",):
             config.setdefault(path[0], value)
     config.setdefault("torch_autocast", autocast)
     config.setdefault("zero_allow_untested_optimizer", True)
     # DeepSpeed's own printing and its timer (which waits for the device at every step) duplicate our log.
-    config.setdefault("steps_per_print", 2**31 - 1)
+    config.setdefault("steps_per_print", 2**31 - 1)  # never
     config.setdefault("timers", {"throughput": {"enabled": False, "synchronized": False}})
     if zero.get("stage") == 3:
         zero.setdefault("stage3_gather_16bit_weights_on_model_save", True)
@@ -279,7 +279,10 @@ def offloads_optimizer(config: dict) -> bool:
 
 
 def find_ds_config(name: str) -> Path:
-    """Return a DeepSpeed JSON by its path, or a shipped one by its name (`zero2`, `zero2.json`, `ds_configs/zero2.json`)."""
+    """Return a DeepSpeed JSON by its path, or a shipped one by its name (`zero2`, `zero2.json`, `ds_configs/zero2.json`).
+
+    Raises UserError if there is neither.
+    """
     folder = shipped("ds_configs")
     for path in (Path(name), folder / Path(name).name, folder / f"{name}.json"):
         if path.is_file():

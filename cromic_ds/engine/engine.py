@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import deepspeed
 import torch
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from cromic_ds.batch import Batch
 from cromic_ds.engine.loss_scale import LossScaler
-from cromic_ds.models.registry import CommentModel
 from cromic_ds.ranks.collectives import sum_over_ranks
 from cromic_ds.ranks.launcher import local_device
+
+if TYPE_CHECKING:
+    from cromic_ds.models.registry import CommentModel
 
 
 @dataclass

@@ -23,7 +23,8 @@ def launch(gpus: str, command: list[str]) -> int:
 
     DeepSpeed's launcher runs in this process with its own lines kept back; they are printed only if a process fails without
     having explained why. The processes write to this process's output themselves, so they see the terminal. `gpus` is their
-    number, or `all`: on a machine without a GPU, that is two processes on the CPU.
+    number, or `all`: on a machine without a GPU, that is two processes on the CPU. Raises UserError for devices that are
+    not there, and where a launcher has already started this process.
     """
     if "RANK" in os.environ:
         raise UserError(

@@ -30,9 +30,7 @@ class ModelFacts:
 
     tensors: tuple[int, ...]  # elements of each parameter
     n_frozen: int = 0  # elements of the parameters that are not trained
-    n_low_precision: int = (
-        0  # elements in linear and convolution layers: under autocast only these are sent in two bytes
-    )
+    n_low_precision: int = 0  # elements in linear and convolution layers, which alone are sent in two bytes (autocast)
     largest_layer: int = 0  # elements of the largest single module: ZeRO-3 has to gather it at once
     activation_bytes: int = 0  # saved for the backward pass for any number of posts (autocast's copies of the weights)
     activation_bytes_per_post: int = 0  # saved for the backward pass for each post, including its image and comments

@@ -19,7 +19,8 @@ from cromic_ds.ranks.rendezvous import JOIN, check_devices, free_with_process, m
 def start() -> Ranks:
     """Join the process group through DeepSpeed (nccl on GPUs, gloo elsewhere), and choose this process's device.
 
-    Variables that the launcher left out are set before DeepSpeed reads them.
+    Variables that the launcher left out are set before DeepSpeed reads them. Raises UserError if this host has more processes
+    than GPUs, the rendezvous port is in use, or not all ranks came.
     """
     ranks = ranks_from(os.environ)
     os.environ.update(

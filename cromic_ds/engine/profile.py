@@ -142,7 +142,8 @@ class Profiler:
 
 
 def count_parameters(module: Any) -> None:
-    """Note a module's number of parameters for DeepSpeed's profiler. ZeRO-3's are empty outside of their module."""
+    """Note a module's number of parameters for DeepSpeed's profiler. Outside of their module those of ZeRO-3
+    are empty; `ds_numel` is their unsharded size."""
     module.__params__ = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
 
 
@@ -165,7 +166,11 @@ def linear_counted_once() -> Iterator[None]:
 
 
 class CallTimers(SynchronizedWallClockTimer):
-    """DeepSpeed's timers of collectives, corrected: its report gives the sum of all calls so far as each call's latency."""
+    """DeepSpeed's timers of collectives, corrected to give the time of each call.
+
+    Its report gives the sum of all calls so far as each call's latency (`elapsed(reset=False)` in deepspeed.comm), and with it
+    wrong bandwidths.
+    """
 
     class Timer(SynchronizedWallClockTimer.Timer):
         def elapsed(self, reset: bool = True) -> float:

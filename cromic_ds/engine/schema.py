@@ -1,7 +1,8 @@
 """What DeepSpeed accepts in its JSON: the keys at every level with their types.
 
-DeepSpeed itself refuses unknown keys only inside the blocks that are pydantic models; a typo elsewhere passes silently. The
-keys of those blocks come from the models and so follow the installed version; the other keys are listed here.
+DeepSpeed itself refuses unknown keys only inside the blocks that are pydantic models; a typo elsewhere (at the top level,
+in `torch_autocast`, `aio`, `flops_profiler`, `activation_checkpointing`, `checkpoint` and `data_types`) passes silently. The
+keys of the pydantic blocks come from the models and so follow the installed version; the other keys are listed here.
 """
 
 from __future__ import annotations

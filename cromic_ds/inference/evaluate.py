@@ -37,8 +37,8 @@ def evaluate(settings: EvaluateSettings) -> None:
         )
     answered = list(chain.from_iterable(job.answer_records(settings.limit)))
     texts = dict(readable_texts(dataset, settings.limit))
-    predictions = [record.text for record in answered if record.index in texts]
-    references = [texts[record.index] for record in answered if record.index in texts]
+    scored = [record for record in answered if record.index in texts]
+    predictions, references = [record.text for record in scored], [texts[record.index] for record in scored]
     measured = task.measure(
         predictions, references, tokenization, settings.meteor, resamples=settings.resamples, seed=settings.seed
     )

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from cromic_ds.errors import UserError
 from cromic_ds.files import exclusive
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -86,7 +88,7 @@ class PartialPredictions:
         self._file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
         self._file.flush()
 
-    def _parse(self, kind: Callable[..., Any], line: bytes, number: int) -> Any:
+    def _parse(self, kind: Callable[..., T], line: bytes, number: int) -> T:
         try:
             return kind(**json.loads(line))
         except (ValueError, TypeError):

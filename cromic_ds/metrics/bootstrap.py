@@ -103,6 +103,6 @@ def _scores(items: Items, sums: np.ndarray) -> dict[str, np.ndarray]:
         brevity = np.where(closest > 0, brevity, np.nan)  # no reference: the resample contains none of its items
         scores = {f"bleu_{n}": precision[..., n - 1] ** (1 / n) * brevity for n in range(1, BLEU_ORDERS + 1)}
     with np.errstate(invalid="ignore"):  # 0 / 0: the resample contains none of its items
-        for k, (name, _, _) in enumerate(_ratios(items)):
+        for k, name in enumerate(items.names()):
             scores[name] = sums[..., at + 2 * k] / sums[..., at + 2 * k + 1]
     return scores

@@ -44,6 +44,10 @@ class Items:
         """Return the groups of a mean's parts."""
         return [g for g in self.groups if g.of == mean]
 
+    def names(self) -> list[str]:
+        """Return the names of all means, each followed by those of its parts."""
+        return [name for mean in self.means for name in (mean, *(n for g in self.parts(mean) for n in g.names))]
+
     def to_json(self) -> dict[str, Any]:
         """Return plain lists, with null for nan."""
         made: dict[str, Any] = {"ids": self.ids, "images": self.images}

@@ -33,6 +33,9 @@ CONTRACTIONS = {
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 
+_COMMA_IN_NUMBER = re.compile(r"\d,\d")
+_PERIOD = re.compile(r"\.(?!\d)")
+
 
 def clean_answer(text: str) -> str:
     """Replace line ends and tabs by spaces and remove surrounding whitespace.
@@ -65,12 +68,12 @@ def normalize_answer(text: str) -> str:
     - The text is converted to lower case here, and only here: if all ten people agree, "Yes" does not match "yes".
     """
     text = clean_answer(text)
-    number = re.search(r"\d,\d", text) is not None
+    number = _COMMA_IN_NUMBER.search(text) is not None
     out = text
     for mark in PUNCTUATION:
         beside_space = f"{mark} " in text or f" {mark}" in text
         out = out.replace(mark, "" if beside_space or number else " ")
-    out = re.sub(r"\.(?!\d)", "", out, count=32)
+    out = _PERIOD.sub("", out, count=32)
     words = (DIGITS.get(word, word) for word in out.lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 

@@ -30,10 +30,10 @@ def merge_rejects(parts: Iterable[Path], files: list[str], out: Path, work: Path
     with scratch_table(work / "rejects.db", _COLUMNS) as rejects, replacing(out) as merged:
         for part in parts:
             for _, _, line in read_lines(part) if part.exists() else ():
-                reject = (
-                    json.loads(line) if line.endswith(b"\n") else None
-                )  # a killed process may not complete its last line
-                if reject and rejects.insert(order[reject["file"]], reject["line"], reject["reason"], line.decode()):
+                if not line.endswith(b"\n"):
+                    continue  # a killed process may not complete its last line
+                reject = json.loads(line)
+                if rejects.insert(order[reject["file"]], reject["line"], reject["reason"], line.decode()):
                     reasons[reject["reason"]] += 1
         rows = rejects.execute("SELECT text FROM rows ORDER BY file, line, reason, text")
         merged.writelines(text for (text,) in rows)

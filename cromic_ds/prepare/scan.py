@@ -89,7 +89,10 @@ def _write_entries(corpus: Corpus, folder: Path, val_fraction: float) -> ScanCou
             counts.lines += 1
             if counts.lines % _CHUNK == 0:
                 bar.update(corpus.progress(scanned), f"{counts.rejected:,} rejected")
-            if reason := scanned.reason or ("" if ids.insert(corpus.key(scanned)) else DUPLICATE):
+            reason = scanned.reason
+            if not reason and not ids.insert(corpus.key(scanned)):
+                reason = DUPLICATE
+            if reason:
                 counts.rejected += 1
                 rejects.write(reject_line(corpus.files[scanned.file], scanned.line, scanned.id, reason))
                 continue

@@ -136,13 +136,15 @@ class ShardMaker:
         post_tokens = iter(encode(tokenizer, [post.post for post in new], self.max_post_tokens))
         comments = [comment for post in new for comment in post.comments]
         comment_tokens = iter(encode(tokenizer, comments, self.max_comment_tokens))
-        tokens = [
-            post.tokens
-            or (next(post_tokens)[: None if post.post else 0], [next(comment_tokens) for _ in post.comments])
+        return [
+            self._cut(*post.tokens)
+            if post.tokens
+            else (next(post_tokens)[: None if post.post else 0], [next(comment_tokens) for _ in post.comments])
             for post in posts
         ]
-        longest = self.max_comment_tokens
-        return [(cut_tokens(post, self.max_post_tokens), [cut_tokens(c, longest) for c in cs]) for post, cs in tokens]
+
+    def _cut(self, post: np.ndarray, comments: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+        return cut_tokens(post, self.max_post_tokens), [cut_tokens(c, self.max_comment_tokens) for c in comments]
 
 
 def rejects_file(work: Path, job: ShardJob) -> Path:

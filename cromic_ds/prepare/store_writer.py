@@ -73,7 +73,8 @@ class ShardWriter:
 
 
 class StoreWriter:
-    """Writes a whole store in one process. As a context manager it removes everything if its block raises an exception.
+    """Writes a whole store in one process. A context manager: the end of its block completes the store and moves it into place,
+    and an exception removes everything.
 
     Records that share an image must come one after the other: a shard ends only where the image changes. `answers` is the
     vocabulary that the records' answers refer to, and `about` has further fields of store.json.

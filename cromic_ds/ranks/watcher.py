@@ -29,9 +29,9 @@ from cromic_ds.run_folder import RunFolder  # noqa: E402
 TICK = 0.5  # seconds between looks
 START = 600.0  # least seconds without progress that are allowed during the start: DeepSpeed may have to compile
 BEAT = 5.0  # seconds after which a rank's file is written even if nothing changed
-GRACE = (
-    5.0  # seconds that a rank has to end by itself, and that a waiting rank's watcher leaves to the one it waits for
-)
+# Seconds that a rank has to end by itself or to write its stacks, and that a waiting rank's watcher leaves to the one it
+# waits for.
+GRACE = 5.0
 LAST_WORD = 10.0  # seconds that the failed rank's report waits for the other ranks to end
 STARTING = ("starting", "preflight", "loading")
 ALIVE = ("starting", "running")
@@ -198,7 +198,7 @@ class Watcher:
         Returns whether it was ended.
         """
         stopped = process_state(self.rank_pid) == "T"
-        stack = self.dump()
+        stack = self.dump(resume=stopped)
         if self.waiting.waits(stack) and not stopped:
             before, end = self.others(), time.monotonic() + GRACE
             while time.monotonic() < end:
@@ -309,11 +309,13 @@ class Watcher:
         if os.getppid() == self.rank_pid:  # otherwise the number may belong to another process by now
             os.kill(self.rank_pid, number)
 
-    def dump(self) -> str:
-        """Return the rank's stacks; empty if it does not answer. A stopped rank goes on: before all else it writes them."""
+    def dump(self, resume: bool) -> str:
+        """Return the rank's stacks; empty if it does not answer within GRACE seconds. `resume` continues a stopped rank, which
+        writes them before anything else."""
         before = size = os.fstat(self.stack).st_size
         self.kill(signal.SIGUSR2)
-        self.kill(signal.SIGCONT)
+        if resume:
+            self.kill(signal.SIGCONT)
         end = time.monotonic() + GRACE
         while time.monotonic() < end and (size == before or size != os.fstat(self.stack).st_size):
             size = os.fstat(self.stack).st_size

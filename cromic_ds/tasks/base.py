@@ -85,7 +85,7 @@ def captioning(
         kind="caption",
         reader=reader,
         reads_text=False,
-        max_comment_tokens=72,
+        max_comment_tokens=72,  # [CLS] and [SEP] included
         tokenization=tokenization,
         form=Form("image_id", text_key, image_id, lines),
         table_scores={"cider": "C", "bleu_4": "B@4", "rouge_l": "R"},

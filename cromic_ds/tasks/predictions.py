@@ -89,15 +89,15 @@ def check_ids(found: Iterable[str], expected: Iterable[str], where: str) -> None
         "foreign": [i for i in times if i not in wanted],
         "duplicate": [i for i, n in times.items() if n > 1 and i in wanted],
     }
-    parts = [
-        f"{len(ids)} {kind} ({', '.join(ids[:_NAMED])}{', …' if len(ids) > _NAMED else ''})"
-        for kind, ids in wrong.items()
-        if ids
-    ]
+    parts = [f"{len(ids)} {kind} ({_first(ids)})" for kind, ids in wrong.items() if ids]
     if parts:
         raise UserError(
             f"{where}: of the split's {len(wanted)} ids each must be there exactly once, but {', '.join(parts)}"
         )
+
+
+def _first(ids: list[str]) -> str:
+    return ", ".join(ids[:_NAMED]) + (", …" if len(ids) > _NAMED else "")
 
 
 def _parsed(content: bytes, where: str) -> object:

@@ -18,7 +18,15 @@ from cromic_ds.metrics.items import Items
 from cromic_ds.metrics.measured import Measured
 from cromic_ds.tasks.base import Task
 
-_TYPES = {"task": str, "tokenization": str} | dict.fromkeys(("scores", "intervals", "counts", "data", "items"), dict)
+_TYPES = {
+    "task": str,
+    "scores": dict,
+    "intervals": dict,
+    "counts": dict,
+    "tokenization": str,
+    "data": dict,
+    "items": dict,
+}
 
 
 def result_json(

@@ -57,9 +57,16 @@ def compare(settings: CompareSettings) -> None:
 
 def check_comparable(a: dict[str, Any], b: dict[str, Any], names: str) -> None:
     """Raise UserError, which says what differs, unless task, tokenization, split, data and records are the same."""
-    both = [(r["task"], r["tokenization"], r["data"].get("split"), r["data"].get("fingerprint")) for r in (a, b)]
-    named = zip(("task", "tokenization", "split", "data fingerprint"), *both)
-    differ = [f"{what} ({x} and {y})" for what, x, y in named if x != y]
+    of_a, of_b = (
+        {
+            "task": result["task"],
+            "tokenization": result["tokenization"],
+            "split": result["data"].get("split"),
+            "data fingerprint": result["data"].get("fingerprint"),
+        }
+        for result in (a, b)
+    )
+    differ = [f"{what} ({of_a[what]} and {of_b[what]})" for what in of_a if of_a[what] != of_b[what]]
     first, second = a["items"], b["items"]
     if not differ and (first.ids, first.images) != (second.ids, second.images):
         only_a, only_b = set(first.ids) - set(second.ids), set(second.ids) - set(first.ids)

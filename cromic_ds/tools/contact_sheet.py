@@ -28,7 +28,10 @@ Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _CHINESE = "的图评论"
 # Beginnings of file names, tried in this order; then any other font that has the characters.
-_PREFERRED = "notosanscjk notosanssc sourcehansans pingfang msyh wqy simhei stheiti droidsansfallback"
+_PREFERRED = (
+    *("notosanscjk", "notosanssc", "sourcehansans", "pingfang", "msyh", "wqy", "simhei", "stheiti"),
+    "droidsansfallback",
+)
 
 
 @dataclass
@@ -54,6 +57,7 @@ def has_chinese(font: Path) -> bool:
     from matplotlib.ft2font import FT2Font
 
     try:
+        ImageFont.truetype(str(font), FONT_SIZE)  # which draws with it
         face = FT2Font(str(font))
         return all(face.get_char_index(ord(c)) for c in _CHINESE)
     except (RuntimeError, OSError):  # not a font, or one that FreeType does not read
@@ -100,8 +104,7 @@ def write_html(entries: list[SheetEntry], out: Path) -> None:
 
 def _preference(font: Path) -> int:
     name = font.name.lower().replace("-", "").replace("_", "")
-    preferred = _PREFERRED.split()
-    return next((rank for rank, known in enumerate(preferred) if name.startswith(known)), len(preferred))
+    return next((rank for rank, known in enumerate(_PREFERRED) if name.startswith(known)), len(_PREFERRED))
 
 
 def _thumbnail(encoded: bytes) -> Image.Image:

@@ -87,6 +87,7 @@ def _spread(n: int, most: int) -> range:
 
 
 def _print_split(console: Console, dataset: Dataset, top: int) -> None:
+    """Count up to COUNTED_POSTS posts of a split, and print their numbers, lengths and commonest comments."""
     unreadable, texts_of_comments = Counter[str](), Counter[str]()
     post_tokens, comment_tokens, comments_per_post = Counter[int](), Counter[int](), Counter[int]()
     for index in _spread(len(dataset), COUNTED_POSTS):

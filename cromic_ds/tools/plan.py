@@ -77,7 +77,7 @@ class PlanRow:
     stage: int
     plan: MemoryPlan
     fits: bool
-    largest_micro_batch: int  # posts that fit into a forward pass
+    largest_micro_batch: int  # most posts that fit into a forward pass; 0 if not even one does
 
 
 def plan(settings: PlanSettings) -> None:

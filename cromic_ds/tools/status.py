@@ -26,7 +26,7 @@ from cromic_ds.files import read_json_if_there
 from cromic_ds.ranks.launcher import name_ranks
 from cromic_ds.ranks.processes import parent_pid
 from cromic_ds.ranks.watcher import ALIVE, BEAT
-from cromic_ds.run_folder import MANIFEST, RunFolder
+from cromic_ds.run_folder import MANIFEST, RunFolder, step_of
 from cromic_ds.tools.display import STATE_COLORS, age, duration
 from cromic_ds.tracking.jsonl import newest_metrics
 
@@ -212,7 +212,7 @@ def add_checkpoint(run: RunStatus, folder: RunFolder, now: float) -> None:
         manifest = folder.checkpoints / name / MANIFEST
         if manifest.exists():
             run.checkpoint, run.checkpoint_age = name, max(0.0, now - manifest.stat().st_mtime)
-            run.step = max(run.step, int(name.removeprefix("step-")))
+            run.step = max(run.step, step_of(name))
             return
 
 
@@ -259,6 +259,6 @@ def progress_text(run: RunStatus) -> str:
 def saved_text(run: RunStatus) -> str:
     if run.checkpoint is None or run.checkpoint_age is None:
         return "no checkpoint yet"
-    behind = run.step - int(run.checkpoint.removeprefix("step-"))
+    behind = run.step - step_of(run.checkpoint)
     repeated = f", {behind:,} step{'s' if behind > 1 else ''} before the last" if behind else ""
     return f"checkpoint {run.checkpoint}, {age(run.checkpoint_age)} old{repeated}"

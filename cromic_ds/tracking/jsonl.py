@@ -30,7 +30,8 @@ class JsonlTracker(Tracker):
         self._resume_step = resume_step or 0
         _drop_after(path, self._resume_step)
         self._file = path.open("ab", buffering=0)
-        self._recorded = {record["kind"] for record in read_metrics(run_folder) if record["step"] == self._resume_step}
+        last = newest_metrics(run_folder)  # after the drop nothing follows the records of the step
+        self._recorded = {record["kind"] for record in last if record["step"] == self._resume_step}
 
     def log(self, step: int, values: Values, kind: str) -> None:
         if step == self._resume_step and kind in self._recorded:

@@ -76,5 +76,5 @@ class TimeLeft:
             pace = (now - self._last[1]) / (step - self._last[0])
             self._seconds_per_step = pace if old is None else self.MOMENTUM * old + (1 - self.MOMENTUM) * pace
         self._last = (step, now)
-        pace = self._seconds_per_step
-        return None if pace is None else max(0, self._total_steps - step) * pace
+        mean = self._seconds_per_step
+        return None if mean is None else max(0, self._total_steps - step) * mean

@@ -50,13 +50,15 @@ def run_evaluation(
     checkpoints.finish(lambda: guard.at("saving"))
     settings, task, dataset, state = evaluation.settings, evaluation.task, evaluation.dataset, learner.state
     engine, answers = learner.engine, evaluation.answers
-    start, decoding = time.perf_counter(), decoding_for(task, DecodingSettings(beams=settings.beams))
+    start = time.perf_counter()
+    decoding = decoding_for(task, DecodingSettings(beams=settings.beams))
     shard = {
         "image_size": engine.model.image_size,
         "micro_batch": settings.micro_batch,
         "n_answers": len(answers or []),
+        "rank": learner.ranks.rank,
+        "world_size": learner.ranks.world_size,
     }
-    shard |= {"rank": learner.ranks.rank, "world_size": learner.ranks.world_size}
     average_buffers(engine.model)
     with learner.ema.applied() if learner.ema else nullcontext():
         batches = eval_batches(dataset, evaluation.data, limit=settings.examples, **shard)

@@ -79,14 +79,16 @@ class Derived:
 def run_training(
     settings: RunSettings,
     task: Task,
+    *,
     fixed: tuple[str, ...] = (),
     export: Literal["latest", "best"] = "latest",
     make_objective: MakeObjective | None = None,
 ) -> None:
     """Start or resume a training run, and export its latest or best checkpoint at the end.
 
-    `fixed` names settings that a resume may not change, in addition to those of every run (`startup.FIXED`). Raises UserError
-    for settings, data or a run folder that cannot work, before any training step.
+    `fixed` names settings that a resume may not change, in addition to those of every run (`startup.FIXED`).
+    `make_objective` makes what changes each step's batches before they are trained on. Raises UserError for settings, data or a
+    run folder that cannot work, before any training step.
     """
     ranks = ranks_from(os.environ)
     derived = problem = None

@@ -12,7 +12,7 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 from zipfile import BadZipFile
 
 import numpy as np
@@ -30,11 +30,13 @@ from cromic_ds.inference.decoding import generation_config
 from cromic_ds.inference.settings import DecodingSettings
 from cromic_ds.metrics.cider_d import CiderD, DocumentFrequencies
 from cromic_ds.metrics.segment import segment
-from cromic_ds.models.registry import CommentModel
 from cromic_ds.ranks.collectives import on_main, sum_over_ranks
 from cromic_ds.run_folder import RunFolder
 from cromic_ds.tasks import Task
 from cromic_ds.training.learner import Learner
+
+if TYPE_CHECKING:
+    from cromic_ds.models.registry import CommentModel
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +110,7 @@ class SelfCritical:
         with learner.engine.full_weights() as model:
             captions = [self.caption(model, batch.to(device), seed) for batch, seed in zip(batches, seeds)]
         rewarded = [self.reward(batch, *of_batch, self.cider) for batch, of_batch in zip(batches, captions)]
-        sums = sum((sums for _, sums in rewarded), np.zeros(5))
+        sums = np.sum([of_batch for _, of_batch in rewarded], axis=0)
         reward, n_samples, greedy, n_images, positive = sum_over_ranks(sums.tolist())
         values = {"reward": reward / max(n_samples, 1), "positive_advantages": positive / max(n_samples, 1)}
         if self.settings.baseline == "greedy":

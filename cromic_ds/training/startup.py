@@ -180,8 +180,12 @@ def write_model_folder(
     target = RunFolder(folder).model
     model.config.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    facts: dict[str, Any] = {name: getattr(data, name) for name in ("max_post_tokens", "max_comment_tokens")}
-    facts |= {"tokenizer_fingerprint": tokenizer_fingerprint(tokenizer), "task": task}
+    facts: dict[str, Any] = {
+        "max_post_tokens": data.max_post_tokens,
+        "max_comment_tokens": data.max_comment_tokens,
+        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        "task": task,
+    }
     if answers is not None:
         write_json(target / ANSWERS, answers)
         facts["answers_fingerprint"] = answers_fingerprint(answers)

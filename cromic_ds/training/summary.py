@@ -12,8 +12,18 @@ from rich.table import Column, Table
 from cromic_ds.run_folder import RunFolder
 from cromic_ds.tracking import read_metrics
 
-SHOWN_SCORES = ("perplexity", "accuracy", "exact_match", "bleu_4", "rouge_l", "cider", "distinct_2")
-SHOWN_GROUNDING = ("grounded", "grounded_what", "grounded_where")
+SHOWN_SCORES = (
+    "perplexity",
+    "accuracy",
+    "exact_match",
+    "bleu_4",
+    "rouge_l",
+    "cider",
+    "distinct_2",
+    "grounded",
+    "grounded_what",
+    "grounded_where",
+)
 
 
 def print_summary(run: Path, console: Console | None = None) -> None:
@@ -32,7 +42,7 @@ def print_summary(run: Path, console: Console | None = None) -> None:
     evaluations = list(read_metrics(run, "eval"))
     if evaluations:
         scores = Table("score", "value", title="Scores")
-        for name in (*SHOWN_SCORES, *SHOWN_GROUNDING):
+        for name in SHOWN_SCORES:
             if evaluations[-1].get(name) is not None:
                 scores.add_row(name, f"{evaluations[-1][name]:.4f}")
         console.print(scores)

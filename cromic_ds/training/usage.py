@@ -43,10 +43,10 @@ class Usage:
         """
         now = time.perf_counter()
         seconds, self.since = now - self.since, now
-        on_gpu = (
-            self.device.type == "cuda"
-        )  # there, the peak of the allocated memory; on a CPU, the process's resident memory
-        memory = torch.cuda.max_memory_allocated(self.device) if on_gpu else self.process.memory_info().rss
+        if self.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(self.device)  # the peak of what torch allocated
+        else:
+            memory = self.process.memory_info().rss
         tflops = 3 * sum(map(self.forward_flops, batches)) / seconds / 1e12
         values = {
             "seconds_per_step": seconds,

@@ -30,7 +30,7 @@ TASK_FILES: dict[str, type[TaskFiles]] = {
 
 
 def write_official(folder: Path, images: Iterable[WorldImage], seed: int) -> None:
-    """Write FOLDER/<task>/ for each task. Every image is drawn once, given to all five tasks, and not kept in memory."""
+    """Write FOLDER/<task>/ for each task. Every image is drawn once and given to all five tasks; only texts are kept."""
     with ExitStack() as files:
         tasks = [files.enter_context(kind(folder / name, seed)) for name, kind in TASK_FILES.items()]
         for image in images:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -40,6 +40,7 @@ class TaskFiles(AbstractContextManager, ABC):
         self.folder, self.seed = folder, seed
         self.json: dict[str, Any] = {}  # content of the JSON files by name, written at the end; texts only, no images
         self._open: dict[str, TextIO] = {}
+        self._files = ExitStack()
 
     @abstractmethod
     def add(self, image: WorldImage) -> None:
@@ -50,7 +51,7 @@ class TaskFiles(AbstractContextManager, ABC):
         if name not in self._open:
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._open[name] = path.open("w", encoding="utf-8", newline="\n")
+            self._open[name] = self._files.enter_context(path.open("w", encoding="utf-8", newline="\n"))
         self._open[name].write(f"{line}\n")
 
     def write_item(self, name: str, item: dict[str, Any]) -> None:
@@ -71,7 +72,7 @@ class TaskFiles(AbstractContextManager, ABC):
         return np.random.default_rng(example_seed(self.seed, self.number, image.index))
 
     def __exit__(self, *exception: object) -> None:
-        for file in self._open.values():
-            file.close()
-        for name, content in self.json.items():
-            (self.folder / name).write_text(json.dumps(content, ensure_ascii=self.ascii), encoding="utf-8")
+        self._files.close()
+        if exception[0] is None:
+            for name, content in self.json.items():
+                (self.folder / name).write_text(json.dumps(content, ensure_ascii=self.ascii), encoding="utf-8")

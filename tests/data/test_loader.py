@@ -1,6 +1,8 @@
 import dataclasses
+import gc
 import io
 import pickle
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from cromic_ds.batch import BatchSplit
 from cromic_ds.data import loader
 from cromic_ds.data.collate import SpecialTokens
 from cromic_ds.data.dataset import Tokens, UnreadableRecord
+from cromic_ds.data.images import training_image
 from cromic_ds.data.loader import DataSettings, SkipCounter, eval_batches, training_batches
 from cromic_ds.data.order import Order
 from cromic_ds.errors import UserError
@@ -132,6 +135,25 @@ def test_unreadable_records_and_images_are_skipped_and_named():
     skipped = dict(batch.skipped)
     assert set(skipped) == {"id2", "id5"}
     assert skipped["id2"] == "checksum does not match" and "image" in skipped["id5"]
+
+
+def test_a_skipped_example_keeps_no_other_alive(monkeypatch):
+    images = []
+
+    def remembered(*given):
+        image = training_image(*given)
+        images.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr(loader, "training_image", remembered)
+    gc.disable()  # arrays hold memory that the collector does not see
+    try:
+        alone = {"image_size": SIZE, "micro_batch": 4, "rank": 0, "world_size": 1}
+        [batch] = eval_batches(Corpus(4, bad_images=frozenset({2})), DataSettings(workers=0), **alone)
+        assert [id for id, _ in batch.skipped] == ["id2"]
+        assert len(images) == 3 and not any(image() is not None for image in images)
+    finally:
+        gc.enable()
 
 
 def test_a_corpus_without_images_is_refused_only_where_images_are_read():

@@ -138,11 +138,12 @@ class CommentDecoder(PreTrainedModel if TYPE_CHECKING else object):
         return (losses * batch.weights).sum()
 
     def text_loss(self, batch: Batch) -> Tensor:
-        return self.comment_loss(batch, self.encode(batch.post_ids, self.post_mask(batch), batch.images))
+        memory = self.encode(batch.post_ids, self.post_mask(batch), batch.images)
+        return self.token_loss(batch, *self.decode_comments(batch, memory))
 
-    def comment_loss(self, batch: Batch, memory: Memory | None) -> Tensor:
-        """Return Σ cross-entropy of the comments' target tokens, times their factors in `Batch.comment_weights`, if any."""
-        hidden, targets = self.decode_comments(batch, memory)
+    def token_loss(self, batch: Batch, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return Σ cross-entropy of target tokens (M,) from states (M, D), times their factors in `Batch.comment_weights`, if
+        any."""
         weight, bias = self.output_layer()
         if batch.comment_weights is not None:
             logits = F.linear(hidden, weight, bias).float()
@@ -151,10 +152,9 @@ class CommentDecoder(PreTrainedModel if TYPE_CHECKING else object):
         smoothing = self.config.label_smoothing if self.training else 0.0
         return self.kernels.linear_cross_entropy(hidden, weight, bias, targets, smoothing)
 
-    def decode_comments(self, batch: Batch, memory: Memory | None) -> tuple[Tensor, Tensor]:
+    def decode_comments(self, batch: Batch, memory: Memory) -> tuple[Tensor, Tensor]:
         """Return hidden states (M, D) and targets (M,) of all comments under teacher forcing. Targets of posts with weight 0
         are IGNORE."""
-        assert memory is not None
         n, length = batch.comment_ids.shape[0], batch.comment_ids.shape[1] - 1
         layout = RaggedLayout(batch.rows, n, length, batch.post_rows, batch.n_posts, batch.tokens_per_post)
         inputs = batch.comment_ids[:, :-1].flatten()[batch.rows]

@@ -2,7 +2,7 @@
 
 Each table lists an operation's implementations from the most to the least preferred, with the condition under which it can run.
 `select` turns the settings into functions and `install` gives them to a model's modules, so that the choice is made in one
-place and is in the log. The implementations of Adam are chosen in the same way in `engine/adam.py`.
+place and is in the log. `engine/adam.py` chooses the implementation of Adam.
 """
 
 from __future__ import annotations

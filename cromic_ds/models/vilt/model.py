@@ -229,7 +229,7 @@ class ViLTModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         ids, posts, pictures = (torch.cat(parts) for parts in zip(*passes))
         hidden, visible, source = self.encode_source(ids, self.post_mask(batch)[posts], batch.images, pictures)
         memory = self.memory(hidden[:n], visible[:n], [(k[:n], v[:n]) for k, v in source])
-        loss = self.comment_loss(batch, memory)
+        loss = self.token_loss(batch, *self.decode_comments(batch, memory))
         if "masked_rows" in drawn:
             at_masks = hidden[-n:, : max(batch.post_ids.shape[1], 1)].flatten(0, 1)[drawn["masked_rows"]]
             states = self.masked_word_head(at_masks)  # first: under ZeRO-3 this call gathers the head's bias

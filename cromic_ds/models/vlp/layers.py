@@ -157,7 +157,9 @@ class BertLayer(nn.Module):
     def forward(self, x: Tensor, context: TokenStream | Continuation, index: int, last: bool = False) -> Tensor:
         """x: (X, D) -> (X, D), or only the wanted tokens (A + B, D) where this is the `last` layer."""
         kv = self.attention.kv(x)
-        x = context.queries(x) if last and isinstance(context, TokenStream) else x
+        if last:
+            assert isinstance(context, TokenStream)
+            x = context.queries(x)
         y = context.attend(self.attention, self.attention.q(x), kv, index, last)
         x = self.norm1(x + self.dropout(self.attention.out(y)))
         return self.norm2(x + self.dropout(self.feed_forward(x)))

@@ -130,18 +130,21 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
             return dataclasses.replace(batch, drawn=tensors, n_targets=int(counting.sum()))
         return dataclasses.replace(batch, drawn=self.pack(batch))
 
-    def pack(self, batch: Batch, answers: bool = False) -> dict[str, Tensor]:
-        """Return the stream where nothing is drawn; the sources alone for `answers` and for a batch with answer targets."""
-        config, n_image = self.config, self.n_image(batch.images)
-        if answers or batch.answer_targets is not None:
-            return packing.pack_sources(config, *packing.post_text(config, batch), n_image, config.answer_segments)
-        pack = packing.pack_left_to_right if config.objective == "masked" else packing.pack_causal
-        return pack(config, batch, n_image)
+    def pack(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the stream where nothing is drawn."""
+        if batch.answer_targets is not None:
+            return self.pack_questions(batch)
+        pack = packing.pack_left_to_right if self.config.objective == "masked" else packing.pack_causal
+        return pack(self.config, batch, self.n_image(batch.images))
+
+    def pack_questions(self, batch: Batch) -> dict[str, Tensor]:
+        text = packing.post_text(self.config, batch)
+        return packing.pack_sources(self.config, *text, self.n_image(batch.images), self.config.answer_segments)
 
     def text_loss(self, batch: Batch) -> Tensor:
-        return self.comment_loss(batch, None)
+        return self.token_loss(batch, *self.decode_targets(batch))
 
-    def decode_comments(self, batch: Batch, memory: Memory | None) -> tuple[Tensor, Tensor]:
+    def decode_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return states (Z, D) before the output layer and targets (Z,) of the masked tokens where `draw` chose some, otherwise
         of all target tokens, each predicted as in decoding. Targets of posts with weight 0 are IGNORE."""
         stream = packing.token_stream(batch, batch.drawn or self.pack(batch))
@@ -158,7 +161,7 @@ class VLPModel(CommentDecoder, PreTrainedModel, GenerationMixin):
         """Return logits (P, n_answers), from the product of the first state and that of the [SEP] that ends the source."""
         assert self.answer_head is not None
         prepared = batch.drawn if batch.answer_targets is not None else None
-        stream = packing.token_stream(batch, prepared or self.pack(batch, answers=True))
+        stream = packing.token_stream(batch, prepared or self.pack_questions(batch))
         first, closing = self.run(self.embed_stream(stream, batch.images), stream).chunk(2)
         return self.answer_head(first * closing)
 

@@ -106,5 +106,7 @@ def load_pretrained_vlp(model: nn.Module, source: str | Path) -> LoadReport:
         raise UserError(f"{source}: no BERT of transformers: it has no {min(absent)}")
     # The output layer's weight is the embedding, and its bias is the head's, under any name in the file.
     headless = any(name.startswith("cls.predictions.transform") for name in absent)
-    absent |= {name for name in bert.state_dict() if headless and name.startswith("cls.")}
-    return load_vlp_state_dict(model, {n: t for n, t in bert.state_dict().items() if n not in absent})
+    weights = bert.state_dict()
+    if headless:
+        absent |= {name for name in weights if name.startswith("cls.")}
+    return load_vlp_state_dict(model, {name: weight for name, weight in weights.items() if name not in absent})

@@ -82,10 +82,13 @@ def launcher_environment() -> dict[str, str]:
 
 def compare_hosts(hosts: dict[str, HostReport | str], slots: dict[str, int]) -> tuple[list[str], list[str]]:
     """Return (what would stop a run, what is worth a note) on the hosts; each line names its host."""
-    stops, warns = [f"{name}: {why}" for name, why in hosts.items() if isinstance(why, str)], []
+    stops = [f"{name}: {why}" for name, why in hosts.items() if isinstance(why, str)]
+    warns: list[str] = []
     reports = {name: report for name, report in hosts.items() if isinstance(report, HostReport)}
+    if not reports:
+        return stops, warns
+    first_name, first = next(iter(reports.items()))
     for name, report in reports.items():
-        first_name, first = next(iter(reports.items()))
         stops += [f"{name}: {check.stops}" for check in report.checks if check.stops]
         warns += [f"{name}: {check.warns}" for check in report.checks if check.warns]
         if not report.slots:

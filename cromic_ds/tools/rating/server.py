@@ -51,7 +51,8 @@ _HEADERS = {
 
 
 def serve(judgments: Judgments, dataset: Dataset, named_host: str, port: int) -> None:
-    """Listen until interrupted. Every judgment is stored at once, so nothing has to be saved at the end."""
+    """Listen until interrupted. Every judgment is stored at once, so nothing has to be saved at the end.
+    Raises UserError if the address cannot be listened on."""
     one_at_a_time = threading.Lock()  # a data set's cache of open files is not thread-safe
 
     def picture(record: int) -> bytes | None:

@@ -17,10 +17,10 @@ from cromic_ds.errors import UserError
 from cromic_ds.files import write_atomically
 from cromic_ds.shipped import shipped
 from cromic_ds.tools.table.folder import TableFolder, in_state
-from cromic_ds.tools.table.jobs import Stop, run_job
+from cromic_ds.tools.table.jobs import Executor, Stop, run_job
 from cromic_ds.tools.table.local import Local, make_slots
 from cromic_ds.tools.table.plan import TableJob, plan_jobs, recipe_of
-from cromic_ds.tools.table.progress import Executor, Progress, explain_failure
+from cromic_ds.tools.table.progress import Progress, explain_failure
 from cromic_ds.tools.table.report import write_table_report
 from cromic_ds.tools.table.settings import TableSettings
 from cromic_ds.tools.table.slurm import Slurm
@@ -147,7 +147,7 @@ def run_one(folder: TableFolder, settings: TableSettings, stop: Stop) -> int:
     job = folder.by_id.get(settings.job or "")
     if job is None:
         raise UserError(f"--job {settings.job}: this table has no such job; --show lists them")
-    if missing := [id for id in job.needs if id not in in_state(folder.states(), "done")]:
+    if missing := folder.unmet(job):
         raise UserError(f"{job.id} needs {missing[0]}, which is not done")
     slot = make_slots(replace(settings, jobs=1))[0]
     state = run_job(folder, job, slot, stop, wait=True)

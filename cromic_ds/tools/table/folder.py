@@ -108,6 +108,11 @@ class TableFolder:
         ended = done | in_state(states, "failed")
         return [job for job in self.jobs if job.id not in ended and done.issuperset(job.needs)]
 
+    def unmet(self, job: TableJob) -> list[str]:
+        """Return the jobs that this one needs and that are not done."""
+        needed = {id: self.state(self.by_id[id]) for id in job.needs}
+        return [id for id in needed if id not in in_state(needed, "done")]
+
     def skipped(self, states: JobStates) -> dict[str, str]:
         """Return the jobs that can never start, each with the failed job that it waits for."""
         because: dict[str, str] = {}

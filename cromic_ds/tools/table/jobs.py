@@ -9,11 +9,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from cromic_ds.data.store import read_meta
 from cromic_ds.errors import UserError
@@ -33,6 +34,37 @@ class Slot:
 
     environment: dict[str, str]
     processes: int = 1  # of a training
+
+
+class Executor(Protocol):
+    """What runs the jobs: `Local` or `Slurm`."""
+
+    @property
+    def slots(self) -> int | None:
+        """How many jobs run at a time; None where that is not known."""
+        ...
+
+    @property
+    def running(self) -> Sequence[str]:
+        """Ids of the jobs that run."""
+        ...
+
+    @property
+    def queued(self) -> Sequence[str]:
+        """Ids of the jobs that were handed over and do not run yet."""
+        ...
+
+    def start(self, ready: list[TableJob]) -> None:
+        """Start or queue as many of these jobs as possible."""
+        ...
+
+    def wait(self) -> list[TableJob]:
+        """Return the jobs that have ended, after a short wait."""
+        ...
+
+    def close(self) -> None:
+        """Wait for what must not be left behind."""
+        ...
 
 
 @dataclass

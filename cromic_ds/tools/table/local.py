@@ -20,8 +20,7 @@ BUSY_SECONDS = 2.0
 
 
 class Local:
-    """Runs jobs in threads, each of which waits for one process. As in `Slurm`, `running` lists the ids of the jobs that run,
-    `queued` those that were handed over and do not run yet, and `slots` is how many run at a time."""
+    """An `Executor` that runs jobs in threads, each of which waits for one process."""
 
     queued: tuple[str, ...] = ()
 

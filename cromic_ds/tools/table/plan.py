@@ -96,16 +96,19 @@ def _training(settings: TableSettings, row: str, seed: int, task: str = "", star
     run = RunFolder(Path("runs", id))
     recipe = Path(recipe_of(settings, stage, row, task)).stem
     command: list[Any] = ["cromic-ds", stage, "--config", f"recipes/{recipe}.yaml"]
-    command += ["--task", task, "--data.path", f"stores/{task}"] if task else ["--data.path", _posts(settings)]
+    if task:
+        command += ["--task", task, "--data.path", f"stores/{task}"]
+        needs, layers = [f"prepare-{task}"], settings.finetune
+    else:
+        command += ["--data.path", _posts(settings)]
+        needs, layers = ["sample-posts"] if settings.data.source == "sample" else [], settings.pretrain
     command += ["--out", str(run.path), "--seed", seed, "--model.name", settings.kind_of(row)]
-    needs = [f"prepare-{task}"] if task else ["sample-posts"] if settings.data.source == "sample" else []
     if start == "pretrained":
         pretraining = _training(settings, row, seed)
         needs.append(pretraining.id)
         command += ["--backbone", pretraining.makes]
     else:
         command += _flags({f"model.{name}": value for name, value in settings.models[row].items() if name != "name"})
-    layers = settings.finetune if task else settings.pretrain
     command += _flags(layered(layers, {row, settings.kind_of(row), task, start}))
     return TableJob(id, stage, _texts(command), str(run.export), tuple(needs), row, task, start, seed)
 

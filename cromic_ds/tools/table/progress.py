@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,12 +14,8 @@ from rich.progress import Progress as Bar
 
 from cromic_ds.tools.display import STATE_COLORS, duration
 from cromic_ds.tools.table.folder import JobState, JobStates, TableFolder, in_state
-from cromic_ds.tools.table.jobs import last_lines
-from cromic_ds.tools.table.local import Local
+from cromic_ds.tools.table.jobs import Executor, last_lines
 from cromic_ds.tools.table.plan import TableJob
-from cromic_ds.tools.table.slurm import Slurm
-
-Executor = Local | Slurm
 
 
 class Progress:
@@ -76,7 +73,7 @@ def explain_failure(folder: TableFolder, job: TableJob, state: JobState) -> str:
     return "\n".join([f"    {state.reason}; its log {log} ends with", *(f"    | {line}" for line in last_lines(log))])
 
 
-def time_left(folder: TableFolder, states: JobStates, running: list[str], slots: int) -> str:
+def time_left(folder: TableFolder, states: JobStates, running: Sequence[str], slots: int) -> str:
     """Return the estimated time left as text; a lower bound until each kind of job has finished once."""
     seconds, unknown = estimate(folder, states, running, slots)
     if not seconds and unknown:
@@ -84,7 +81,7 @@ def time_left(folder: TableFolder, states: JobStates, running: list[str], slots:
     return f"{'at least ' if unknown else ''}{duration(seconds)} left"
 
 
-def estimate(folder: TableFolder, states: JobStates, running: list[str], slots: int) -> tuple[float, int]:
+def estimate(folder: TableFolder, states: JobStates, running: Sequence[str], slots: int) -> tuple[float, int]:
     """Return the seconds that the remaining jobs take on `slots` at a time, and how many of them cannot be estimated.
 
     A job is assumed to take the mean time of the finished jobs that are most like it: those of the same model, task and start;

@@ -129,7 +129,7 @@ class Slurm:
         Such a job is submitted again, at most MOST_LOST times in all. A job that was asked to stop, or whose needs were not
         done, is not counted.
         """
-        if not in_state(self.folder.states(), "done").issuperset(job.needs):
+        if self.folder.unmet(job):
             return False
         if state and state.state == "stopped":
             return True
