@@ -1,7 +1,5 @@
 """The exception that a user's mistake raises, and the helper that names what they probably meant. Standard library only."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

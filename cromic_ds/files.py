@@ -4,8 +4,6 @@ Durability: a file that is written here is on the disk before it gets its name, 
 content or the new one. `durable=False` is for files that are written again every few seconds.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

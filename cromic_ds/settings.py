@@ -1,7 +1,5 @@
 """How all settings dataclasses are checked. Standard library only."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Where the package's files are: shipped DeepSpeed configs and recipes, and what it keeps. Standard library only."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -4,8 +4,6 @@ It is converted to DeepSpeed's universal format (engine/universal.py) beside the
 start of the run converts it again.
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 import time

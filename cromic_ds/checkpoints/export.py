@@ -1,7 +1,5 @@
 """Exporting a checkpoint of a run, written at any ZeRO stage, in the form that `from_pretrained` reads."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -6,8 +6,6 @@ RUN/checkpoints/
     best             the name of the one with the best evaluation score
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 from collections.abc import Callable

@@ -4,8 +4,6 @@ A checkpoint is complete or absent. It is written under a temporary name. Once e
 which they agree on in the loop's all-reduce, rank 0 adds the manifest and renames the folder.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

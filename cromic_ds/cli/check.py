@@ -7,8 +7,6 @@ Each name is printed before its check, so the last one is that of the first wron
 code is 2.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 

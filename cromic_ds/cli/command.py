@@ -1,7 +1,5 @@
 """What the command line knows of a command."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from dataclasses import dataclass

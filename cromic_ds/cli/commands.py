@@ -3,8 +3,6 @@
 A command's modules are imported when it is run, so that `cromic-ds --help` answers at once.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import signal

@@ -1,7 +1,5 @@
 """Completion of commands and their settings in a shell."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import shtab

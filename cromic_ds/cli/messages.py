@@ -1,7 +1,5 @@
 """Errors of the command line, each in one line."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re

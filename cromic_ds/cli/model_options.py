@@ -4,8 +4,6 @@ A parser can only be built once the model is known, so its name is looked for in
 in them are left for the parser to report.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Parsers for settings dataclasses: each field is an option, nested dataclasses are `--section.key`."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import sys

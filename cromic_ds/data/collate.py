@@ -1,7 +1,5 @@
 """Collation of examples into a `Batch`: each post occurs once, and padding ends at the longest text of the micro-batch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 

@@ -5,8 +5,6 @@ duplicates, 6 µs for a look-up, 79 MB of peak memory and 266 MB on disk. If bui
 order of their keys (append them to a table without a key and let SQLite sort it: 33 s).
 """
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """Images: checked and re-encoded in preparation, decoded and cropped in training."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from contextlib import suppress

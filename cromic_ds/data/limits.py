@@ -1,7 +1,5 @@
 """Longest texts in tokens: the defaults of pretraining. Downstream tasks have limits of their own, in their `Task`."""
 
-from __future__ import annotations
-
 import numpy as np
 
 POST_TOKENS = 40  # [CLS] and [SEP] included

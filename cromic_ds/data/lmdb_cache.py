@@ -6,8 +6,6 @@ out of file descriptors. LMDB maps its file into memory: reading beyond the end 
 bus error. So each access checks the file's size first.
 """
 
-from __future__ import annotations
-
 import os
 from collections import OrderedDict
 from collections.abc import Callable

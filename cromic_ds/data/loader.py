@@ -4,8 +4,6 @@ The examples of a step are a function of (seed, step): step t takes the global p
 any number of ranks, workers and micro-batches. So there is no iterator state to save.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Iterable, Iterator

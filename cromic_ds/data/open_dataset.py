@@ -1,7 +1,5 @@
 """Opening a data set of either layout."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from cromic_ds.data.dataset import Dataset

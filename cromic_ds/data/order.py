@@ -6,8 +6,6 @@ Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). Nothing is shuffled, st
 examples starts at once and resumes anywhere.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache

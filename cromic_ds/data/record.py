@@ -6,8 +6,6 @@ or uint32 for vocabularies of 65,536 tokens and more); and up to the end a JSON 
 training never parses.
 """
 
-from __future__ import annotations
-
 import json
 import struct
 import zlib

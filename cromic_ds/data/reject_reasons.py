@@ -1,7 +1,5 @@
 """Why a record is rejected, as `rejects.jsonl` says it. Reasons that concern only images are in `images.py`."""
 
-from __future__ import annotations
-
 MISSING_FIELDS = "missing fields"
 TOO_MANY_FIELDS = "more than three fields"
 LONG_ID = "id is too long"

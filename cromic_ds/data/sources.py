@@ -1,7 +1,5 @@
 """Sources of images by id (a folder of files, an LMDB environment, or a TSV of base64 lines) and of further fields by id."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import errno

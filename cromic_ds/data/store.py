@@ -11,8 +11,6 @@ Records that share an image are in the same shard, which holds the image once. T
 the same files, byte for byte.
 """
 
-from __future__ import annotations
-
 import json
 from bisect import bisect_right
 from collections.abc import Sequence

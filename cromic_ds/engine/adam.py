@@ -1,7 +1,5 @@
 """The implementations of Adam, and the choice among them."""
 
-from __future__ import annotations
-
 import torch
 
 from cromic_ds.engine.operations import CPU_ADAM, announce_compilation, works

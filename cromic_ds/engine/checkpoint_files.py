@@ -1,7 +1,5 @@
 """The files that DeepSpeed writes into a checkpoint, kept in memory or hashed while they are written."""
 
-from __future__ import annotations
-
 import io
 from contextlib import closing
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ The JSON decides how a run is parallelized, the recipe everything about learning
 as a string and clips gradients at 1.0 by default, so everything that it gets is checked here first.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import os

@@ -1,7 +1,5 @@
 """An exponential moving average of the weights, for evaluation and export, at every ZeRO stage."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path

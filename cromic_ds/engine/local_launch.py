@@ -1,7 +1,5 @@
 """Several processes of a training on this machine, started by DeepSpeed's launcher, without its log lines."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import io

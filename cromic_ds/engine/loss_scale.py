@@ -6,8 +6,6 @@ gradients before that scaler has unscaled them: the norm is reported 65,536 time
 `override_loss_scale`, unscales before it measures and clips. So the scale is kept here, and DeepSpeed multiplies by it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -13,8 +13,6 @@ that it gathered in the forward pass until its backward pass if that is closer t
 away. By default (10⁹) a model of up to 5·10⁸ parameters is unsharded on every rank in the middle of a step.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import nn

@@ -1,7 +1,5 @@
 """DeepSpeed's operations that are compiled at their first use, into `shipped.extensions_folder()`."""
 
-from __future__ import annotations
-
 import os
 import sys
 

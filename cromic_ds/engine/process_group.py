@@ -1,7 +1,5 @@
 """The process group, created by DeepSpeed."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

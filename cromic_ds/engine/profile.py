@@ -1,7 +1,5 @@
 """Measurements inside a run: DeepSpeed's log of its collectives and its FLOPs profiler, and torch's trace of given steps."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import re

@@ -1,7 +1,5 @@
 """The code that a rank runs while it waits for its peers. Its watcher uses it to distinguish waiting from hanging."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import ModuleType
 

@@ -1,7 +1,5 @@
 """What a rank keeps of a parameter under ZeRO, and the unsharded weights of a checkpoint."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Score an exported model on a split of a data set, by the task's official metric."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict

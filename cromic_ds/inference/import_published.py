@@ -1,7 +1,5 @@
 """Convert a checkpoint of the published CroMIC-CMT code to an export."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from cromic_ds.data.limits import COMMENT_TOKENS, POST_TOKENS

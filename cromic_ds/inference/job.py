@@ -1,7 +1,5 @@
 """A loaded export at work on a data set: batch by batch, the model's texts for its records."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """The files that commands write."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Settings of the commands that use an export, and of evaluation in training. Imports nothing heavy: `--help` reads them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Confidence interval of a share of judgments, and agreement of two raters beyond chance."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence

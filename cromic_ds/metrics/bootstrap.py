@@ -5,8 +5,6 @@ number. So the sums of a resample of the images are weighted sums of the images'
 product.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

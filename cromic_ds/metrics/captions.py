@@ -1,7 +1,5 @@
 """BLEU, ROUGE-L, CIDEr and METEOR over a whole corpus, by pycocoevalcap."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import shutil

@@ -1,7 +1,5 @@
 """Grounded accuracy: how many texts state what only the picture shows."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Input and result of scoring a corpus, the same for all tasks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Perplexity per token."""
 
-from __future__ import annotations
-
 import math
 
 

@@ -1,7 +1,5 @@
 """Splits text into tokens for scoring, with the three tokenizations that published numbers use."""
 
-from __future__ import annotations
-
 import functools
 import re
 import warnings

@@ -1,7 +1,5 @@
 """All scores of generated texts: comments, captions and free answers."""
 
-from __future__ import annotations
-
 import math
 import unicodedata
 from collections import Counter

@@ -1,7 +1,5 @@
 """The official accuracy of VQA v2.0."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 The answer vocabulary (`prepare/answer_vocabulary.py`) and the metric (`vqa.py`) both use it, so that they read answers alike.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 

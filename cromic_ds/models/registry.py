@@ -1,7 +1,5 @@
 """The models by name. A new model is a folder or file beside `cmt/` and one entry in `MODELS`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, cast
 

@@ -1,7 +1,5 @@
 """Settings of a run's model: those of all models, and the fields of the chosen model's config."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints

@@ -1,7 +1,5 @@
 """The answer vocabulary of classified question answering: built from annotations, or read from a file."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from itertools import islice

@@ -1,7 +1,5 @@
 """Input of preparation behind one interface: the published layout, raw lines (raw_lines.py) or official files (official.py)."""
 
-from __future__ import annotations
-
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator

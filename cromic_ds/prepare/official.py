@@ -3,8 +3,6 @@
 The records are collected once in a table on disk, and then read from it one by one.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator

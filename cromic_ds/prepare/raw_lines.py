@@ -1,7 +1,5 @@
 """Raw pretraining lines: `<id> #EOS# <post> #EOS# <comment> #EOC# <comment> ...` in UTF-8."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any

@@ -1,7 +1,5 @@
 """Rejected lines: JSON objects `{"file", "line", "id", "reason"}`, collected in one file in the order of the input."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable

@@ -3,8 +3,6 @@
 It reads every line once, in flat memory. It leaves the rejected lines, and a file of entries per split for the second pass.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from contextlib import ExitStack

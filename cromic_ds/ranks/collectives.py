@@ -1,7 +1,5 @@
 """Small collective operations; each is a plain call where there is only one rank."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """One job at a time in a run folder: RUN/lock.json names its holder, whose watcher changes the file every few seconds."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """Checks that all ranks make together before a run trains: a mistake is found in minutes instead of after a night."""
 
-from __future__ import annotations
-
 import json
 import logging
 import platform

@@ -3,8 +3,6 @@
 Standard library only: the watcher uses it too.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

@@ -1,7 +1,5 @@
 """All ranks connect to rank 0 before the process group is created, so that absent ranks can be named."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ Watchers communicate through the run folder only: the first one to see a failure
 others end their ranks when they see that file.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """All tasks by name. `docs/adding_a_task.md` shows how to add one."""
 
-from __future__ import annotations
-
 from operator import attrgetter
 
 from cromic_ds.tasks.aic_icc import AIC_ICC

@@ -9,8 +9,6 @@
 The files may also be one level down, as the archives unpack (`ai_challenger_caption_train_20170902/` and so on).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

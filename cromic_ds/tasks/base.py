@@ -1,7 +1,5 @@
 """What a task is: one object with everything that distinguishes it from other tasks."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Literal

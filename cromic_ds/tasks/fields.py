@@ -1,7 +1,5 @@
 """Fields of the entries of official files, checked. BadEntry says why an entry cannot be used."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from cromic_ds.data.record import MAX_KEY_BYTES

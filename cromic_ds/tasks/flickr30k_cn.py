@@ -11,8 +11,6 @@ The captions are joined again: tags of words are dropped, two spaces, which mean
 comma, and the words are joined without spaces. Some releases have "Jan" before "boson" in the names of the folders.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

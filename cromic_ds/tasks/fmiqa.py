@@ -6,8 +6,6 @@ train2014/COCO_train2014_000000000009.jpg    images of COCO, twelve digits
 val2014/COCO_val2014_000000000042.jpg
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

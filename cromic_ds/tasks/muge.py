@@ -5,8 +5,6 @@ IC_train.jsonl, IC_valid.jsonl              {"image_id", "text": [ten]}
 IC_test.jsonl                               {"image_id"}; if absent, captions of all images of IC_test.tsv are asked for
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

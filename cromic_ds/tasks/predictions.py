@@ -1,7 +1,5 @@
 """Prediction files in the forms that evaluation servers take, and the check that they are complete."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator

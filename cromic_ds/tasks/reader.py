@@ -1,7 +1,5 @@
 """What the readers of official files share: where files are looked for, and how each entry is read or rejected."""
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator

@@ -5,8 +5,6 @@ A result is one JSON object: `task`; `scores`; `intervals` (score → 95% [low, 
 prediction file was scored; `predictions`, the path of that file or null; `items`, the statistics of each record.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

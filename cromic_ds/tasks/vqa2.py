@@ -10,8 +10,6 @@
 The questions of test-dev2015 are a part of those of test2015. The annotations of both tests are not public.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Compare two results: their differences, 95% intervals, and a paired bootstrap test over the images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

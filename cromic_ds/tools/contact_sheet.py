@@ -3,8 +3,6 @@
 Neither Pillow nor matplotlib ships such a font. A browser that shows an HTML page uses the fonts of the reader's machine.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io

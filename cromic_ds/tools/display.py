@@ -1,7 +1,5 @@
 """How the tools show states and times on a terminal. Standard library only."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 # Colors of rich, for the states of runs and of the table's jobs.

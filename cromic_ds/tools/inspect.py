@@ -1,7 +1,5 @@
 """What a data set contains: numbers on the terminal and a sheet of pictures."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Score a file of predictions, of any system, against the references of a store."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

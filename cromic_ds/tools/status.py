@@ -4,8 +4,6 @@ The watcher of each rank rewrites RUN/ranks/rank-0000.json every few seconds. A 
 not change is dead. Whether the file changes is observed, not computed from the time in it, because clocks of hosts differ.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

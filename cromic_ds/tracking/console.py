@@ -1,7 +1,5 @@
 """A run's progress for people: a bar on a terminal; elsewhere a dense line every `log_every` steps."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -1,7 +1,5 @@
 """`metrics.jsonl`: the source of truth for every dashboard and report of a run."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

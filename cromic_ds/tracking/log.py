@@ -1,7 +1,5 @@
 """The run's log: rank 0 to stderr and RUN/log.txt, warnings of each other rank to a file of its own."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from io import TextIOWrapper

@@ -1,7 +1,5 @@
 """From settings to a run's tracker."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """RUN/samples: what the model generated at each evaluation, for programs (JSONL) and people (Markdown, pictures)."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

@@ -1,7 +1,5 @@
 """Weights & Biases, isolated from the run: its errors and delays neither stop the run nor slow it down."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

@@ -1,7 +1,5 @@
 """Print what a run derived from its settings, once, before the first step."""
 
-from __future__ import annotations
-
 import logging
 
 import torch

@@ -1,7 +1,5 @@
 """The evaluations of a run, and which of them is the best so far."""
 
-from __future__ import annotations
-
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Fine-tuning on a downstream task, from a pretrained backbone or from random weights."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal

@@ -1,7 +1,5 @@
 """`Learner`: what a training step works on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The training loop, top to bottom. What happens around a step is one named call each."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time

@@ -1,7 +1,5 @@
 """Pretraining on comments."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from cromic_ds.tasks import TASKS

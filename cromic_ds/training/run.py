@@ -1,7 +1,5 @@
 """A training run, from settings to a finished run folder. Pretraining and fine-tuning are this with different settings."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import math

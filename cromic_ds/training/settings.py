@@ -1,7 +1,5 @@
 """All settings of a training run. Those of other rooms are defined beside the code that they configure."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Literal

@@ -1,7 +1,5 @@
 """The run folder and the starting model: made or checked before a run starts."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, NamedTuple, cast

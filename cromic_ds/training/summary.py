@@ -1,7 +1,5 @@
 """What a finished run shows: generated comments beside their posts and references, the scores, and where things are."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

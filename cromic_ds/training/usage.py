@@ -1,7 +1,5 @@
 """Speed of a run and what it uses: rates, FLOPs, MFU, memory, share of the time that is spent waiting for data."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 

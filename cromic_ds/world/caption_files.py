@@ -1,7 +1,5 @@
 """The sample world as AIC-ICC, Flickr30k-CN and MUGE: images with captions."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from typing import Any

@@ -1,7 +1,5 @@
 """The best scores that one input alone allows in the sample world. A model that beats them uses both inputs."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from math import sqrt
 

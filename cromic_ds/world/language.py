@@ -3,8 +3,6 @@
 A post or question asks for, or hints at, something that only the picture shows; a comment or answer states it.
 """
 
-from __future__ import annotations
-
 import string
 from collections.abc import Iterator
 from dataclasses import asdict

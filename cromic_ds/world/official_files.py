@@ -4,8 +4,6 @@ All tasks have the same images, each with a scene of its own. A scene is in the 
 fine-tuned on one task has seen no test scene of another. FM-IQA has no split `test` and has those scenes in `val`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path

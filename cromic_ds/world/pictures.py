@@ -1,7 +1,5 @@
 """Draws scenes as pictures."""
 
-from __future__ import annotations
-
 import io
 from math import cos, pi, sin
 

@@ -1,7 +1,5 @@
 """The posts of the sample world, and how they are written: a store, raw lines with image files, and the published layout."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The sample world as FM-IQA and VQA v2.0: several questions about each image, with file names as in COCO."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

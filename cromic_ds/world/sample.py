@@ -1,7 +1,5 @@
 """`cromic-ds sample`: write the sample world, as posts with comments or as the official files of the downstream tasks."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

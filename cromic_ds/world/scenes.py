@@ -4,8 +4,6 @@ The three things of a scene differ in color, shape and size, so that "the circle
 one" each mean exactly one of them.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import factorial, perm

@@ -1,7 +1,5 @@
 """What the writers of the five tasks' official files share."""
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, ExitStack

@@ -1,7 +1,5 @@
 """CroMIC-CMT's layers that no other model has: the head of its image encoder, and the encoder layer."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -3,8 +3,6 @@
 Legend: P posts, L post tokens, K image tokens, S = L + K source tokens, D width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Weights of the published CroMIC-CMT code under our names."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

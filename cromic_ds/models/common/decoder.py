@@ -3,8 +3,6 @@
 Legend: P posts, N comments, S source tokens, T comment tokens, M target tokens, H heads, D width, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Each model has a formula of its own (`model.flops_formula()`), which is made of the functions here. Padding does not count.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple, cast
 
 import torch

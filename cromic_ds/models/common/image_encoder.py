@@ -1,7 +1,5 @@
 """From pixels to image tokens with a ResNet, and batch norm in three modes."""
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch

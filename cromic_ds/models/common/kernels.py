@@ -5,8 +5,6 @@ Each table lists an operation's implementations from the most to the least prefe
 place and is in the log. `engine/adam.py` chooses the implementation of Adam.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, cast

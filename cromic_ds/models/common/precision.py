@@ -1,7 +1,5 @@
 """The number format that a run computes in. Parameters, losses and norms are always fp32; autocast decides about the rest."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -7,8 +7,6 @@ The decoder's linear layers run on the M real tokens alone. Only attention needs
 keys and values, computed once.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 

@@ -1,7 +1,5 @@
 """Weights that others trained: reading them, renaming them and copying what fits."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

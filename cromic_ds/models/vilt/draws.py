@@ -5,8 +5,6 @@ is that of its neighbor: a micro-batch is a piece of the step's posts, whose ord
 never separate neighbors.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -3,8 +3,6 @@
 Legend: P posts, N comments, K image tokens, S source tokens, M comment tokens, H heads, D width.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from transformers import Cache, ViltConfig

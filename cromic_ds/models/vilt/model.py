@@ -7,8 +7,6 @@ post, and the masked-word head is the output. Layers and names of weights are th
 Legend: P posts, Q posts under a wrong image, L post tokens, K image tokens, S = L + K source tokens, M comment tokens, D width.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import cast

@@ -1,7 +1,5 @@
 """Weights of transformers' ViLT checkpoints (dandelin/vilt-b32-mlm and the like) for our ViLT."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """The config and the presets of Unified VLP."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, Literal
 
 from cromic_ds.models.common.config import (

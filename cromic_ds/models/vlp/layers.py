@@ -9,8 +9,6 @@ comment in bidirectional mode. A target outside of the rows reads the row of its
 own comment. So all comments of a post read the same source, which is encoded once.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ Legend: P posts, N comments, T comment targets (padded), M target tokens, K imag
 row, X tokens of the stream; `layers.py` says what rows and targets are.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

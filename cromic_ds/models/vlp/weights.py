@@ -4,8 +4,6 @@ The published names are those of `BertForPreTrainingLossMask` in the authors' co
 `vis_embed` on image features, `vis_pe_embed` on the boxes of detected regions, and `ans_classifier`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One check of the doctor, the report of a host, and what several checks need. Standard library only."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Check what is installed and usable here; print one line for each thing that would stop a run."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import sys

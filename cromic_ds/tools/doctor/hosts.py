@@ -1,7 +1,5 @@
 """The hosts of a hostfile: the doctor runs on each over ssh, as DeepSpeed's launcher would reach it, and they are compared."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

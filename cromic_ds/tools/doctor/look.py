@@ -1,7 +1,5 @@
 """All checks of what a run needs on this machine. Each says what was found, and what to do if that would stop a run."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket

@@ -1,7 +1,5 @@
 """Checks of the software: Python packages, the files of this one, what torch and DeepSpeed can do, compilers."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import shutil

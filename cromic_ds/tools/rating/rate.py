@@ -1,7 +1,5 @@
 """Let people rate answers without knowing who wrote them (FM-IQA's PassRate), on a local web page; and its report."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -16,8 +16,6 @@ Every site that the rater's browser has open can send requests to a server on th
 this machine as its host (against DNS rebinding), and a POST must be JSON and come from the page itself.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import socket
 import sys

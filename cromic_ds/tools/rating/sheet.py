@@ -8,8 +8,6 @@ answers say nothing about who wrote an answer. All raters get the same order, so
 that the slower one has; agreement is counted over these answers.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections import Counter

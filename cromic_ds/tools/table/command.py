@@ -1,8 +1,6 @@
 """The results table as a folder of jobs that can be stopped and resumed at any point, on this machine's GPUs, its CPU, or in
 Slurm. The recipe defines the table. Its finished part is always in OUT/results.md, results.json and results.png."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import subprocess

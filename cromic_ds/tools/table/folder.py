@@ -5,8 +5,6 @@ jobs/<id>/lock         locked by the process that runs the job and by the job it
 jobs/<id>/log.txt      everything that the job printed
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Iterator, Sequence

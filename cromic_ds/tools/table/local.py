@@ -1,7 +1,5 @@
 """Jobs on this machine: one on each GPU (or group of GPUs), or as many as asked for on the CPU."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time

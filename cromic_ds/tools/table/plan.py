@@ -8,8 +8,6 @@ Commands run in the table's folder, so paths inside it are relative and the fold
     jobs/<id>/        state.json, log.txt, lock
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The report on the evaluations done so far, as Markdown, as JSON and as a chart."""
 
-from __future__ import annotations
-
 import statistics
 from collections import defaultdict
 from typing import Any

@@ -4,8 +4,6 @@ An evaluation is submitted together with the fine-tuning that it waits for, so t
 Whether a job is done is read from the table's folder; Slurm is only asked which tasks it still holds.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess
