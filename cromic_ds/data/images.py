@@ -8,6 +8,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
+# `_open` checks a lower limit. Set once, because every change of the filters makes Python show all warnings again.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 # An image with more pixels is rejected as a decompression bomb: decoded, Pillow would need 256 MB for it.
 MAX_PIXELS = 64_000_000
 # Highest ratio of the longer to the shorter side. A JPEG has at most 65,535 pixels a side; a crop of a strip shows nothing.
@@ -100,9 +103,7 @@ def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 def _open(encoded: bytes) -> Image.Image:
     """Read the header of an image and check its size; the pixels are not decoded yet."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower and checked below
-            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise BadImage(BOMB) from error
     except Exception as error:  # header parsers raise many kinds of exceptions for damaged fields

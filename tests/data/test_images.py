@@ -1,5 +1,6 @@
 import io
 import struct
+import warnings
 import zlib
 
 import lmdb
@@ -154,3 +155,14 @@ def test_training_refuses_what_preparation_refuses():
     for content in (b"no image", jpeg_bomb(), bomb(), encoded(picture(341, 256))[:6000]):
         with pytest.raises(BadImage):
             training_image(content, 224)
+
+
+def test_decoding_makes_no_warning_of_others_appear_again():
+    """Python shows a warning once for each place, and forgets where it has shown it when anybody changes the filters."""
+    image = encoded(picture(40, 30), "PNG")
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            warnings.warn("of somebody else", stacklevel=1)
+            training_image(image, 16)
+    assert len(shown) == 1
